@@ -1,0 +1,4 @@
+from blockshock.main import main
+
+if __name__ == "__main__":
+    main()

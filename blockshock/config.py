@@ -1,0 +1,215 @@
+"""The typed configuration: what may be set, what it means, and the checks before any rank starts.
+
+`experiment`, `model` and `hardware` are dataclasses here. The groups that users extend (`phase`, `method`, `mask`,
+`workload`) each name a dataclass of their own in `_target_`; its fields are that option's schema. So an option is one
+Python file and one YAML file.
+
+    job = load_job(cfg)          # DictConfig from Hydra -> typed Job, or ConfigError
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.utils import get_class
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from blockshock import SCHEMA
+from blockshock.errors import ConfigError, at_least, one_of
+
+DTYPES = ("bf16", "fp16", "fp32", "fp64")
+GROUPS = ("phase", "method", "mask", "workload")
+
+
+@dataclass
+class ExperimentConfig:
+    name: str = MISSING  # of a sweep's folder; a run's folder is unique by itself
+    seed: int = 0  # X, W, target and masks come from independent generators derived from it
+    output_dir: str = "outputs"
+
+
+@dataclass
+class ModelConfig:
+    N: int = 1024  # output features
+    K: int = 1024  # input features; follows N unless set
+    B: int = 64  # rows of X: tokens or samples
+    dtype: str = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
+
+
+@dataclass
+class HardwareConfig:
+    name: str = "auto"
+    device: str = "auto"  # auto | cpu | cuda
+    backend: str = "auto"  # auto: NCCL on GPUs, gloo on a CPU
+    world_size: int = 1
+    threads_per_rank: int | None = None  # CPU threads of a rank; default: the host's cores shared out
+    recalibrate: bool = False  # measure copy, matmul and all-reduce rates again
+    timeout_s: float = 1800.0  # a collective or a job that takes longer has failed
+
+
+@dataclass
+class Config:
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    phase: Any = MISSING
+    method: Any = MISSING
+    mask: Any = MISSING
+    workload: Any = MISSING
+
+
+ConfigStore.instance().store(name="base_config", node=Config)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked configuration. `config` is the resolved plain dictionary that the run folder keeps."""
+
+    experiment: ExperimentConfig
+    model: ModelConfig
+    hardware: HardwareConfig
+    phase: Any
+    method: Any
+    mask: Any
+    workload: Any
+    config: dict[str, Any]
+
+
+def load_job(cfg: DictConfig | dict[str, Any]) -> Job:
+    """Resolve, type-check and cross-check a composed configuration.
+
+    Raises ConfigError: unknown or ill-typed option, impossible combination, hardware that is not there.
+    """
+    plain = cfg if isinstance(cfg, dict) else _plain(cfg)
+    parts = {name: _typed(schema, plain[name], name) for name, schema in _CORE.items()}
+    _resolve_hardware(parts["hardware"])
+    _resolve_dtype(parts["model"], parts["hardware"])
+    for name in GROUPS:
+        parts[name] = _typed(None, plain[name], name)
+    # the resolved values replace every `auto` in what is recorded
+    config = {
+        **plain,
+        **{name: dataclasses.asdict(parts[name]) for name in _CORE},
+        **{name: {"_target_": plain[name]["_target_"], **dataclasses.asdict(parts[name])} for name in GROUPS},
+    }
+    job = Job(**parts, config={name: config[name] for name in (*_CORE, *GROUPS)})
+    _check_sizes(job)
+    for name in ("workload", "mask", "method", "phase"):
+        check = getattr(parts[name], "check", None)
+        if check:
+            check(job)
+    return job
+
+
+_CORE: dict[str, type] = {"experiment": ExperimentConfig, "model": ModelConfig, "hardware": HardwareConfig}
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    picked = OmegaConf.masked_copy(cfg, [*_CORE, *GROUPS])
+    picked._set_parent(cfg._get_parent())
+    container = OmegaConf.to_container(picked, resolve=True, throw_on_missing=True)
+    return {str(key): value for key, value in container.items()}  # type: ignore[union-attr]
+
+
+def _typed(schema: type | None, options: dict[str, Any], group: str) -> Any:
+    """`options` as an instance of `schema`, or of the dataclass that `_target_` names."""
+    options = dict(options)
+    if schema is None:
+        target = options.pop("_target_", None)
+        if target is None:
+            raise ConfigError(group, options.get("name"), "its YAML file has no `_target_` (a dataclass)")
+        schema = get_class(target)
+        if not dataclasses.is_dataclass(schema):
+            raise ConfigError(f"{group}._target_", target, "must be a dataclass whose fields are its options")
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), options))
+    except ConfigKeyError as error:
+        names = ", ".join(f.name for f in dataclasses.fields(schema))
+        raise ConfigError(f"{group}.{error.key}", options.get(str(error.key)), f"allowed keys: {names}") from error
+    except OmegaConfBaseException as error:
+        key = f"{group}.{error.full_key}"
+        raise ConfigError(key, options.get(str(error.key)), str(error.msg).splitlines()[0]) from error
+
+
+def _resolve_hardware(hardware: HardwareConfig) -> None:
+    import torch
+
+    one_of("hardware.device", hardware.device, ("auto", "cpu", "cuda"))
+    one_of("hardware.backend", hardware.backend, ("auto", "gloo", "nccl"))
+    at_least("hardware.world_size", hardware.world_size, 1)
+    if hardware.threads_per_rank is not None:
+        at_least("hardware.threads_per_rank", hardware.threads_per_rank, 1)
+    if hardware.timeout_s <= 0:
+        raise ConfigError("hardware.timeout_s", hardware.timeout_s, "must be positive")
+    gpus = torch.cuda.device_count()
+    if hardware.device == "auto":
+        hardware.device = "cuda" if gpus else "cpu"
+    if hardware.device == "cuda" and not gpus:
+        raise ConfigError("hardware.device", "cuda", "this machine has no CUDA GPU; use hardware=cpu")
+    if hardware.backend == "auto":
+        hardware.backend = "nccl" if hardware.device == "cuda" else "gloo"
+    if hardware.backend == "nccl" and hardware.device == "cpu":
+        raise ConfigError("hardware.backend", "nccl", "NCCL needs GPUs; on a CPU use hardware.backend=gloo")
+
+    from blockshock.ranks import joined_local_world_size
+
+    here = joined_local_world_size() or hardware.world_size  # under torchrun or srun other hosts hold the rest
+    if hardware.device == "cuda" and here > gpus:
+        raise ConfigError(
+            "hardware.world_size", hardware.world_size, f"this machine has {gpus} GPU{'s' * (gpus != 1)}, one a rank"
+        )
+
+
+def _resolve_dtype(model: ModelConfig, hardware: HardwareConfig) -> None:
+    import torch
+
+    one_of("model.dtype", model.dtype, ("auto", *DTYPES))
+    if model.dtype == "auto":
+        model.dtype = "bf16" if hardware.device == "cuda" else "fp32"
+    if model.dtype == "bf16" and hardware.device == "cuda" and torch.cuda.get_device_capability() < (8, 0):
+        raise ConfigError("model.dtype", "bf16", "this GPU has no bf16 arithmetic; use fp16 or fp32")
+
+
+def _check_sizes(job: Job) -> None:
+    for name in ("N", "K", "B"):
+        at_least(f"model.{name}", getattr(job.model, name), 1)
+
+
+# Keys that say where a run lands, how it is watched or what it is called, and nothing of what is measured.
+_NOT_MEASURED = {
+    "experiment": ("name", "output_dir"),
+    "hardware": ("name", "recalibrate", "timeout_s"),
+}
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """Twelve hex digits over every key that changes the measurement and none that does not."""
+    kept = {
+        group: {key: value for key, value in options.items() if key not in _NOT_MEASURED.get(group, ())}
+        for group, options in config.items()
+    }
+    text = json.dumps([SCHEMA, kept], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def job_label(config: dict[str, Any]) -> str:
+    """A folder name that a person can read and that no other configuration shares."""
+    model = config["model"]
+    sizes = f"N{model['N']}" + (f"-K{model['K']}" if model["K"] != model["N"] else "") + f"-B{model['B']}"
+    return "_".join(
+        [
+            config["phase"]["name"],
+            config["method"]["name"],
+            config["mask"]["name"],
+            sizes,
+            model["dtype"],
+            f"P{config['hardware']['world_size']}",
+            config_hash(config),
+        ]
+    )

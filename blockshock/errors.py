@@ -1,0 +1,75 @@
+"""What a user gets wrong, said in one line: what was given, what is allowed, what to do."""
+
+import difflib
+import re
+from collections.abc import Iterable
+
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+REFUSED = 2  # exit status of a job whose configuration was refused
+FAILED = 1  # exit status of a job that ran and failed, a failed correctness check included
+
+
+class ConfigError(ValueError):
+    """A configuration that can't run. `key=value: problem`, before any rank starts."""
+
+    def __init__(self, key: str, value: object, problem: str) -> None:
+        self.key, self.value, self.problem = key, value, problem
+        super().__init__(f"{key}={value}: {problem}")
+
+
+def one_of(key: str, value: object, allowed: Iterable[object]) -> None:
+    """Refuse `value` unless it is among `allowed`."""
+    names = [str(a) for a in allowed]
+    if str(value) not in names:
+        raise ConfigError(key, value, f"allowed: {', '.join(names)}{_nearest(str(value), names)}")
+
+
+def at_least(key: str, value: int | float, minimum: int | float) -> None:
+    if value < minimum:
+        raise ConfigError(key, value, f"must be at least {minimum}")
+
+
+def _nearest(given: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(given, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def leaf_keys(config: DictConfig, prefix: str = "") -> list[str]:
+    """Dotted names of every leaf a user can set."""
+    keys: list[str] = []
+    for key in config:
+        name = f"{prefix}{key}"
+        child = OmegaConf.to_container(config).get(key) if OmegaConf.is_missing(config, key) else config._get_node(key)
+        if isinstance(child, DictConfig):
+            keys += leaf_keys(child, f"{name}.")
+        else:
+            keys.append(name)
+    return keys
+
+
+def explain(error: Exception, overrides: list[str], known_keys: Iterable[str]) -> str:
+    """One line for whatever Hydra or OmegaConf refused, with the nearest spelling of a key or an option."""
+    if isinstance(error, ConfigError):
+        return str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return f"{group}={option}: allowed: {', '.join(error.options)}{_nearest(option, error.options)}"
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    text = f"{error}\n{cause}"
+    unknown = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
+    if unknown:
+        key = unknown.group(1)
+        given = next((o for o in overrides if o.split("=")[0].lstrip("+~") == key), key)
+        # A default list error names the group where a value error names the leaf: both are keys a user typed.
+        if "could not be converted" not in text and "not a valid" not in text.lower():
+            return f"{given}: unknown key{_nearest(key, known_keys)} (all keys: blockshock --cfg job)"
+    wrong = getattr(cause, "full_key", None)
+    if wrong:
+        return f"{wrong}: {str(getattr(cause, 'msg', cause) or cause).splitlines()[0]}"
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+UserErrors = (ConfigError, HydraException, OmegaConfBaseException)

@@ -1,0 +1,247 @@
+"""The ranks of one job: join those that torchrun or srun started, or start them here.
+
+Ranks started here are forked from a server process that has imported torch already, so a two-rank job costs a tenth
+of a second and not two imports of torch; each still is a process of its own, which can crash or run out of memory
+without harm to the next job.
+
+    with RankPool(world_size=2) as pool:
+        outcomes = pool.run(task, argument)        # task(rank: RankInfo, argument) runs on every rank
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection as mpc
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+GRACE_S = 2.0  # what the other ranks get to report after one has failed; then they are killed
+_STARTED_HERE = "BLOCKSHOCK_RANK_STARTED"  # set in our own ranks, which must not mistake themselves for launched ones
+
+
+@dataclass(frozen=True)
+class RankInfo:
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    store_address: tuple[str, int] | None  # of the rendezvous store; None: torch.distributed's own env:// rendezvous
+
+
+@dataclass
+class Outcome:
+    """How one rank, or a whole job, ended. `status` is one of status.json's words."""
+
+    status: str = "ok"
+    reason: str = ""
+    value: Any = None
+
+
+class JobTimeout(Exception):
+    pass
+
+
+def launched() -> RankInfo | None:
+    """The rank this process already is under torchrun or a multi-task srun; None when ranks are ours to start."""
+    env = os.environ
+    if _STARTED_HERE in env:
+        return None
+    if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= env.keys():
+        world = int(env["WORLD_SIZE"])
+        local = int(env.get("LOCAL_RANK", env["RANK"]))
+        return RankInfo(int(env["RANK"]), local, world, int(env.get("LOCAL_WORLD_SIZE", world)), None)
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in env:
+        from submitit.helpers import TorchDistributedEnvironment
+
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        return launched()
+    return None
+
+
+def joined_local_world_size() -> int | None:
+    found = launched()
+    return found.local_world_size if found else None
+
+
+def share_run_id() -> None:
+    """Under torchrun or srun: let every rank use rank 0's run id, before Hydra names a folder with it."""
+    found = launched()
+    if found is None or "BLOCKSHOCK_RUN_ID" in os.environ:
+        return
+    import torch.distributed as dist
+
+    from blockshock.resolvers import run_id
+
+    global _joined_store
+    _joined_store, _, _ = next(iter(dist.rendezvous("env://")))
+    if found.rank == 0:
+        _joined_store.set("blockshock/run_id", run_id())
+    os.environ["BLOCKSHOCK_RUN_ID"] = _joined_store.get("blockshock/run_id").decode()
+    run_id.cache_clear()
+
+
+_joined_store: Any = None
+
+
+def joined_store() -> Any:
+    """The rendezvous store of launched ranks, made once (a second rendezvous on its port would hang)."""
+    return _joined_store
+
+
+@dataclass
+class _Rank:
+    process: Any
+    connection: mpc.Connection
+    outcome: Outcome | None = None
+    pending: bool = field(default=True)
+
+
+class RankPool:
+    """`world_size` rank processes of this host that run one task after another until one of them fails.
+
+    A pool whose job failed is closed: its ranks may hang in a collective, so the next job gets new ones.
+    """
+
+    def __init__(self, world_size: int) -> None:
+        import torch.distributed as dist
+
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["blockshock.worker"])
+        self.world_size = world_size
+        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._ranks: list[_Rank] = []
+        for rank in range(world_size):
+            info = RankInfo(rank, rank, world_size, world_size, ("127.0.0.1", self._store.port))
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(info, theirs), name=f"rank{rank}", daemon=True)
+            process.start()
+            theirs.close()
+            self._ranks.append(_Rank(process, ours))
+        self.alive = True
+
+    def __enter__(self) -> RankPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(
+        self,
+        task: Callable[..., Any],
+        *args: Any,
+        timeout_s: float | None = None,
+        on_message: Callable[[str], None] = lambda text: None,
+    ) -> Outcome:
+        """`task(info, *args)` on every rank; the first failure's outcome, else rank 0's.
+
+        `task` must be importable. A rank that raises, exits or is killed fails the job; the others then get
+        GRACE_S seconds before they are killed.
+        """
+        for rank in self._ranks:
+            rank.pending, rank.outcome = True, None
+            rank.connection.send((task, args))
+        deadline = time.monotonic() + timeout_s if timeout_s else None
+        failure: Outcome | None = None
+        while any(rank.pending for rank in self._ranks):
+            wait = max(0.0, deadline - time.monotonic()) if deadline else None
+            ready = mpc.wait([w for r in self._ranks if r.pending for w in (r.connection, r.process.sentinel)], wait)
+            if not ready:
+                if failure is None:
+                    failure = Outcome("timeout", f"ran longer than {timeout_s:g} s")
+                break
+            for number, rank in enumerate(self._ranks):
+                if rank.pending and (rank.connection in ready or rank.process.sentinel in ready):
+                    self._receive(number, rank, on_message)
+            failed = [r.outcome for r in self._ranks if r.outcome and r.outcome.status != "ok"]
+            if failed and failure is None:
+                deadline = time.monotonic() + GRACE_S
+            if failed:  # a rank that died explains the errors that its peers report of a broken connection
+                died = [o for o in failed if "died" in o.reason]
+                failure = died[0] if died else (failure or failed[0])
+        if failure:
+            self.kill()
+            return failure
+        return self._ranks[0].outcome or Outcome("failed", "rank 0 reported nothing")
+
+    def _receive(self, number: int, rank: _Rank, on_message: Callable[[str], None]) -> None:
+        try:
+            if rank.connection.poll():
+                message = rank.connection.recv()
+                if isinstance(message, Outcome):
+                    rank.pending, rank.outcome = False, message
+                else:
+                    on_message(message)
+                return
+        except (EOFError, ConnectionError):
+            pass
+        rank.process.join()
+        rank.pending = False
+        rank.outcome = Outcome("failed", f"rank {number} died: {_exit_reason(rank.process.exitcode)}")
+
+    def close(self) -> None:
+        """Let idle ranks end by themselves; kill those that do not."""
+        for rank in self._ranks:
+            rank.connection.close()
+        for rank in self._ranks:
+            rank.process.join(GRACE_S)
+        self.kill()
+
+    def kill(self) -> None:
+        self.alive = False
+        for rank in self._ranks:
+            rank.process.kill()
+        for rank in self._ranks:
+            rank.process.join()
+
+
+def _exit_reason(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"exit status {code}"
+    name = signal.Signals(-code).name
+    return f"killed by {name}" + (" (the kernel's out-of-memory killer sends it)" if name == "SIGKILL" else "")
+
+
+def _serve(info: RankInfo, connection: mpc.Connection) -> None:
+    """The life of a rank: tasks from the pipe until it closes or a task fails."""
+    os.environ[_STARTED_HERE] = "1"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its ranks
+    _end_with_parent()
+    while True:
+        try:
+            task, args = connection.recv()
+        except EOFError:
+            return
+        try:
+            outcome = task(info, *args, say=connection.send)
+        except BaseException as error:  # whatever it was, the parent must hear of it
+            traceback.print_exc()
+            outcome = Outcome("failed", f"rank {info.rank}: {last_line(error)}")
+        connection.send(outcome)
+        if outcome.status != "ok":
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)  # peers may hang in a collective; destructors of process groups would wait for them
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of a traceback: type and message."""
+    return traceback.format_exception_only(error)[-1].strip()
+
+
+def _end_with_parent() -> None:
+    """A thread that ends this rank when the process that asked for it is gone, also after its SIGKILL."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        mpc.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()

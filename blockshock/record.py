@@ -1,0 +1,129 @@
+"""The run folder: what one job leaves behind, readable after a `kill -9` at any moment.
+
+config.yaml, env.json, seed.txt, metrics.jsonl (one line a measurement), status.json, log.rank<r>.txt.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from blockshock import SCHEMA
+from blockshock.config import Job, config_hash
+from blockshock.errors import ConfigError
+
+STATUSES = ("ok", "oom", "unsupported", "failed", "timeout", "running")
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Refuse an output folder that can't be made or written, before anything is started."""
+    folder = Path(path).absolute()
+    existing = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
+    if not existing.is_dir():
+        raise ConfigError("experiment.output_dir", path, f"{existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError("experiment.output_dir", path, f"{existing} can't be written; choose another folder")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Readers see the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class RunFolder:
+    """One job's folder. Only one process writes a given file: the parent (or rank 0) the status, rank 0 the rest."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def start(self, job: Job, run_id: str) -> None:
+        """Make the folder and say `running`. Records of an earlier try with the same configuration go."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for stale in ("metrics.jsonl", "env.json", *(p.name for p in self.path.glob("log.rank*.txt"))):
+            (self.path / stale).unlink(missing_ok=True)
+        self._status("running", "", started=_now(), ended=None, hash_=config_hash(job.config), run_id=run_id)
+        write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(job.config)))
+        write_atomically(self.path / "seed.txt", f"{job.experiment.seed}\n")
+
+    def refuse(self, config: dict[str, Any], reason: str, run_id: str) -> None:
+        """Record a job that can't run as `unsupported`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        now = _now()
+        self._status("unsupported", reason, started=now, ended=now, hash_=config_hash(config), run_id=run_id)
+
+    def finish(self, status: str, reason: str = "") -> None:
+        """Write the final status. The first failure stands: a later `ok` or a peer's echo does not replace it."""
+        now = self.status()
+        if now["status"] != "running":
+            return
+        self._status(
+            status, reason, started=now["started"], ended=_now(), hash_=now["config_hash"], run_id=now["run_id"]
+        )
+
+    def status(self) -> dict[str, Any]:
+        return json.loads((self.path / "status.json").read_text())
+
+    def append(self, record: dict[str, Any]) -> None:
+        """One line, written with one call and synced: a reader never sees half of it. NaN and inf become null."""
+        line = (json.dumps(_finite(record), separators=(",", ":"), allow_nan=False) + "\n").encode()
+        descriptor = os.open(self.path / "metrics.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def records(self) -> list[dict[str, Any]]:
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        write_atomically(self.path / name, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+    def log_path(self, rank: int) -> Path:
+        return self.path / f"log.rank{rank}.txt"
+
+    def _status(self, status: str, reason: str, *, started: str, ended: str | None, hash_: str, run_id: str) -> None:
+        assert status in STATUSES, status
+        content = {
+            "schema": SCHEMA,
+            "status": status,
+            "reason": reason,
+            "started": started,
+            "ended": ended,
+            "config_hash": hash_,
+            "run_id": run_id,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+        }
+        self.write_json("status.json", content)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def timestamp() -> float:
+    return time.time()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(child) for child in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,36 @@
+"""OmegaConf resolvers that conf/ uses: `${run_id:}`, `${launched_world_size:}`, `${on_gpu:a,b}`."""
+
+import os
+import secrets
+from datetime import datetime
+from functools import cache
+
+from omegaconf import OmegaConf
+
+
+@cache
+def run_id() -> str:
+    """One unique name a process, the same on every rank: BLOCKSHOCK_RUN_ID carries rank 0's to the others."""
+    return os.environ.get("BLOCKSHOCK_RUN_ID") or f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def launched_world_size() -> int:
+    """The ranks that torchrun or srun has started already, else 1."""
+    from blockshock.ranks import launched
+
+    found = launched()
+    return found.world_size if found else 1
+
+
+def on_gpu(if_gpu: object, otherwise: object) -> object:
+    """The first value on a machine with a GPU, the second elsewhere: presets choose their sizes with it."""
+    import torch
+
+    return if_gpu if torch.cuda.device_count() else otherwise
+
+
+
+def register() -> None:
+    OmegaConf.register_new_resolver("run_id", run_id, replace=True)
+    OmegaConf.register_new_resolver("launched_world_size", launched_world_size, replace=True)
+    OmegaConf.register_new_resolver("on_gpu", on_gpu, replace=True)
