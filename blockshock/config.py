@@ -110,6 +110,11 @@ def load_job(cfg: DictConfig | dict[str, Any]) -> Job:
 _CORE: dict[str, type] = {"experiment": ExperimentConfig, "model": ModelConfig, "hardware": HardwareConfig}
 
 
+def unchecked(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved plain dictionary of a configuration that may be one that can't run."""
+    return _plain(cfg)
+
+
 def _plain(cfg: DictConfig) -> dict[str, Any]:
     picked = OmegaConf.masked_copy(cfg, [*_CORE, *GROUPS])
     picked._set_parent(cfg._get_parent())
@@ -162,17 +167,19 @@ def _resolve_hardware(hardware: HardwareConfig) -> None:
     here = joined_local_world_size() or hardware.world_size  # under torchrun or srun other hosts hold the rest
     if hardware.device == "cuda" and here > gpus:
         raise ConfigError(
-            "hardware.world_size", hardware.world_size, f"this machine has {gpus} GPU{'s' * (gpus != 1)}, one a rank"
+            "hardware.world_size",
+            hardware.world_size,
+            f"this machine has {gpus} GPU{'s' * (gpus != 1)}, one a rank",
         )
 
 
 def _resolve_dtype(model: ModelConfig, hardware: HardwareConfig) -> None:
-    import torch
-
     one_of("model.dtype", model.dtype, ("auto", *DTYPES))
     if model.dtype == "auto":
         model.dtype = "bf16" if hardware.device == "cuda" else "fp32"
-    if model.dtype == "bf16" and hardware.device == "cuda" and torch.cuda.get_device_capability() < (8, 0):
+    from blockshock.nvml import capability
+
+    if model.dtype == "bf16" and hardware.device == "cuda" and (capability() or (8, 0)) < (8, 0):
         raise ConfigError("model.dtype", "bf16", "this GPU has no bf16 arithmetic; use fp16 or fp32")
 
 

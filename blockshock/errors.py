@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 REFUSED = 2  # exit status of a job whose configuration was refused
@@ -40,13 +40,9 @@ def _nearest(given: str, names: Iterable[str]) -> str:
 def leaf_keys(config: DictConfig, prefix: str = "") -> list[str]:
     """Dotted names of every leaf a user can set."""
     keys: list[str] = []
-    for key in config:
-        name = f"{prefix}{key}"
-        child = OmegaConf.to_container(config).get(key) if OmegaConf.is_missing(config, key) else config._get_node(key)
-        if isinstance(child, DictConfig):
-            keys += leaf_keys(child, f"{name}.")
-        else:
-            keys.append(name)
+    for key in map(str, config):
+        child = config._get_node(key)
+        keys += leaf_keys(child, f"{prefix}{key}.") if isinstance(child, DictConfig) else [f"{prefix}{key}"]
     return keys
 
 

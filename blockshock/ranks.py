@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 GRACE_S = 2.0  # what the other ranks get to report after one has failed; then they are killed
+PRELOAD = ["blockshock.worker"]  # what the server that forks ranks imports, once
+PRELOAD_FOR_MANY = ["torch._dynamo"]  # what autograd functions and optimizers import at first use, a second or two
 _STARTED_HERE = "BLOCKSHOCK_RANK_STARTED"  # set in our own ranks, which must not mistake themselves for launched ones
 
 
@@ -109,11 +111,11 @@ class RankPool:
     A pool whose job failed is closed: its ranks may hang in a collective, so the next job gets new ones.
     """
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, many_jobs: bool = False) -> None:
         import torch.distributed as dist
 
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["blockshock.worker"])
+        context.set_forkserver_preload(PRELOAD + PRELOAD_FOR_MANY * many_jobs)
         self.world_size = world_size
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._ranks: list[_Rank] = []

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import socket
+import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,11 +27,13 @@ STATUSES = ("ok", "oom", "unsupported", "failed", "timeout", "running")
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Refuse an output folder that can't be made or written, before anything is started."""
     folder = Path(path).absolute()
-    existing = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
-    if not existing.is_dir():
-        raise ConfigError("experiment.output_dir", path, f"{existing} is not a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError("experiment.output_dir", path, f"{existing} can't be written; choose another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        problem = f"can't be written ({error.strerror}); choose another folder"
+        raise ConfigError("experiment.output_dir", path, problem) from error
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -71,7 +74,12 @@ class RunFolder:
         if now["status"] != "running":
             return
         self._status(
-            status, reason, started=now["started"], ended=_now(), hash_=now["config_hash"], run_id=now["run_id"]
+            status,
+            reason,
+            started=now["started"],
+            ended=_now(),
+            hash_=now["config_hash"],
+            run_id=now["run_id"],
         )
 
     def status(self) -> dict[str, Any]:

@@ -29,7 +29,6 @@ def on_gpu(if_gpu: object, otherwise: object) -> object:
     return if_gpu if torch.cuda.device_count() else otherwise
 
 
-
 def register() -> None:
     OmegaConf.register_new_resolver("run_id", run_id, replace=True)
     OmegaConf.register_new_resolver("launched_world_size", launched_world_size, replace=True)

@@ -1,0 +1,107 @@
+"""One job from a composed configuration to a finished run folder, in the process that the user started."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from blockshock.config import Job
+from blockshock.distributed import shutdown
+from blockshock.ranks import Outcome, RankPool, joined_store, launched
+from blockshock.record import RunFolder
+from blockshock.worker import run_rank
+
+log = logging.getLogger("blockshock")
+
+
+def execute(
+    job: Job,
+    run_dir: str | os.PathLike[str],
+    run_id: str,
+    say: Callable[[str], None] = lambda text: None,
+    many_jobs: bool = False,
+) -> Outcome:
+    """Run `job` on ranks that exist or are started here, and leave its folder with a final status.
+
+    `say` hears of progress. With `many_jobs` more is imported before ranks are forked, for the jobs that follow.
+    """
+    folder = RunFolder(Path(run_dir).absolute())
+    if launched():
+        return _execute_joined(job, folder, run_id)
+    folder.start(job, run_id)
+    outcome = Outcome("failed", "interrupted")
+    try:
+        outcome = _pool_for(job, many_jobs).run(
+            run_rank, job.config, str(folder.path), run_id, timeout_s=job.hardware.timeout_s, on_message=say
+        )
+    finally:  # also when interrupted: then no rank stays behind and the folder says so
+        folder.finish(outcome.status, outcome.reason)
+        if outcome.status != "ok" or not _keep_ranks:
+            close_ranks()
+    return outcome
+
+
+_pools: dict[tuple[Any, ...], RankPool] = {}
+_keep_ranks = False
+
+
+@contextmanager
+def reusing_ranks() -> Iterator[None]:
+    """Let jobs with the same world size and device run one after another in the same rank processes.
+
+    Saves CUDA contexts and communicators, seconds a job, at the price of isolation: what a job leaves in the process
+    (allocator, loaded kernels) the next one finds. Ranks are never reused after a job that failed.
+    """
+    global _keep_ranks
+    _keep_ranks = True
+    try:
+        yield
+    finally:
+        _keep_ranks = False
+        close_ranks()
+
+
+def _pool_for(job: Job, many_jobs: bool) -> RankPool:
+    hardware = job.hardware
+    key = (hardware.world_size, hardware.device, hardware.backend, hardware.threads_per_rank)
+    pool = _pools.get(key)
+    if pool is None or not pool.alive:
+        close_ranks()  # one pool at a time: idle ranks would hold GPU memory and cores
+        pool = _pools[key] = RankPool(hardware.world_size, many_jobs)
+    return pool
+
+
+def close_ranks() -> None:
+    while _pools:
+        _, pool = _pools.popitem()
+        pool.close()
+
+
+def _execute_joined(job: Job, folder: RunFolder, run_id: str) -> Outcome:
+    """Under torchrun or srun: this process is one rank. Rank 0 opens and closes the folder; any rank may fail it."""
+    info = launched()
+    assert info is not None
+    store = joined_store()
+    if info.rank == 0:
+        folder.start(job, run_id)
+        store.set("blockshock/started", "1")
+    store.wait(["blockshock/started"])
+
+    def terminated(*_: object) -> None:
+        folder.finish("failed", f"rank {info.rank}: terminated (SIGTERM)")
+        os._exit(1)
+
+    signal.signal(signal.SIGTERM, terminated)
+    outcome = run_rank(info, job.config, str(folder.path), run_id)
+    if outcome.status != "ok" or info.rank == 0:
+        folder.finish(outcome.status, outcome.reason)
+    if outcome.status != "ok":
+        log.error("%s", outcome.reason)
+        os._exit(1)  # peers may hang in a collective; the launcher ends them once a rank has failed
+    shutdown()
+    return outcome

@@ -1,0 +1,12 @@
+"""Unpack the half to a dense matrix with zeros, then multiply densely: any mask, any device, no speed."""
+
+import torch
+
+from blockshock.kernels import Kernel
+
+
+class MaskedDense(Kernel):
+    name = "masked_dense"
+
+    def product(self, x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return x @ self.layout.unpack(values).t()

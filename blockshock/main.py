@@ -1,0 +1,113 @@
+"""The command line: `blockshock`, a Hydra application over conf/. See `blockshock --help`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from blockshock import config, ranks, resolvers
+from blockshock.errors import FAILED, REFUSED, ConfigError, UserErrors, explain, leaf_keys
+
+CONF = Path(__file__).resolve().parent / "conf"  # a link to the repository's conf/, a copy in an installed package
+
+
+class JobFailed(Exception):
+    """A job that ran and did not end well; its folder says why."""
+
+
+def main() -> None:
+    """Run Hydra; turn what a user got wrong into one line and exit status 2 (HYDRA_FULL_ERROR=1 shows the trace)."""
+    resolvers.register()
+    full_error = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and we explain
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        if ranks.launched() and {"-m", "--multirun"} & set(sys.argv):
+            raise ConfigError("--multirun", "", "a sweep starts its own ranks: run it without torchrun or srun")
+        ranks.share_run_id()
+        _app()
+    except JobFailed as error:
+        sys.exit(f"blockshock: {error}")  # exit status 1
+    except KeyboardInterrupt:
+        sys.exit("blockshock: interrupted; what had finished is kept")
+    except UserErrors as error:
+        if full_error:
+            raise
+        refuse(error)
+
+
+def refuse(error: Exception) -> None:
+    """One line on stderr, exit status 2."""
+    overrides = [argument for argument in sys.argv[1:] if "=" in argument]
+    print(f"blockshock: {explain(error, overrides, _known_keys())}", file=sys.stderr)
+    sys.exit(REFUSED)
+
+
+def _known_keys() -> list[str]:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return leaf_keys(compose("config")) + list(config.GROUPS) + ["hardware", "sweep"]
+
+
+def _terminated(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+class RefuseEarly(Callback):
+    """Checks a single run's configuration before Hydra makes its folder. Sweeps: the launcher checks every job."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            check(config)
+        except UserErrors as error:
+            if isinstance(error, ConfigError):
+                refuse(error)
+            raise
+
+
+def check(cfg: DictConfig) -> config.Job:
+    """The typed job of a composed configuration with its `hydra` node, or ConfigError."""
+    from blockshock.record import check_writable
+
+    for key in cfg:
+        if key not in (*config.Config.__dataclass_fields__, "hydra"):
+            raise ConfigError(str(key), cfg[key], "unknown key (all keys: blockshock --cfg job)")
+    for group, choice in cfg.hydra.runtime.choices.items():
+        if group in config.GROUPS and cfg[group].get("name") not in (None, choice):
+            problem = f"a name is no choice: select the {group} with {group}={cfg[group].name}"
+            raise ConfigError(f"{group}.name", cfg[group].name, problem)
+    job = config.load_job(cfg)
+    check_writable(job.experiment.output_dir)
+    return job
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def _app(cfg: DictConfig) -> float | None:
+    from blockshock.job import execute
+
+    node = HydraConfig.get()
+    sweep = node.mode == RunMode.MULTIRUN
+    say = (lambda text: None) if sweep else print
+    outcome = execute(config.load_job(cfg), node.runtime.output_dir, resolvers.run_id(), say, many_jobs=sweep)
+    if outcome.status == "ok" or (sweep and outcome.status == "oom"):
+        if not sweep and not ranks.launched():
+            from blockshock.summary import print_summary
+
+            print_summary(node.runtime.output_dir)
+        return outcome.value
+    raise JobFailed(f"{outcome.status}: {outcome.reason} ({node.runtime.output_dir})")
+
+
+assert FAILED == 1  # what sys.exit(message) returns

@@ -1,0 +1,97 @@
+"""Block-Shock: W = W₀ + W₁ with complementary 2:4 halves, one on each rank of a pair, multiplied by sparse kernels.
+
+    rank 2s + g:   partial = X W_g[rows_s]ᵀ        (half of the multiplications, 9/16 of the weight's bytes)
+    pair:          Y[:, rows_s] = partial₀ + partial₁
+
+`weights=packed` (default): the parameter *is* the packed matrix (N/q, K/2) that the kernel reads. Gradient and
+optimizer state are packed as well, and nothing is ever compressed again.
+`weights=masked`: the classic alternative. The parameter is a dense masked copy; its compressed form is made again
+every `compress_every` optimizer steps (1: always; K: every K steps, in between the product lags behind; 0: once).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from blockshock.errors import ConfigError, at_least, one_of
+from blockshock.kernels import check_kernel, make, masked_linear, packed_linear
+from blockshock.methods import ParallelLinear
+from blockshock.methods.halves import HalvesLinear, check_halves
+from blockshock.timing import region
+
+if TYPE_CHECKING:
+    from blockshock.config import Job
+    from blockshock.problem import Problem
+
+
+@dataclass
+class BlockShock:
+    name: str
+    kernel: str = "auto"  # auto | cusparselt | gather | masked_dense | reference
+    weights: str = "packed"  # packed | masked
+    compress_every: int = 1  # optimizer steps, with weights=masked
+
+    def check(self, job: Job) -> None:
+        rows = check_halves(job)
+        one_of("method.weights", self.weights, ("packed", "masked"))
+        at_least("method.compress_every", self.compress_every, 0)
+        if self.weights == "packed" and self.compress_every != 1:
+            raise ConfigError(
+                "method.compress_every",
+                self.compress_every,
+                "packed weights are never compressed; set weights=masked",
+            )
+        check_kernel(job, self.kernel, rows, job.mask.period)
+
+    def build(self, problem: Problem, weight: torch.Tensor) -> ParallelLinear:
+        return BlockShockLinear(self, problem, weight)
+
+
+class BlockShockLinear(HalvesLinear):
+    def __init__(self, method: BlockShock, problem: Problem, weight: torch.Tensor) -> None:
+        super().__init__(problem)
+        self.method = method
+        masks = self.local_halves(problem, weight)
+        self.kernels = [make(method.kernel, mask, problem.mask.period, problem.B, problem.dtype) for mask in masks]
+        rows = weight[self.rows]
+        packed = [kernel.adopt(kernel.layout.pack(rows)) for kernel in self.kernels]
+        if method.weights == "packed":
+            self.weights = nn.ParameterList(nn.Parameter(values) for values in packed)
+            self.compressed: list[torch.Tensor] = []
+        else:
+            self.weights = nn.ParameterList(
+                nn.Parameter(kernel.layout.unpack(values)) for kernel, values in zip(self.kernels, packed, strict=True)
+            )
+            self.compressed = packed
+
+    def multiply(self, x: torch.Tensor, half: int) -> torch.Tensor:
+        if self.compressed:
+            return masked_linear(x, self.weights[half], self.compressed[half], self.kernels[half])
+        return packed_linear(x, self.weights[half], self.kernels[half])
+
+    def after_optimizer_step(self, step: int) -> None:
+        """Compress again after optimizer step number `step` (from 1), where the method says so."""
+        every = self.method.compress_every
+        if not self.compressed or every == 0 or step % every:
+            return
+        with region("compress"), torch.no_grad():
+            for kernel, values, weight in zip(self.kernels, self.compressed, self.weights, strict=True):
+                kernel.recompress(values, weight)
+
+    def dense_half(self, part: torch.Tensor, half: int) -> torch.Tensor:
+        return part if self.compressed else self.kernels[half].layout.unpack(part)
+
+    def half_bytes(self) -> float:
+        layout = self.kernels[0].layout
+        return layout.rows * layout.features // 2 * self.itemsize + layout.metadata_bits / 8
+
+    def weight_bytes(self) -> int:
+        dense = sum(w.numel() * self.itemsize for w in self.weights) if self.compressed else 0
+        return dense + sum(kernel.weight_bytes for kernel in self.kernels)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kernel": self.kernels[0].describe(), "weights": self.method.weights}

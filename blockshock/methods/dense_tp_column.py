@@ -1,0 +1,67 @@
+"""Column-parallel tensor parallelism: the output features are sharded, an all-gather joins them (Megatron-LM, 2019).
+
+    rank r holds X and W_r = W[rows_r, :];   Y[:, rows_r] = X W_rᵀ, gathered on every rank
+    dX = Σ_r dY[:, rows_r] W_r needs an all-reduce, dW_r = dY[:, rows_r]ᵀ X does not
+
+(The name is the field's: W's transpose is what the papers write, and its columns are sharded.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from blockshock import distributed
+from blockshock.collectives import gather_columns, sum_gradient
+from blockshock.methods import ParallelLinear, ring_roundings
+from blockshock.methods.dense_single import dense_costs
+from blockshock.methods.dense_tp_row import check_shards
+from blockshock.roofline import Cost, all_gather, all_reduce
+
+if TYPE_CHECKING:
+    from blockshock.config import Job
+    from blockshock.problem import Problem
+
+
+@dataclass
+class DenseTpColumn:
+    name: str
+
+    def check(self, job: Job) -> None:
+        check_shards(job, "N")
+
+    def build(self, problem: Problem, weight: torch.Tensor) -> ParallelLinear:
+        return DenseTpColumnLinear(problem, weight)
+
+
+class DenseTpColumnLinear(ParallelLinear):
+    def __init__(self, problem: Problem, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.batch, self.outputs = problem.B, problem.N
+        self.ranks, height = distributed.world_size(), problem.N // distributed.world_size()
+        self.rows = slice(distributed.rank() * height, (distributed.rank() + 1) * height)
+        self.weight = nn.Parameter(weight[self.rows].clone())  # (N/P, K)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = sum_gradient(x, dist.group.WORLD)
+        return gather_columns(nn.functional.linear(x, self.weight), dist.group.WORLD)
+
+    def _place_weight(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        full = parts[0].new_zeros(self.outputs, parts[0].shape[1])
+        full[self.rows] = parts[0]
+        return full
+
+    def costs(self) -> dict[str, Cost]:
+        rows, features = self.weight.shape
+        itemsize = self.weight.element_size()
+        costs = dense_costs(self.batch, rows, features, itemsize)
+        costs["forward"] += all_gather(self.ranks, self.batch * self.outputs * itemsize)
+        costs["backward_input"] += all_reduce(self.ranks, self.batch * features * itemsize)
+        return costs
+
+    def roundings(self) -> dict[str, float]:
+        return {"Y": 1.0, "dX": ring_roundings(self.ranks), "dW": 1.0}

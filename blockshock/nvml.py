@@ -1,0 +1,55 @@
+"""Clocks, power and capability of GPUs through NVML, without a CUDA context; nothing where NVML is missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+try:
+    import pynvml
+except ImportError:  # not on Linux, or not installed: the records then say nothing of clocks
+    pynvml = None
+
+
+def _handle(device: torch.device) -> Any:
+    pynvml.nvmlInit()
+    return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+
+
+def clocks(device: torch.device) -> dict[str, float]:
+    """SM and memory clock in MHz, power in W, temperature in °C of a CUDA device, now; empty without NVML."""
+    if pynvml is None or device.type != "cuda":
+        return {}
+    try:
+        handle = _handle(device)
+        return {
+            "sm_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+            "memory_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
+            "power_w": pynvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
+            "temperature_c": pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+        }
+    except pynvml.NVMLError:
+        return {}
+
+
+def capability() -> tuple[int, int] | None:
+    """Compute capability of this machine's first GPU; None without NVML or a GPU."""
+    if pynvml is None:
+        return None
+    try:
+        pynvml.nvmlInit()
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(pynvml.nvmlDeviceGetHandleByIndex(0))
+    except pynvml.NVMLError:
+        return None
+    return major, minor
+
+
+def driver_version() -> str | None:
+    if pynvml is None:
+        return None
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return None

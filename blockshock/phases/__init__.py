@@ -1,0 +1,71 @@
+"""What is done with a layer. A phase is a dataclass with `name`, its options, `check(job)` and `run(execution)`.
+
+`run` is called on every rank and returns the number that a sweeper may minimise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from blockshock.errors import ConfigError, at_least, one_of
+from blockshock.timing import MODES
+
+if TYPE_CHECKING:
+    from blockshock.config import Job
+
+
+@dataclass
+class TimedPhase:
+    """Options of every phase that measures time. `auto` is settled by `check`, so that records say what was done."""
+
+    name: str
+    warmup_iters: int = 5
+    timed_iters: int = 20
+    timing: str = "auto"  # auto: cuda_graph on GPUs, sync on a CPU
+    flush_l2: bool | None = None  # start every iteration with cold caches; default: on GPUs
+
+    def check(self, job: Job) -> None:
+        at_least("phase.warmup_iters", self.warmup_iters, 1)
+        at_least("phase.timed_iters", self.timed_iters, 1)
+        one_of("phase.timing", self.timing, ("auto", *MODES))
+        gpu = job.hardware.device == "cuda"
+        graphs = gpu and (job.hardware.backend == "nccl" or job.hardware.world_size == 1)
+        if self.timing == "auto":
+            self.timing = "cuda_graph" if graphs else "cuda_events" if gpu else "sync"
+        if self.timing.startswith("cuda") and not gpu:
+            raise ConfigError("phase.timing", self.timing, "needs a GPU; on a CPU use sync or none")
+        if self.timing == "cuda_graph" and not graphs:
+            raise ConfigError("phase.timing", self.timing, "gloo can't be captured in a CUDA graph; use cuda_events")
+        if self.flush_l2 is None:
+            self.flush_l2 = gpu
+
+
+@dataclass
+class TrainingOptions:
+    """Which optimizer, and which loss of Y and the target."""
+
+    optimizer: str = "adamw"  # sgd | sgd_momentum | adamw
+    lr: float = 1e-3
+    loss: str = "mse"  # mse | sum
+
+    def check_training(self) -> None:
+        one_of("phase.optimizer", self.optimizer, OPTIMIZERS)
+        one_of("phase.loss", self.loss, ("mse", "sum"))
+        if self.lr <= 0:
+            raise ConfigError("phase.lr", self.lr, "must be positive")
+
+    def make_optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        if self.optimizer == "adamw":
+            # capturable: the step count lives on the device, so that a CUDA graph can hold the update
+            return torch.optim.AdamW(parameters, lr=self.lr, fused=True, capturable=parameters[0].is_cuda)
+        return torch.optim.SGD(parameters, lr=self.lr, momentum=0.9 if self.optimizer == "sgd_momentum" else 0.0)
+
+    def loss_of(self, y: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.mse_loss(y, target) if self.loss == "mse" else y.sum()
+
+
+# Tensors of the weight's size that an update must read or write: parameter, gradient and states.
+OPTIMIZERS = {"sgd": 3, "sgd_momentum": 5, "adamw": 7}

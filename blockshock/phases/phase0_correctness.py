@@ -1,0 +1,22 @@
+"""Phase 0: is Y, and are dX and dW, what exact arithmetic says?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from blockshock.correctness import QUANTITIES
+from blockshock.execution import Execution
+from blockshock.timing import summarize
+
+
+@dataclass
+class Correctness:
+    name: str
+
+    def run(self, execution: Execution) -> float:
+        """Record the errors of Y, dX and dW; the relative error of Y."""
+        layer, build = execution.build()
+        verdicts = execution.check(layer, QUANTITIES)
+        timings = {name: summarize(samples) for name, samples in build.items()}
+        execution.write(layer, timings, correctness=verdicts)
+        return float(verdicts["Y"]["relative_error"])

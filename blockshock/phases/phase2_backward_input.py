@@ -1,0 +1,34 @@
+"""Phase 2: forward, then backward with respect to the input, the weights frozen (as under a frozen base model)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from blockshock.execution import Execution
+from blockshock.phases import TimedPhase
+from blockshock.timing import region
+
+
+@dataclass
+class BackwardInput(TimedPhase):
+    def run(self, execution: Execution) -> float:
+        """Record the times of both passes; the median of the backward pass in ms (0 with timing=none)."""
+        layer, build = execution.build()
+        verdicts = execution.check(layer, ("Y", "dX"))
+        layer.requires_grad_(False)
+        x = layer.shard_input(execution.problem.inputs()).detach().requires_grad_()
+        upstream = execution.problem.upstream_gradient()
+
+        def step() -> None:
+            x.grad = None
+            with region("forward"):
+                y = layer(x)
+            with region("backward"):
+                y.backward(upstream)
+
+        timings, fields = execution.measure("total_step", step, build)
+        costs = layer.costs()
+        step_ms = timings["total_step"]["p50_ms"] if "total_step" in timings else None
+        floor = execution.roofline([costs["forward"], costs["backward_input"]], step_ms)
+        execution.write(layer, timings, correctness=verdicts, roofline=floor, **fields)
+        return float(timings["backward"]["p50_ms"]) if step_ms else 0.0

@@ -1,0 +1,85 @@
+"""Phase 3: a whole training step: forward, loss, backward (dX and dW), optimizer, and compression where there is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from blockshock.correctness import QUANTITIES
+from blockshock.errors import ConfigError
+from blockshock.execution import Execution
+from blockshock.phases import OPTIMIZERS, TimedPhase, TrainingOptions
+from blockshock.roofline import Cost
+from blockshock.timing import region
+
+if TYPE_CHECKING:
+    from blockshock.config import Job
+
+
+@dataclass
+class TrainStep(TrainingOptions, TimedPhase):
+    input_grad: bool = True  # also compute dX, as every layer but a network's first must
+
+    def check(self, job: Job) -> None:
+        self.check_training()
+        # A step that differs from its neighbours can't be one captured graph.
+        differs = getattr(job.method, "compress_every", 1) > 1
+        if differs and self.timing == "cuda_graph":
+            raise ConfigError("phase.timing", self.timing, "with compress_every > 1 steps differ; use cuda_events")
+        if differs and self.timing == "auto" and job.hardware.device == "cuda":
+            self.timing = "cuda_events"
+        super().check(job)
+
+    def run(self, execution: Execution) -> float:
+        """Record the times of the step and its parts; the median step in ms (0 with timing=none)."""
+        problem = execution.problem
+        layer, build = execution.build()
+        verdicts = execution.check(layer, QUANTITIES)
+        parameters = list(layer.parameters())
+        optimizer = self.make_optimizer(parameters)
+        x = layer.shard_input(problem.inputs()).detach().requires_grad_(self.input_grad)
+        target = problem.target()
+        steps = 0
+
+        def step() -> torch.Tensor:
+            nonlocal steps
+            x.grad = None
+            optimizer.zero_grad(set_to_none=True)
+            with region("forward"):
+                loss = self.loss_of(layer(x), target)
+            with region("backward"):
+                loss.backward()
+            with region("opt_step"):
+                optimizer.step()
+            steps += 1
+            layer.after_optimizer_step(steps)
+            return loss.detach()
+
+        first_loss = float(step())
+        timings, fields = execution.measure("total_step", step, build)
+        last_loss = float(step())
+
+        costs = layer.costs()
+        backward = costs["backward_weight"] + (costs["backward_input"] if self.input_grad else Cost())
+        parameter_bytes = sum(p.numel() * p.element_size() for p in parameters)
+        update = Cost(memory_bytes=OPTIMIZERS[self.optimizer] * parameter_bytes)
+        step_ms = timings["total_step"]["p50_ms"] if "total_step" in timings else None
+        state_bytes = sum(
+            value.numel() * value.element_size()
+            for state in optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, torch.Tensor)
+        )
+        execution.write(
+            layer,
+            timings,
+            correctness=verdicts,
+            roofline=execution.roofline([costs["forward"], backward, update], step_ms),
+            gradient_bytes=parameter_bytes,
+            optimizer_bytes=state_bytes,
+            training={"optimizer": self.optimizer, "loss": self.loss, "first": first_loss, "last": last_loss},
+            **fields,
+        )
+        return float(step_ms or 0.0)

@@ -1,0 +1,98 @@
+"""Phase X: how far does a method drift from exact arithmetic when its errors feed back?
+
+`mode=apply`: the layer is applied T times to its own normalised output. `mode=train`: the layer is trained T steps on
+fresh batches. Beside it run a dense layer in the same dtype and one in float64; the error is against the latter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from blockshock import distributed
+from blockshock.correctness import errors
+from blockshock.errors import ConfigError, at_least, one_of
+from blockshock.execution import Execution
+from blockshock.methods import ParallelLinear
+from blockshock.phases import TrainingOptions
+from blockshock.problem import Problem
+
+if TYPE_CHECKING:
+    from blockshock.config import Job
+
+
+@dataclass
+class Drift(TrainingOptions):
+    name: str = "phasex_drift"
+    mode: str = "apply"  # apply | train
+    steps: int = 50
+
+    def check(self, job: Job) -> None:
+        self.check_training()
+        one_of("phase.mode", self.mode, ("apply", "train"))
+        at_least("phase.steps", self.steps, 1)
+        if self.mode == "apply" and job.model.K != job.model.N:
+            raise ConfigError("model.K", job.model.K, f"a layer applied to its own output needs K = N = {job.model.N}")
+
+    def run(self, execution: Execution) -> float:
+        """Record one line a step and drift.csv; the last step's relative error."""
+        layer, _ = execution.build()
+        verdicts = execution.check(layer, ("Y",))
+        walk = self._apply if self.mode == "apply" else self._train
+        rows: list[dict[str, Any]] = []
+        for step, found in enumerate(walk(execution.problem, layer), start=1):
+            row = {"mode": self.mode, "step": step, **found}
+            rows.append(row)
+            execution.write(layer, {}, drift=row, **({"correctness": verdicts} if step == 1 else {}))
+            if not math.isfinite(found["output_error"]):
+                raise FloatingPointError(f"the output is no longer finite after {step} steps")
+        if distributed.rank() == 0:
+            pd.DataFrame(rows).to_csv(execution.folder.path / "drift.csv", index=False)
+        return float(rows[-1]["output_error"])
+
+    @torch.no_grad()
+    def _apply(self, problem: Problem, layer: ParallelLinear) -> Iterator[dict[str, float]]:
+        weight, x = problem.weight(), problem.inputs()
+        dense, exact, exact_weight = x, x.double(), weight.double()
+        for _ in range(self.steps):
+            x = _normalized(layer(layer.shard_input(x)))
+            dense = _normalized(dense @ weight.t())
+            exact = _normalized(exact @ exact_weight.t())
+            yield _worst(output_error=errors(x, exact)[0], dense_output_error=errors(dense, exact)[0])
+
+    def _train(self, problem: Problem, layer: ParallelLinear) -> Iterator[dict[str, float]]:
+        weight = problem.weight()
+        dense = torch.nn.Parameter(weight.clone())
+        exact = torch.nn.Parameter(weight.double())
+        optimizers = [self.make_optimizer(list(p)) for p in (layer.parameters(), [dense], [exact])]
+        for step in range(1, self.steps + 1):
+            x, target = problem.inputs(step), problem.target(step)
+            outputs = [layer(layer.shard_input(x)), x @ dense.t(), x.double() @ exact.t()]
+            for y, optimizer in zip(outputs, optimizers, strict=True):
+                optimizer.zero_grad()
+                self.loss_of(y, target.to(y.dtype)).backward()
+                optimizer.step()
+            layer.after_optimizer_step(step)
+            y, dense_y, exact_y = (output.detach() for output in outputs)
+            full = layer.assemble_weight([p.detach() for p in layer.parameters()])
+            yield _worst(
+                output_error=errors(y, exact_y)[0],
+                dense_output_error=errors(dense_y, exact_y)[0],
+                weight_error=errors(full, exact.detach())[0],
+                dense_weight_error=errors(dense.detach(), exact.detach())[0],
+            )
+
+
+def _normalized(y: torch.Tensor) -> torch.Tensor:
+    """Rows of unit mean square, so that T applications neither overflow nor vanish; rounded once."""
+    wide = y if y.dtype == torch.float64 else y.float()
+    return (wide * wide.square().mean(dim=1, keepdim=True).rsqrt()).to(y.dtype)
+
+
+def _worst(**values: Any) -> dict[str, float]:
+    return dict(zip(values, distributed.max_over_ranks(list(values.values())), strict=True))

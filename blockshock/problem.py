@@ -1,0 +1,68 @@
+"""The tensors of one job, made from independent seeds: the same on every rank and at every world size.
+
+Y = X Wᵀ with X (B, K), W (N, K); the target and the upstream gradient are (B, N).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from blockshock.config import Job
+from blockshock.masks import Mask, halves
+from blockshock.workloads import Inputs
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
+
+
+def generator(seed: int, name: str, device: torch.device) -> torch.Generator:
+    """A generator for one named tensor; two names never share a stream, whatever the seed."""
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Sizes, dtype and device, and the tensors on demand: a caller that drops one frees its memory."""
+
+    N: int
+    K: int
+    B: int
+    dtype: torch.dtype
+    device: torch.device
+    seed: int
+    workload: Inputs
+    mask: Mask
+
+    @classmethod
+    def of(cls, job: Job, device: torch.device) -> Problem:
+        m = job.model
+        return cls(m.N, m.K, m.B, DTYPES[m.dtype], device, job.experiment.seed, job.workload, job.mask)
+
+    def inputs(self, step: int = 0) -> torch.Tensor:
+        """X (B, K) from the workload; every `step` has a batch of its own."""
+        return self.workload.make(self.B, self.K, self._generator("X", step)).to(self.dtype)
+
+    def weight(self) -> torch.Tensor:
+        """W (N, K), normal with variance 1/K, so that Y is of order one."""
+        return self._normal("W", self.N, self.K).mul_(self.K**-0.5).to(self.dtype)
+
+    def target(self, step: int = 0) -> torch.Tensor:
+        """(B, N), what the mean squared error compares Y with."""
+        return self._normal("target", self.B, self.N, step=step).to(self.dtype)
+
+    def upstream_gradient(self) -> torch.Tensor:
+        """dY (B, N), what correctness checks feed backward."""
+        return self._normal("dY", self.B, self.N).to(self.dtype)
+
+    def halves(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """M₀ and M₁, boolean (N, K)."""
+        return halves(self.mask, weight, self._generator("mask", 0))
+
+    def _generator(self, name: str, step: int) -> torch.Generator:
+        return generator(self.seed, f"{name}/{step}", self.device)
+
+    def _normal(self, name: str, *shape: int, step: int = 0) -> torch.Tensor:
+        return torch.randn(*shape, generator=self._generator(name, step), device=self.device)

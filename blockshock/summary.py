@@ -1,0 +1,28 @@
+"""What a single run prints at its end."""
+
+from __future__ import annotations
+
+import os
+
+from blockshock.record import RunFolder
+
+
+def print_summary(run_dir: str | os.PathLike[str]) -> None:
+    """The last record's timings, errors and roofline, and where the folder is."""
+    folder = RunFolder(run_dir)
+    record = folder.records()[-1]
+    size = f"N={record['N']} K={record['K']} B={record['B']} {record['dtype']}"
+    print(f"{record['phase']} · {record['method']} · {size} · {record['world_size']} x {record['device']}")
+    for name, t in record["timings_ms"].items():
+        print(f"  {name:<11} p50 {t['p50_ms']:10.4f} ms   p95 {t['p95_ms']:10.4f} ms   min {t['min_ms']:10.4f} ms")
+    found = record.get("roofline")
+    if found and found["fraction"]:
+        print(f"  roofline    floor {found['floor_ms']:8.4f} ms ({found['bound']}): {found['fraction']:.0%} reached")
+    for name, verdict in record.get("correctness", {}).items():
+        print(f"  error {name:<5} {verdict['relative_error']:.3e}, at most {verdict['limit']:.3e}: passed")
+    drift = record.get("drift")
+    if drift:
+        print(
+            f"  drift after {drift['step']} steps: {drift['output_error']:.3e}, dense {drift['dense_output_error']:.3e}"
+        )
+    print(f"  {folder.path}")

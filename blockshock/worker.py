@@ -1,0 +1,111 @@
+"""One rank's run of one job, from the process group to the outcome. Imported by the server that forks ranks."""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blockshock import distributed, environment
+from blockshock.config import Job, load_job
+from blockshock.correctness import CheckFailed
+from blockshock.errors import ConfigError
+from blockshock.execution import Execution
+from blockshock.ranks import Outcome, RankInfo, last_line
+from blockshock.record import RunFolder
+
+log = logging.getLogger("blockshock")
+
+
+def run_rank(
+    info: RankInfo,
+    config: dict[str, Any],
+    run_dir: str,
+    run_id: str,
+    say: Callable[[str], None] | None = None,
+) -> Outcome:
+    """Run the job on this rank and say how it ended. `say` passes progress on to the process that started us."""
+    folder = RunFolder(run_dir)
+    _log_to(folder.log_path(info.rank), say if info.rank == 0 else None, redirect=say is not None)
+    job: Job | None = None
+    try:
+        job = load_job(config)
+        hardware = job.hardware
+        threads = hardware.threads_per_rank or max(1, len(os.sched_getaffinity(0)) // info.local_world_size)
+        device = distributed.initialize(info, hardware.device, hardware.backend, threads, hardware.timeout_s)
+        if info.rank == 0:
+            folder.write_json("env.json", environment.describe(device))
+        value = job.phase.run(Execution(job, device, folder, run_id))
+        distributed.barrier()
+        return Outcome("ok", value=value)
+    except ConfigError as error:  # found only with the data at hand, such as a mask that is not complementary
+        log.exception("refused")
+        return Outcome("unsupported", str(error))
+    except CheckFailed as error:
+        log.error("%s", error)
+        return Outcome("failed", str(error))
+    except Exception as error:
+        log.exception("failed")
+        if is_out_of_memory(error):
+            return Outcome("oom", f"rank {info.rank}: out of memory with {_sizes(job)}: {last_line(error)}")
+        return Outcome("failed", f"rank {info.rank}: {last_line(error)}")
+    finally:
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU or the host had no memory left: torch reports the latter as a plain RuntimeError."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError)
+        and ("DefaultCPUAllocator: can't allocate memory" in text or "CUDA out of memory" in text)
+    )
+
+
+def _sizes(job: Job | None) -> str:
+    if job is None:
+        return "unknown sizes"
+    m = job.model
+    return f"N={m.N} K={m.K} B={m.B} {m.dtype} on {job.hardware.world_size} ranks"
+
+
+def _log_to(path: Path, say: Callable[[str], None] | None, redirect: bool) -> None:
+    """Log to `path`; with `redirect` all that is printed goes there too, native crashes included."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stream = open(path, "a", buffering=1)  # noqa: SIM115 - open as long as the rank logs
+    if redirect:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+        faulthandler.enable(file=stream)
+    handlers: list[logging.Handler] = [logging.StreamHandler(stream)]
+    if say is not None:
+        handlers.append(_Relay(say))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    root.handlers[:] = handlers
+
+
+class _Relay(logging.Handler):
+    """Passes messages, without time and level, to whoever shows progress."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__()
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._say(record.getMessage().splitlines()[0])

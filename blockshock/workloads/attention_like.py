@@ -1,0 +1,33 @@
+"""What an attention block's output projection multiplies: averages of value vectors, head by head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from blockshock.workloads import normal, unit_mean_square
+
+
+@dataclass
+class AttentionLike:
+    """Imitates the concatenated heads before `o_proj`: softmax(QKᵀ/√d) V for heads of `head_dim` features.
+
+    Rows are convex combinations of the same value vectors, so they resemble one another and shrink in norm; queries
+    are sharpened so that attention is neither uniform nor one-hot.
+    """
+
+    name: str
+    head_dim: int = 64
+    sharpness: float = 2.0
+    context: int = 256  # tokens attended to
+
+    def make(self, batch: int, features: int, generator: torch.Generator) -> torch.Tensor:
+        heads = []
+        for start in range(0, features, self.head_dim):
+            width = min(self.head_dim, features - start)
+            query = self.sharpness * normal(batch, self.head_dim, generator=generator)
+            key = normal(self.context, self.head_dim, generator=generator)
+            value = normal(self.context, width, generator=generator)
+            heads.append(torch.softmax(query @ key.t() / self.head_dim**0.5, dim=1) @ value)
+        return unit_mean_square(torch.cat(heads, dim=1))

@@ -1,0 +1,132 @@
+"""What happens to the jobs of a sweep on this machine: all are composed and checked first, then run one by one.
+
+Hydra finds the class through hydra_plugins/. Every job runs in rank processes of its own, so a crash or an
+out-of-memory harms no other job; finished jobs of a sweep with the same name are not measured again.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+log = logging.getLogger(__name__)
+
+
+class OneByOne(Launcher):
+    """Runs jobs in the order of the sweep, with a progress bar, and writes the report at the end."""
+
+    def __init__(self, skip_unsupported: bool = False, reuse_ranks: bool = False, report: bool = True) -> None:
+        self.skip_unsupported, self.reuse_ranks, self.report = skip_unsupported, reuse_ranks, report
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run one job for each list of overrides. Refuses them all if one can't run and none may be skipped."""
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        from blockshock.job import reusing_ranks
+        from blockshock.record import RunFolder, check_writable
+
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        check_writable(self.config.hydra.sweep.dir)
+        jobs = [self._compose(list(o), initial_job_idx + i) for i, o in enumerate(job_overrides)]
+        refused = [reason for _, reason in jobs if reason]
+        if refused and not self.skip_unsupported:
+            self._refuse(refused, len(jobs))
+        folder = Path(self.config.hydra.sweep.dir)
+        returns: list[JobReturn] = []
+        ended: Counter[str] = Counter()
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
+        ranks = reusing_ranks() if self.reuse_ranks else nullcontext()
+        with Progress(*columns, refresh_per_second=4) as progress, ranks:
+            bar = progress.add_task("", total=len(jobs))
+            for config, reason in jobs:
+                progress.update(bar, description=_title(config))
+                returns.append(self._run(config, reason))
+                status = RunFolder(folder / config.hydra.job.id).status()
+                ended[status["status"]] += 1
+                if status["status"] not in ("ok", "unsupported"):
+                    progress.console.print(
+                        f"{status['status']}: {config.hydra.job.id}: {status['reason']}", style="red"
+                    )
+                progress.advance(bar)
+        print(", ".join(f"{count} {status}" for status, count in ended.items()), file=sys.stderr)
+        if self.report and ended["ok"]:
+            from sweeps.report import write_report
+
+            print(f"report: {write_report([folder], folder / 'report')}")
+        return returns
+
+    def _compose(self, overrides: list[str], number: int) -> tuple[DictConfig, str | None]:
+        """The job's own configuration, and why it can't run."""
+        from blockshock.config import job_label, unchecked
+        from blockshock.errors import ConfigError
+        from blockshock.main import check
+
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(config):
+            config.hydra.job.num = number
+            config.hydra.job.id = f"{number:04d}"
+        reason = None
+        try:
+            plain = check(config).config
+        except ConfigError as error:
+            reason = str(error)
+            plain = unchecked(config)
+        with open_dict(config):
+            config.hydra.job.id = job_label(plain)
+        return config, reason
+
+    def _refuse(self, reasons: list[str], jobs: int) -> None:
+        from blockshock.errors import REFUSED
+
+        for reason, count in Counter(reasons).items():
+            print(f"blockshock: {reason}" + (f" ({count} jobs)" if count > 1 else ""), file=sys.stderr)
+        hint = "take them out, or record and skip them with hydra.launcher.skip_unsupported=true"
+        print(f"blockshock: {len(reasons)} of {jobs} jobs can't run, none was started; {hint}", file=sys.stderr)
+        sys.exit(REFUSED)
+
+    def _run(self, config: DictConfig, reason: str | None) -> JobReturn:
+        from blockshock.config import unchecked
+        from blockshock.record import RunFolder
+        from blockshock.resolvers import run_id
+
+        folder = RunFolder(Path(config.hydra.sweep.dir) / config.hydra.job.id)
+        done = JobReturn(cfg=config, status=JobStatus.COMPLETED)
+        done.return_value = None
+        if reason:
+            folder.refuse(unchecked(config), reason, run_id())
+            return done
+        if (folder.path / "status.json").exists() and folder.status()["status"] == "ok":
+            return done  # the folder's name holds the configuration's hash: this very job has been measured
+        return run_job(
+            task_function=self.task_function,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+            hydra_context=self.hydra_context,
+        )
+
+
+def _title(config: DictConfig) -> str:
+    model = config.model
+    return f"{config.phase.name} {config.method.name} N={model.N} B={model.B} P={config.hardware.world_size}"
