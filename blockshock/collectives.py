@@ -19,9 +19,9 @@ Group = dist.ProcessGroup | None  # None: this rank alone
 class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, partial: torch.Tensor, group: Group) -> torch.Tensor:
-        ctx.mark_dirty(partial)
+        total = partial.detach()  # the same memory: the product's output is nobody else's
         with region("allreduce"):
-            return allreduce_sum(partial, group)
+            return allreduce_sum(total, group)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:

@@ -1,6 +1,6 @@
 """Complementary halves over P = 2q ranks: two halves of the weight times q shards of its rows.
 
-    rank 2s + g holds half g of W[rows_s, :];   Y[:, rows_s] = Σ_g X (W∘M_g)[rows_s]ᵀ within a pair, gathered over shards
+    rank 2s + g holds half g of W[rows_s, :];   Y[:, rows_s] = Σ_g X (W∘M_g)[rows_s]ᵀ in a pair, gathered over shards
 
 With one rank both halves are on it and are summed there. Block-Shock and its ablation, the masked split, differ only
 in how a half is stored and multiplied, so they share this.

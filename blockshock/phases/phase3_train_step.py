@@ -1,4 +1,4 @@
-"""Phase 3: a whole training step: forward, loss, backward (dX and dW), optimizer, and compression where there is one."""
+"""Phase 3: a whole training step: forward, loss, backward (dX and dW), optimizer, and any compression."""
 
 from __future__ import annotations
 

@@ -21,9 +21,6 @@ def normal(*shape: int, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(*shape, generator=generator, device=generator.device)
 
 
-def uniform(*shape: int, generator: torch.Generator) -> torch.Tensor:
-    return torch.rand(*shape, generator=generator, device=generator.device)
-
-
 def unit_mean_square(x: torch.Tensor) -> torch.Tensor:
-    return x / x.square().mean().sqrt()
+    """`x` scaled to a mean square of one; zeros stay zeros."""
+    return x / x.square().mean().sqrt().clamp_min(1e-30)

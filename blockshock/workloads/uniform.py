@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from blockshock.workloads import uniform
-
 
 @dataclass
 class Uniform:
@@ -16,4 +14,4 @@ class Uniform:
     name: str
 
     def make(self, batch: int, features: int, generator: torch.Generator) -> torch.Tensor:
-        return (2 * uniform(batch, features, generator=generator) - 1) * 3**0.5
+        return (2 * torch.rand(batch, features, generator=generator, device=generator.device) - 1) * 3**0.5

@@ -1,0 +1,97 @@
+"""Ranks start, work together, and never outlive their job."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from blockshock.ranks import RankPool
+from tests.blockshock import rank_tasks
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_two_ranks_say_hello_and_sum_a_scalar():
+    with RankPool(2) as pool:
+        outcome = pool.run(rank_tasks.hello)
+    assert outcome.status == "ok", outcome.reason
+    assert outcome.value == (3.0, True, 2)
+
+
+def test_one_rank_needs_no_process_group():
+    with RankPool(1) as pool:
+        assert pool.run(rank_tasks.hello).value == (1.0, False, 1)
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("raise", "rank 1: ValueError: boom on rank 1"),
+        ("exit", "rank 1 died: exit status 7"),
+        ("kill", "rank 1 died: killed by SIGKILL"),
+    ],
+)
+def test_a_rank_that_dies_takes_the_job_down_within_seconds_and_says_why(how, reason):
+    with RankPool(2) as pool:
+        processes = [psutil.Process(r.process.pid) for r in pool._ranks]
+        started = time.monotonic()
+        outcome = pool.run(rank_tasks.misbehave, how)
+        assert time.monotonic() - started < 20
+        assert outcome.status == "failed"
+        assert outcome.reason.startswith(reason)
+        assert not any(gone_wrong(p) for p in processes)
+
+
+def test_a_job_that_hangs_is_ended_at_its_time_limit():
+    with RankPool(2) as pool:
+        processes = [psutil.Process(r.process.pid) for r in pool._ranks]
+        outcome = pool.run(rank_tasks.misbehave, "hang", timeout_s=2.0)
+        assert outcome.status == "timeout"
+        assert not any(gone_wrong(p) for p in processes)
+
+
+def test_a_pool_runs_job_after_job():
+    with RankPool(2) as pool:
+        assert [pool.run(rank_tasks.hello).value[0] for _ in range(3)] == [3.0] * 3
+
+
+def test_the_slowest_rank_counts_iteration_by_iteration():
+    with RankPool(2) as pool:
+        own, slowest = pool.run(rank_tasks.slow_rank).value
+    assert min(own) < 8  # this rank was fast in every other iteration
+    assert min(slowest) > 9.5
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_rank_outlives_the_process_that_started_it(tmp_path, signal_):
+    code = (
+        "from blockshock.ranks import RankPool; from tests.blockshock import rank_tasks\n"
+        f"with RankPool(2) as pool: pool.run(rank_tasks.wait_forever, {str(tmp_path)!r})"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
+    pids = [int(wait_for(tmp_path / f"rank{r}")) for r in (0, 1)]
+    os.kill(parent.pid, signal_)
+    parent.wait(20)
+    deadline = time.monotonic() + 20
+    while any(psutil.pid_exists(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def gone_wrong(process: psutil.Process) -> bool:
+    """Still there, and not only as an entry waiting for its parent to read it."""
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def wait_for(path: Path) -> str:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if path.exists() and path.read_text():
+            return path.read_text()
+        time.sleep(0.05)
+    raise TimeoutError(path)

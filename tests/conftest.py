@@ -1,0 +1,71 @@
+"""What tests share: the command line in this process, ranks that live across examples, and the GPU marks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from blockshock.main import main
+from blockshock.ranks import RankPool
+
+settings.register_profile("shared_machine", deadline=None)  # a slow example on a busy machine is no failure
+settings.load_profile("shared_machine")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    found = torch.cuda.device_count()
+    for item in items:
+        need = 2 if item.get_closest_marker("gpus") else 1 if item.get_closest_marker("gpu") else 0
+        if need > found:
+            item.add_marker(pytest.mark.skip(reason=f"needs {need} CUDA GPU(s), this machine has {found}"))
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Result]:
+    """`cli("model.N=256", ...)`: run blockshock in this process, in a folder of its own; exit status, stdout, stderr."""
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["blockshock", *arguments])
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / "cache"))
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        code: int | str | None = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+            if isinstance(code, str):  # what sys.exit(message) prints, and the status it exits with
+                print(code, file=sys.stderr)
+                code = 1
+        captured = capfd.readouterr()
+        return Result(int(code or 0), captured.out, captured.err)
+
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+@pytest.fixture(scope="session")
+def pools() -> Iterator[Callable[[int], RankPool]]:
+    """`pools(2)`: a pool of two ranks, started once and kept for all examples; replaced when a job has broken it."""
+    kept: dict[int, RankPool] = {}
+
+    def get(world_size: int) -> RankPool:
+        if world_size not in kept or not kept[world_size].alive:
+            kept[world_size] = RankPool(world_size)
+        return kept[world_size]
+
+    yield get
+    for pool in kept.values():
+        pool.close()
