@@ -7,7 +7,7 @@ Inside `step`, anyone may write `with region("forward"): ...`; regions nest, and
 (an all-reduce forward and one backward) counts with its sum. Outside of a measurement `region` does nothing.
 
 Modes: `sync` is wall clock between device synchronisations; `cuda_events` puts events on the stream and never
-synchronises inside the loop, so gaps that the host causes count; `cuda_graph` captures the step once and replays it,
+synchronises inside the loop, so gaps that the host causes count; `cuda_graph` captures the loop once and replays it,
 so they do not; `none` runs the step and times nothing.
 """
 
@@ -176,52 +176,39 @@ class Timer:
         return _by_region([r.sums() for r in recorders])
 
     def _replay(self, outer: str, step: Callable[[], Any], warmup_iters: int, iters: int) -> Samples:
-        plain = capture(step, warmup_iters)
-        for _ in range(warmup_iters):
-            plain.replay()
+        side = _side_stream(torch.cuda.current_device())
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(warmup_iters):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        marked = self._graph_of_loop(outer, step, iters, inner=True)
+        inner = {name: values for name, values in marked.items() if name != outer}
+        if not inner:
+            return marked
+        # Events of inner regions are nodes of the graph too; the whole step is timed without them.
+        return self._graph_of_loop(outer, step, iters, inner=False) | inner
+
+    def _graph_of_loop(self, outer: str, step: Callable[[], Any], iters: int, inner: bool) -> Samples:
+        """Capture the whole timed loop, events included, in one graph, so that the host has no part in it at all and
+        ranks meet in every iteration's collective with no launch between. The first replay warms up."""
+        recorders = [_Events(external=True) for _ in range(iters)]
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        side = _side_stream(torch.cuda.current_device())
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            for recorder in recorders:
+                self._flush()
+                started = recorder.start()
+                with _recording(recorder if inner else None):
+                    step()
+                recorder.stop(outer, started)
+        graph.replay()
         synchronize(self.device)
-        # A spin keeps the stream busy while the host queues every replay: no gap between start event and graph.
-        torch.cuda._sleep(int(2e9 * 40e-6 * iters))
-        pairs = []
-        for _ in range(iters):
-            self._flush()
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            plain.replay()
-            end.record()
-            pairs.append((start, end))
+        graph.replay()
         self.while_running()
         synchronize(self.device)
-        samples = {outer: [start.elapsed_time(end) for start, end in pairs]}
-
-        # A second graph carries the events of the inner regions, so that they cost the whole step nothing.
-        inner = _Events(external=True)
-        with _recording(inner):
-            marked = capture(step, 0)
-        if not inner.pairs:
-            return samples
-        iterations = []
-        for _ in range(warmup_iters + iters):
-            self._flush()
-            marked.replay()
-            synchronize(self.device)
-            iterations.append(inner.sums())
-        return samples | _by_region(iterations[warmup_iters:])
-
-
-def capture(step: Callable[[], Any], warmup_iters: int) -> torch.cuda.CUDAGraph:
-    """`step` as a CUDA graph, after `warmup_iters` plain runs on a side stream, as capture asks for."""
-    side = _side_stream(torch.cuda.current_device())
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side), _recording(None):
-        for _ in range(warmup_iters):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-        step()
-    return graph
+        return _by_region([recorder.sums() for recorder in recorders])
 
 
 @cache
@@ -258,5 +245,5 @@ def summarize(samples: list[float]) -> dict[str, float]:
 
 def quick_time_ms(work: Callable[[], Any], device: torch.device, repeats: int = 10) -> float:
     """A median for choosing between candidates: graph replays on a GPU, wall clock on a CPU."""
-    timer = Timer("cuda_graph" if device.type == "cuda" else "sync", device)
+    timer = Timer("cuda_graph" if device.type == "cuda" else "sync", device, flush_l2=True)
     return statistics.median(timer.measure("forward", work, warmup_iters=2, timed_iters=repeats)["forward"])

@@ -74,7 +74,7 @@ def test_a_packed_half_holds_half_of_the_values_and_a_short_period_needs_no_meta
     assert kernel.weight_bytes == pytest.approx(share * 512 * 512 * 4, rel=0.01)
 
 
-def test_dX_of_a_checkerboard_half_is_rounded_once():
+def test_input_gradient_of_a_checkerboard_half_is_rounded_once():
     generator = torch.Generator().manual_seed(1)
     mask = half_mask("checkerboard", 256, 256, generator)
     weight = (torch.randn(256, 256, generator=generator) * mask).bfloat16()

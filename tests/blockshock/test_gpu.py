@@ -1,0 +1,105 @@
+"""On GPUs: the sparse kernel and its packed parameter, every phase, and what happens when memory runs out."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from blockshock.kernels import make, packed_linear
+from sweeps import load_runs
+from tests.blockshock.test_packing import PERIODS, half_mask
+
+CUDA = torch.device("cuda")
+
+
+def case(kind: str, dtype: torch.dtype, rows: int = 512, columns: int = 1024, batch: int = 64):
+    generator = torch.Generator().manual_seed(0)
+    mask = half_mask(kind, rows, columns, generator)
+    weight = torch.randn(rows, columns, generator=generator).to(dtype)
+    weight[torch.rand(mask.shape, generator=generator) < 0.1] = 0.0
+    weight[torch.rand(mask.shape, generator=generator) < 0.1] = -0.0
+    x = torch.randn(batch, columns, generator=generator).to(dtype)
+    return mask.to(CUDA), (weight * mask).to(CUDA), x.to(CUDA)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", sorted(PERIODS))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_cusparselt_multiplies_packed_values_with_exact_zeros_right(kind, dtype):
+    mask, weight, x = case(kind, dtype)
+    kernel = make("cusparselt", mask, PERIODS[kind], len(x), dtype)
+    values = kernel.adopt(kernel.layout.pack(weight))
+    exact = x.double() @ weight.double().t()
+    dense = x @ weight.t()
+    error, dense_error = (float((y.double() - exact).norm() / exact.norm()) for y in (kernel.product(x, values), dense))
+    assert error <= 1.2 * dense_error
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", sorted(PERIODS))
+def test_values_updated_in_place_multiply_bit_for_bit_as_a_fresh_compression(kind):
+    mask, weight, x = case(kind, torch.bfloat16)
+    kernel = make("cusparselt", mask, PERIODS[kind], len(x), torch.bfloat16)
+    values = torch.nn.Parameter(kernel.adopt(kernel.layout.pack(weight)))
+    optimizer = torch.optim.AdamW([values], lr=1e-2, fused=True)
+    for _ in range(3):
+        optimizer.zero_grad()
+        packed_linear(x, values, kernel).square().mean().backward()
+        optimizer.step()
+    ours = kernel.product(x, values.detach())
+    fresh = torch._cslt_compress(kernel.layout.unpack(values.detach()))
+    theirs = kernel._multiply(fresh, x, kernel.algorithm, kernel.transpose)
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", sorted(PERIODS))
+@pytest.mark.parametrize("name", ["gather", "masked_dense", "reference", "cusparselt"])
+def test_gradients_on_the_gpu_are_those_of_the_masked_matrix(kind, name):
+    if name == "gather" and PERIODS[kind] is None:
+        pytest.skip("gather needs rows that repeat")
+    mask, weight, x = case(kind, torch.bfloat16)
+    dy = torch.randn(len(x), len(mask), device=CUDA).bfloat16()
+    kernel = make(name, mask, PERIODS[kind], len(x), torch.bfloat16)
+    values = kernel.adopt(kernel.layout.pack(weight))
+    exact_dx, exact_dw = dy.double() @ weight.double(), (dy.double().t() @ x.double())[mask]
+    dense_dx, dense_dw = dy @ weight, (dy.t() @ x)[mask]
+    for got, dense, exact in (
+        (kernel.input_grad(dy, values), dense_dx, exact_dx),
+        (kernel.values_grad(dy, x).flatten(), dense_dw, exact_dw),
+    ):
+        assert float((got.double() - exact).norm()) <= 1.2 * float((dense.double() - exact).norm())
+
+
+PHASES = "phase0_correctness,phase1_forward,phase2_backward_input,phase3_train_step,phasex_drift"
+
+
+@pytest.mark.gpu
+def test_every_phase_runs_on_one_gpu_with_every_method_that_fits(cli, tmp_path):
+    sweep = ["-m", f"phase={PHASES}", "method=dense_single,masked_split_dense,block_shock", "model.N=512", "model.B=32"]
+    done = cli(*sweep, "mask=complement_1100_0011,checkerboard,random_2of4", "experiment.name=one")
+    assert done.code == 0, done.err
+    assert set(load_runs([tmp_path / "outputs"]).status) == {"ok"}
+
+
+@pytest.mark.gpus
+def test_every_phase_runs_on_two_gpus_with_every_method_that_fits(cli, tmp_path):
+    methods = "method=dense_tp_row,dense_tp_column,masked_split_dense,block_shock"
+    sweep = ["-m", f"phase={PHASES}", methods, "model.N=512", "model.B=32", "hardware.world_size=2"]
+    done = cli(
+        *sweep, "mask=complement_1100_0011,random_2of4", "experiment.name=two", "hydra.launcher.reuse_ranks=true"
+    )
+    assert done.code == 0, done.err
+    assert set(load_runs([tmp_path / "outputs"]).status) == {"ok"}
+
+
+@pytest.mark.gpu
+def test_out_of_memory_is_recorded_with_the_sizes_and_the_next_job_runs(cli, tmp_path):
+    done = cli("-m", "method=dense_single", "model.N=600000,512", "experiment.name=oom", "hydra.launcher.report=false")
+    assert done.code == 0, done.err
+    statuses = [
+        json.loads(Path(p).read_text()) for p in sorted((tmp_path / "outputs/sweeps/oom").glob("*/status.json"))
+    ]
+    assert sorted(s["status"] for s in statuses) == ["ok", "oom"]
+    assert "N=600000" in next(s["reason"] for s in statuses if s["status"] == "oom")
