@@ -78,7 +78,12 @@ PHASES = "phase0_correctness,phase1_forward,phase2_backward_input,phase3_train_s
 @pytest.mark.gpu
 def test_every_phase_runs_on_one_gpu_with_every_method_that_fits(cli, tmp_path):
     sweep = ["-m", f"phase={PHASES}", "method=dense_single,masked_split_dense,block_shock", "model.N=512", "model.B=32"]
-    done = cli(*sweep, "mask=complement_1100_0011,checkerboard,random_2of4", "experiment.name=one")
+    done = cli(
+        *sweep,
+        "mask=complement_1100_0011,checkerboard,random_2of4",
+        "experiment.name=one",
+        "hydra.launcher.reuse_ranks=true",
+    )
     assert done.code == 0, done.err
     assert set(load_runs([tmp_path / "outputs"]).status) == {"ok"}
 
