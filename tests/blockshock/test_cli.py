@@ -1,0 +1,322 @@
+"""The command line: what works, what is refused in one line, and what is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sweeps import load_runs
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("model.N=64", "model.B=8", "hardware=cpu")
+
+
+def statuses(folder: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(folder.rglob("status.json"))]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["modle.N=64"], "did you mean 'model.N'?"),
+        (["method.kernl=gather"], "did you mean 'method.kernel'?"),
+        (["+bogus=1"], "bogus=1: unknown key"),
+        (["+model.bogus=1"], "model.bogus"),
+        (["method=blok_shock"], "did you mean 'block_shock'?"),
+        (["phase=phase9"], "allowed: phase0_correctness"),
+        (["model.N=abc"], "model.N: Value 'abc' of type 'str' could not be converted to Integer"),
+        (["phase.timed_iters=x"], "phase.timed_iters=x"),
+        (["phase.timed_iters=0"], "phase.timed_iters=0: must be at least 1"),
+        (["phase.warmup_iters=-3"], "phase.warmup_iters=-3: must be at least 1"),
+        (["phase.timing=stopwatch"], "allowed: auto, sync, cuda_events, cuda_graph, none"),
+        (["phase.timing=cuda_graph"], "needs a GPU"),
+        (["model.B=0"], "model.B=0: must be at least 1"),
+        (["model.N=66"], "model.N=66: block_shock on 1 ranks needs a multiple of 4"),
+        (["model.K=30"], "model.K=30"),
+        (["model.N=36", "hardware.world_size=4"], "needs a multiple of 8"),
+        (["model.K=65", "method=dense_tp_row", "hardware.world_size=2"], "needs a multiple of 2 ranks"),
+        (["model.N=65", "method=dense_tp_column", "hardware.world_size=2"], "needs a multiple of 2 ranks"),
+        (["hardware.world_size=3"], "needs 1 or an even number of ranks"),
+        (["hardware.world_size=0"], "hardware.world_size=0: must be at least 1"),
+        (["hardware.world_size=2", "method=dense_single"], "dense_single runs on one rank"),
+        (["method=dense_tp_row"], "one rank is dense_single"),
+        (["hardware.backend=nccl"], "NCCL needs GPUs"),
+        (["model.dtype=int8"], "allowed: auto, bf16, fp16, fp32, fp64"),
+        (["method.kernel=gather", "mask=random_2of4"], "needs a mask whose rows repeat"),
+        (["method.kernel=cusparselt"], "needs an NVIDIA GPU"),
+        (["method.compress_every=2"], "packed weights are never compressed"),
+        (["mask.name=checkerboard"], "select the mask with mask=checkerboard"),
+        (["mask.pattern=1110"], "two ones each"),
+        (["phase=phasex_drift", "model.K=32"], "needs K = N"),
+        (["phase=phase3_train_step", "phase.optimizer=adam"], "did you mean 'adamw'?"),
+        (["phase=phase3_train_step", "phase.lr=-1"], "must be positive"),
+        (["experiment.output_dir=/proc/nowhere"], "choose another folder"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_before_anything_is_left_behind(cli, tmp_path, arguments, expected):
+    done = cli(*SMALL, *arguments)
+    assert done.code == 2
+    assert done.err.count("\n") == 1
+    assert done.err.startswith("blockshock: ")
+    assert expected in done.err
+    assert not list(tmp_path.rglob("status.json"))
+
+
+def test_a_gpu_that_is_not_there_is_refused(cli, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert "no CUDA GPU; use hardware=cpu" in cli("hardware=local_gpu").err
+
+
+def test_more_ranks_than_gpus_are_refused(cli, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    done = cli("hardware=local_gpu", "hardware.world_size=4")
+    assert (done.code, "this machine has 2 GPUs" in done.err) == (2, True)
+
+
+def test_bf16_on_a_gpu_without_it_is_refused(cli, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("blockshock.nvml.capability", lambda: (7, 5))
+    assert "has no bf16 arithmetic" in cli("hardware=local_gpu", "model.dtype=bf16").err
+
+
+def test_hydra_full_error_shows_the_trace():
+    environment = {**os.environ, "HYDRA_FULL_ERROR": "1"}
+    command = [sys.executable, "-m", "blockshock", "modle.N=3"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "Traceback" in done.stderr
+    assert done.returncode != 0
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(
+    "phase",
+    ["phase0_correctness", "phase1_forward", "phase2_backward_input", "phase3_train_step", "phasex_drift"],
+)
+def test_every_phase_leaves_a_complete_run_folder(cli, tmp_path, phase, world_size):
+    done = cli(*SMALL, f"phase={phase}", f"hardware.world_size={world_size}")
+    assert done.code == 0, done.err
+    (folder,) = (path.parent for path in tmp_path.rglob("status.json"))
+    assert folder.parent.parent == tmp_path / "outputs" / "runs" / phase
+    logs = {f"log.rank{rank}.txt" for rank in range(world_size)}
+    assert {p.name for p in folder.iterdir()} >= {"config.yaml", "env.json", "seed.txt", "metrics.jsonl"} | logs
+    status = statuses(folder)[0]
+    assert status["status"] == "ok"
+    assert {"reason", "started", "ended", "config_hash", "schema", "pid", "host"} <= status.keys()
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    designed = "schema run_id timestamp_unix phase method mask workload N B dtype world_size device timings_ms"
+    for record in records:
+        assert {*designed.split(), "memory_peak_bytes"} <= record.keys()
+    assert records[0]["dtype"] == "fp32"  # `auto` is settled before it is recorded
+    assert all(v["passed"] for v in records[0]["correctness"].values())
+    if phase in ("phase1_forward", "phase2_backward_input", "phase3_train_step"):
+        (record,) = records
+        assert record["roofline"]["floor_ms"] > 0
+        assert record["roofline"]["fraction"] > 0
+        for statistics in record["timings_ms"].values():
+            assert set(statistics) == {"count", "sum_ms", "avg_ms", "p50_ms", "p95_ms", "min_ms", "max_ms"}
+        assert ("allreduce" in record["timings_ms"]) == (world_size == 2)
+    else:
+        assert len(records) == (50 if phase == "phasex_drift" else 1)
+
+
+def test_training_regions_and_sizes_are_recorded(cli, tmp_path):
+    options = ("phase=phase3_train_step", "method.weights=masked", "mask=random_2of4")
+    assert cli(*SMALL, *options).code == 0
+    record = load_runs([tmp_path]).iloc[0]
+    for region in ("build", "forward", "backward", "opt_step", "compress", "total_step"):
+        assert record[f"timings_ms.{region}.p50_ms"] > 0
+    assert record["gradient_bytes"] == 2 * 64 * 64 * 4  # both masked halves are dense copies here
+    assert record["training.last"] < record["training.first"]
+
+
+def test_packed_weights_never_compress_and_hold_half_of_a_masked_copys_gradients(cli, tmp_path):
+    assert cli(*SMALL, "phase=phase3_train_step").code == 0
+    record = load_runs([tmp_path]).iloc[0]
+    assert "timings_ms.compress.p50_ms" not in record
+    assert record["gradient_bytes"] == 64 * 64 * 4
+    assert record["optimizer_bytes"] == pytest.approx(2 * 64 * 64 * 4, rel=0.01)
+
+
+def test_a_failed_check_fails_the_run_and_is_recorded(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    write_method(tmp_path, "wrong", "y * 1.01")
+    done = cli(*SMALL, f"hydra.searchpath=[file://{tmp_path}/conf]", "method=wrong", "phase=phase0_correctness")
+    assert done.code == 1
+    assert "Y is wrong: relative error 0.01" in done.err
+    row = load_runs([tmp_path / "outputs"]).iloc[0]
+    assert row["status"] == "failed"
+    assert not row["correctness.Y.passed"]
+
+
+def test_a_method_is_added_by_one_class_and_one_yaml_outside_of_the_package(cli, tmp_path):
+    write_method(tmp_path, "mine", "y")
+    phases = "phase=phase0_correctness,phase1_forward,phase2_backward_input,phase3_train_step"
+    done = cli("-m", *SMALL, f"hydra.searchpath=[file://{tmp_path}/conf]", "method=mine", "method.power=2", phases)
+    assert done.code == 0, done.err
+    runs = load_runs([tmp_path / "outputs"])
+    assert set(runs.method) == {"mine"}
+    assert set(runs["config.method.power"]) == {2}
+    assert set(runs.status) == {"ok"}
+    refused = cli(*SMALL, f"hydra.searchpath=[file://{tmp_path}/conf]", "method=mine", "method.power=much")
+    assert (refused.code, "method.power=much" in refused.err) == (2, True)
+
+
+def write_method(folder: Path, name: str, result: str) -> None:
+    """A method in a module of its own, found through Python's path, and its YAML file."""
+    (folder / f"method_{name}.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from blockshock.methods.dense_single import DenseSingleLinear\n"
+        "@dataclass\n"
+        "class Mine:\n"
+        "    name: str\n"
+        "    power: int = 1\n"
+        "    def build(self, problem, weight):\n"
+        "        return MineLinear(problem, weight)\n"
+        "class MineLinear(DenseSingleLinear):\n"
+        "    def forward(self, x):\n"
+        "        y = super().forward(x)\n"
+        f"        return {result}\n"
+    )
+    (folder / "conf" / "method").mkdir(parents=True)
+    (folder / "conf" / "method" / f"{name}.yaml").write_text(f"_target_: method_{name}.Mine\nname: {name}\npower: 1\n")
+    sys.path.insert(0, str(folder))
+
+
+def test_out_of_memory_is_a_status_of_its_own_and_harms_no_other_job(cli, tmp_path):
+    # 2^22 x 2^22 floats are 64 TiB: no host has them, so the allocator says no at once
+    done = cli("-m", "hardware=cpu", "method=dense_single", "model.N=64,4194304,32", "model.B=8", "experiment.name=big")
+    assert done.code == 0, done.err
+    found = {s["status"]: s["reason"] for s in statuses(tmp_path)}
+    assert sorted(s["status"] for s in statuses(tmp_path)) == ["ok", "ok", "oom"]
+    assert "N=4194304" in found["oom"]
+
+
+def test_a_sweep_with_jobs_that_cannot_run_is_refused_whole_or_skips_them_on_request(cli, tmp_path):
+    sweep = ("-m", *SMALL, "method=dense_single,block_shock", "hardware.world_size=1,2", "experiment.name=some")
+    refused = cli(*sweep)
+    assert refused.code == 2
+    assert "1 of 4 jobs can't run, none was started" in refused.err
+    assert not list(tmp_path.rglob("status.json"))
+    done = cli(*sweep, "hydra.launcher.skip_unsupported=true")
+    assert done.code == 0, done.err
+    assert sorted(s["status"] for s in statuses(tmp_path)) == ["ok", "ok", "ok", "unsupported"]
+    assert (tmp_path / "outputs/sweeps/some/report/report.html").exists()
+
+
+def test_a_sweep_of_the_same_name_measures_nothing_twice(cli, tmp_path):
+    sweep = ("-m", *SMALL, "phase=phase0_correctness", "experiment.name=again")
+    assert cli(*sweep, "model.B=8,16").code == 0
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("metrics.jsonl")}
+    assert cli(*sweep, "model.B=8,16,24").code == 0
+    after = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("metrics.jsonl")}
+    assert len(before) == 2
+    assert len(after) == 3
+    assert before.items() <= after.items()
+
+
+def test_a_failing_job_in_a_sweep_is_reported_and_the_others_run(cli, tmp_path):
+    write_method(tmp_path, "crashing", "y / 0 if len(x) == 16 else 1 / (len(x) - 16) * 0 * y + y")
+    search = f"hydra.searchpath=[file://{tmp_path}/conf]"
+    done = cli("-m", *SMALL, search, "method=crashing", "model.B=8,16,24", "experiment.name=crash")
+    assert done.code == 1
+    assert sorted(s["status"] for s in statuses(tmp_path)) == ["failed", "ok", "ok"]
+
+
+def test_help_names_every_group_and_shows_examples(cli):
+    shown = cli("--help").out
+    for text in ("phase: phase0_correctness", "method: block_shock", "mask: checkerboard", "hardware: auto", "sweep: "):
+        assert text in shown
+    assert shown.count("blockshock ") >= 3
+    assert "world_size" in shown
+
+
+def test_the_configuration_can_be_printed(cli):
+    assert "'N': 1024" in cli("--cfg", "job").out
+    assert (
+        "hydra.searchpath" in cli("--info", "searchpath").out.lower() or "Provider" in cli("--info", "searchpath").out
+    )
+
+
+def test_completion_offers_groups_options_and_keys(monkeypatch, cli):
+    for line, expected in (("method=", "method=block_shock"), ("mod", "model."), ("model.", "model.N=")):
+        monkeypatch.setenv("COMP_LINE", f"blockshock {line}")
+        monkeypatch.setenv("COMP_POINT", str(len(f"blockshock {line}")))
+        assert expected in cli("-sc", "query=bash").out
+
+
+def test_ranks_that_torchrun_has_started_are_joined(tmp_path):
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "blockshock",
+        *SMALL, f"experiment.output_dir={tmp_path}",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (status,) = statuses(tmp_path)  # one folder, though two processes ran Hydra
+    assert status["status"] == "ok"
+    (record,) = load_runs([tmp_path]).to_dict("records")
+    assert record["world_size"] == 2
+    assert record["timings_ms.allreduce.count"] == 20
+
+
+def test_a_rank_that_fails_under_torchrun_fails_the_job(tmp_path):
+    write_method(tmp_path, "broken", "y if __import__('torch').distributed.get_rank() == 0 else 1 / 0")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "blockshock",
+        *SMALL, f"experiment.output_dir={tmp_path}/o", f"hydra.searchpath=[file://{tmp_path}/conf]", "method=broken",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    (status,) = statuses(tmp_path)
+    assert (status["status"], status["reason"]) == ("failed", "rank 1: ZeroDivisionError: division by zero")
+
+
+def test_it_runs_from_an_installed_wheel_in_any_folder(tmp_path):
+    """What `pip install .` puts into place has the configuration, the launcher and the report with it."""
+    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(wheel, check=True, timeout=240)
+    (built,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(built), str(site)], check=True)
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r})\n"
+        f"import blockshock.main as m; assert m.__file__.startswith({str(site)!r})\n"
+        "m.main()"
+    )
+    arguments = ["-m", *SMALL, "experiment.name=wheel"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(site)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "outputs/sweeps/wheel/report/report.html").exists()
+
+
+@pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_every_rank_and_keeps_what_had_finished(tmp_path, interrupt):
+    sweep = ["-m", *SMALL, "phase=phase1_forward", "hardware.world_size=2", "experiment.name=slow"]
+    write_method(tmp_path, "sleepy", "(__import__('time').sleep(600 if len(x) == 16 else 0), y)[1]")
+    options = [f"hydra.searchpath=[file://{tmp_path}/conf]", "method=sleepy", "model.B=8,16"]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    command = [sys.executable, "-m", "blockshock", *sweep, *options, f"experiment.output_dir={tmp_path}/o"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 100
+    while [s["status"] for s in statuses(tmp_path)].count("running") == 0 or len(statuses(tmp_path)) < 2:
+        assert time.monotonic() < deadline, statuses(tmp_path)
+        time.sleep(0.1)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(interrupt)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "interrupted; what had finished is kept" in err
+    assert "Traceback" not in err
+    found = sorted((s["status"], s["reason"]) for s in statuses(tmp_path))
+    assert found == [("failed", "interrupted"), ("ok", "")]
+    psutil.wait_procs(children, timeout=20)
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
