@@ -33,9 +33,9 @@ def execute(
     folder = RunFolder(Path(run_dir).absolute())
     if launched():
         return _execute_joined(job, folder, run_id)
-    folder.start(job, run_id)
     outcome = Outcome("failed", "interrupted")
     try:
+        folder.start(job, run_id)
         outcome = _pool_for(job, many_jobs).run(
             run_rank, job.config, str(folder.path), run_id, timeout_s=job.hardware.timeout_s, on_message=say
         )

@@ -70,6 +70,8 @@ class RunFolder:
 
     def finish(self, status: str, reason: str = "") -> None:
         """Write the final status. The first failure stands: a later `ok` or a peer's echo does not replace it."""
+        if not (self.path / "status.json").exists():
+            return  # interrupted before the folder was made
         now = self.status()
         if now["status"] != "running":
             return

@@ -1,4 +1,9 @@
-"""Run folders to a table."""
+"""Run folders to a table.
+
+from sweeps import load_runs
+runs = load_runs(["outputs/sweeps/first_picture"])
+runs[["method", "N", "timings_ms.forward.p50_ms", "status"]]
+"""
 
 from __future__ import annotations
 
@@ -15,11 +20,12 @@ import yaml
 def load_runs(paths: Iterable[str | PathLike[str]]) -> pd.DataFrame:
     """One row a record, from every run folder at or below `paths`; a run without records has one row of its status.
 
-    Columns: the record's fields and `config.*`, flattened with dots (`timings_ms.forward.p50_ms`), `status`,
-    `reason`, `config_hash` and `folder`. Works while runs are going on. Raises FileNotFoundError for a missing path.
+    Columns: the record's fields, `config.*` and `env.*`, flattened with dots (`timings_ms.forward.p50_ms`), `status`,
+    `reason`, `started`, `ended`, `config_hash` and `folder`. A run found through two of the paths counts once. Works
+    while runs are going on. Raises FileNotFoundError for a missing path.
     """
-    rows = [row for path in paths for folder in run_folders(Path(path)) for row in _rows(folder)]
-    return pd.json_normalize(rows)
+    folders = {folder.resolve(): folder for path in paths for folder in run_folders(Path(path))}
+    return pd.json_normalize([row for folder in folders.values() for row in _rows(folder)])
 
 
 def run_folders(path: Path) -> list[Path]:
@@ -31,13 +37,16 @@ def run_folders(path: Path) -> list[Path]:
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
     status = json.loads((folder / "status.json").read_text())
-    config_file = folder / "config.yaml"
+    config, env = folder / "config.yaml", folder / "env.json"
     common = {
         "folder": str(folder),
         "status": status["status"],
         "reason": status["reason"],
+        "started": status["started"],
+        "ended": status["ended"],
         "config_hash": status["config_hash"],
-        "config": yaml.safe_load(config_file.read_text()) if config_file.exists() else {},
+        "config": yaml.load(config.read_text(), _YAML) if config.exists() else {},
+        "env": json.loads(env.read_text()) if env.exists() else {},
     }
     records = list(_records(folder / "metrics.jsonl"))
     yield from ({**record, **common} for record in records)
@@ -51,3 +60,6 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
         for line in path.read_text().splitlines(keepends=True):
             if line.endswith("\n"):
                 yield json.loads(line)
+
+
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML was built with libyaml
