@@ -26,6 +26,7 @@ GRACE_S = 2.0  # what the other ranks get to report after one has failed; then t
 PRELOAD = ["blockshock.worker"]  # what the server that forks ranks imports, once
 PRELOAD_FOR_MANY = ["torch._dynamo"]  # what autograd functions and optimizers import at first use, a second or two
 _STARTED_HERE = "BLOCKSHOCK_RANK_STARTED"  # set in our own ranks, which must not mistake themselves for launched ones
+_INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
 
 
 @dataclass(frozen=True)
@@ -119,13 +120,18 @@ class RankPool:
         self.world_size = world_size
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._ranks: list[_Rank] = []
-        for rank in range(world_size):
-            info = RankInfo(rank, rank, world_size, world_size, ("127.0.0.1", self._store.port))
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(info, theirs), name=f"rank{rank}", daemon=True)
-            process.start()
-            theirs.close()
-            self._ranks.append(_Rank(process, ours))
+        # An interrupt halfway through a request would make the server that forks ranks stumble: it waits until then.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
+        try:
+            for rank in range(world_size):
+                info = RankInfo(rank, rank, world_size, world_size, ("127.0.0.1", self._store.port))
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(info, theirs), name=f"rank{rank}", daemon=True)
+                process.start()
+                theirs.close()
+                self._ranks.append(_Rank(process, ours))
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
         self.alive = True
 
     def __enter__(self) -> RankPool:
@@ -213,6 +219,7 @@ def _exit_reason(code: int | None) -> str:
 def _serve(info: RankInfo, connection: mpc.Connection) -> None:
     """The life of a rank: tasks from the pipe until it closes or a task fails."""
     os.environ[_STARTED_HERE] = "1"
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its ranks
     _end_with_parent()
     while True:

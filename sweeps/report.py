@@ -26,9 +26,7 @@ def write_report(paths: Sequence[str | PathLike[str]], out: str | PathLike[str])
 
     Raises FileNotFoundError for a missing path and ValueError where there is no run folder.
     """
-    runs = load_runs(paths)
-    if runs.empty:
-        raise ValueError(f"{_listed(paths)}: no run folder here (a run folder holds a status.json)")
+    runs = _load(paths)
     return _write(runs, results(runs), paths, Path(out))
 
 
@@ -37,9 +35,7 @@ def main() -> None:
     arguments = _parser().parse_args()
     out = arguments.out or arguments.folders[0] / "report"
     try:
-        runs = load_runs(arguments.folders)
-        if runs.empty:
-            raise ValueError(f"{_listed(arguments.folders)}: no run folder here (a run folder holds a status.json)")
+        runs = _load(arguments.folders)
         table = results(runs)
         written = _write(runs, table, arguments.folders, out)
     except (OSError, ValueError) as error:
@@ -48,6 +44,13 @@ def main() -> None:
         ended = ", ".join(f"{count} {status}" for status, count in counts(jobs(runs)).items())
         _refuse(f"{_listed(arguments.folders)}: no records in {ended} runs; why stands in {written}")
     _print(table, written)
+
+
+def _load(paths: Sequence[str | PathLike[str]]) -> pd.DataFrame:
+    runs = load_runs(paths)
+    if runs.empty:
+        raise ValueError(f"{_listed(paths)}: no run folder here (a run folder holds a status.json)")
+    return runs
 
 
 def _write(runs: pd.DataFrame, table: pd.DataFrame, paths: Sequence[str | PathLike[str]], out: Path) -> Path:

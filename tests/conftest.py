@@ -35,7 +35,7 @@ class Result:
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Result]:
-    """`cli("model.N=256", ...)`: run blockshock in this process, in a folder of its own; exit status, stdout, stderr."""
+    """`cli("model.N=256", ...)`: run blockshock in this process, in a folder of its own; status, stdout, stderr."""
 
     def run(*arguments: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["blockshock", *arguments])

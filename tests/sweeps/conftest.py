@@ -1,0 +1,66 @@
+"""Small run folders, written by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+WriteRun = Callable[..., Path]
+
+
+@pytest.fixture
+def write_run(tmp_path: Path) -> WriteRun:
+    """`write_run("name", records=[...], status="ok")`: a run folder below tmp_path/sweep; the path of it."""
+
+    def write(name: str, records: list[dict[str, Any]] | None = None, status: str = "ok", reason: str = "") -> Path:
+        folder = tmp_path / "sweep" / name
+        folder.mkdir(parents=True)
+        ended = None if status == "running" else "2026-01-02T03:05:00.000+00:00"
+        content = {"status": status, "reason": reason, "started": "2026-01-02T03:04:00.000+00:00", "ended": ended}
+        (folder / "status.json").write_text(json.dumps({**content, "config_hash": name, "schema": 1}))
+        first = (records or [{}])[0]
+        config = {
+            "experiment": {"name": "by_hand"},
+            "phase": {"name": first.get("phase", "phase1_forward")},
+            "method": {"name": first.get("method", "dense_single")},
+            "model": {"N": first.get("N", 64), "K": first.get("K", 64), "B": first.get("B", 8), "dtype": "fp32"},
+            "hardware": {"backend": "gloo", "world_size": first.get("world_size", 1)},
+        }
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        (folder / "env.json").write_text(json.dumps({"torch": "9.9.9+hand", "cpu": {"name": "Hand CPU"}}))
+        if records is not None:
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def record() -> Callable[..., dict[str, Any]]:
+    """`record("phase1_forward", "block_shock", forward=0.5, floor=0.1, ...)`: one line of metrics.jsonl."""
+
+    def make(phase: str, method: str, **given: Any) -> dict[str, Any]:
+        times = {name: given.pop(name) for name in list(given) if name in _REGIONS}
+        line: dict[str, Any] = {
+            **{"schema": 1, "phase": phase, "method": method, "mask": "complement_1100_0011", "workload": "gaussian"},
+            **{"N": 64, "K": 64, "B": 8, "dtype": "fp32", "world_size": 1, "device": "cpu"},
+            "timings_ms": {name: {"count": 3, "p50_ms": value} for name, value in times.items()},
+        }
+        if phase not in ("phase0_correctness", "phasex_drift"):
+            line |= {"timing_mode": "sync", "flush_l2": False}
+        if "floor" in given:
+            line["roofline"] = {"floor_ms": given.pop("floor"), "bound": given.pop("bound", "memory")}
+        if "error" in given:
+            error, limit = given.pop("error"), given.pop("limit")
+            line["correctness"] = {"Y": {"relative_error": error, "limit": limit, "passed": error <= limit}}
+        return {**line, **given}
+
+    return make
+
+
+_REGIONS = ("forward", "backward", "opt_step", "compress", "total_step")

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import pytest
+
+from sweeps import load_runs
+from sweeps.readable import markdown, number, readable, short, the_same
+from sweeps.tables import drift, results
+
+
+@pytest.fixture
+def table_of(write_run, tmp_path):
+    """`table_of(record, ...)`: the results of one run a record."""
+
+    def build(*records):
+        for i, one in enumerate(records):
+            write_run(f"{len(list(tmp_path.rglob('status.json')))}-{i}", [one])
+        return results(load_runs([tmp_path]))
+
+    return build
+
+
+def only(table, **wanted):
+    for key, value in wanted.items():
+        table = table[table[key] == value]
+    assert len(table) == 1, f"{len(table)} rows for {wanted}"
+    return table.iloc[0]
+
+
+def test_speedup_is_over_dense_single_of_the_same_size(table_of, record):
+    table = table_of(
+        record("phase1_forward", "dense_single", forward=3.0),
+        record("phase1_forward", "dense_single", forward=40.0, N=128, K=128),
+        record("phase1_forward", "block_shock", forward=2.0, world_size=2),
+        record("phase1_forward", "block_shock", forward=10.0, N=128, K=128),
+    )
+    assert only(table, method="block_shock", N=64)["speedup"] == pytest.approx(1.5)
+    assert only(table, method="block_shock", N=128)["speedup"] == pytest.approx(4.0)
+    assert only(table, method="dense_single", N=64)["speedup"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"dtype": "bf16"}, {"device": "NVIDIA X"}, {"B": 16}, {"K": 32}, {"workload": "uniform"}, {"timing_mode": "none"}],
+)
+def test_there_is_no_speedup_over_a_dense_run_of_another_kind(table_of, record, other):
+    table = table_of(
+        record("phase1_forward", "dense_single", forward=3.0, **other),
+        record("phase1_forward", "block_shock", forward=2.0),
+    )
+    assert only(table, method="block_shock")[["speedup"]].isna().all()
+
+
+def test_fraction_and_throughput(table_of, record):
+    row = only(table_of(record("phase1_forward", "block_shock", forward=0.5, floor=0.1, bound="link", B=8)))
+    assert row["roofline_fraction"] == pytest.approx(0.2)
+    assert row["bound"] == "link"
+    assert row["tflops"] == pytest.approx(2 * 8 * 64 * 64 / 0.5e-3 / 1e12)
+
+
+def test_the_error_is_phase_0s_and_a_failure_in_any_phase_fails_the_row(table_of, record):
+    phase0 = record("phase0_correctness", "block_shock", error=1e-3, limit=2e-3)
+    phase0["correctness"]["dW"] = {"relative_error": 1.0, "limit": 2e-3, "passed": False}
+    table = table_of(phase0, record("phase1_forward", "block_shock", forward=1.0, error=9e-4, limit=1e-3))
+    row = only(table)
+    assert (row["y_relative_error"], row["y_error_limit"]) == (1e-3, 2e-3)
+    assert (row["passed"], row["failed_checks"]) == (False, "dW")
+    assert readable(table)["check"].tolist() == ["FAIL dW"]
+
+
+def test_without_phase_0_the_phases_own_check_counts_and_the_worst_of_two_runs_is_shown(table_of, record):
+    row = only(
+        table_of(
+            record("phase1_forward", "block_shock", forward=1.0, error=1e-3, limit=2e-3),
+            record("phase1_forward", "block_shock", forward=2.0, error=3e-3, limit=2e-3),
+        )
+    )
+    assert (row["y_relative_error"], row["passed"], row["failed_checks"]) == (3e-3, False, "Y")
+
+
+def test_a_run_that_failed_its_check_has_a_row_and_no_time(table_of, record):
+    table = table_of(record("phase1_forward", "block_shock", error=1.0, limit=1e-6))
+    row = only(table)
+    assert row["passed"] == False  # noqa: E712 - a numpy boolean
+    assert row[["forward_p50_ms", "speedup", "roofline_fraction"]].isna().all()
+
+
+def test_a_check_that_was_not_made_neither_passes_nor_fails(table_of, record):
+    table = table_of(record("phase1_forward", "block_shock", forward=1.0))
+    assert table["passed"].isna().tolist() == [True]
+    assert readable(table)["check"].tolist() == [""]
+
+
+def test_repetitions_become_a_median_and_kernels_and_masks_stay_apart(table_of, record):
+    gather = {"layer": {"kernel": {"name": "gather"}}}
+    table = table_of(
+        *(record("phase1_forward", "block_shock", forward=t, **gather) for t in (1.0, 2.0, 9.0)),
+        record("phase1_forward", "block_shock", forward=5.0, layer={"kernel": {"name": "cusparselt"}}),
+        record("phase1_forward", "block_shock", forward=6.0, mask="checkerboard", **gather),
+    )
+    found = {(row["kernel"], row["mask"]): row["forward_p50_ms"] for _, row in table.iterrows()}
+    mask = "complement_1100_0011"
+    assert found == {("gather", mask): 2.0, ("cusparselt", mask): 5.0, ("gather", "checkerboard"): 6.0}
+
+
+def test_dense_methods_have_one_row_whatever_the_mask(table_of, record):
+    table = table_of(
+        record("phase1_forward", "dense_single", forward=1.0),
+        record("phase1_forward", "dense_single", forward=3.0, mask="checkerboard"),
+    )
+    assert only(table)["forward_p50_ms"] == 2.0
+
+
+def test_a_training_step_and_what_its_parts_leave(table_of, record):
+    regions = {"forward": 1.0, "backward": 2.0, "opt_step": 0.5, "compress": 0.25}
+    row = only(
+        table_of(
+            record("phase3_train_step", "block_shock", **regions, total_step=4.0, memory_peak_bytes=2**21),
+            record("phase1_forward", "block_shock", forward=0.9, memory_peak_bytes=2**20, weight_bytes=3 * 2**20),
+        )
+    )
+    assert row["forward_p50_ms"] == 0.9  # phase 1's, not the one inside the step
+    assert (row["step_p50_ms"], row["step_forward_p50_ms"], row["step_rest_p50_ms"]) == (4.0, 1.0, 0.25)
+    assert (row["forward_memory_peak_bytes"], row["step_memory_peak_bytes"]) == (2**20, 2**21)
+
+
+def test_the_readable_table_says_once_what_is_the_same_everywhere(table_of, record):
+    table = table_of(
+        record("phase1_forward", "dense_single", forward=0.01234, weight_bytes=2**20),
+        record("phase1_forward", "block_shock", forward=0.5, weight_bytes=2**19),
+    )
+    shown = readable(table)
+    assert "workload" not in shown
+    assert the_same(table)["workload"] == "gaussian"
+    assert shown["forward, ms"].tolist() == ["0.0123", "0.500"]
+    assert shown["weights a rank, MiB"].tolist() == ["1.00", "0.500"]
+    lines = markdown(shown).splitlines()
+    assert len(lines) == 4
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_the_short_table_keeps_the_largest_sizes(table_of, record):
+    table = table_of(*(record("phase1_forward", "dense_single", forward=1.0, N=n, K=n) for n in (64, 128, 256)))
+    shown, left_out = short(table, rows=2)
+    assert shown["N"].tolist() == ["128", "256"]
+    assert left_out == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.012345, "0.0123"), (1.0, "1.00"), (12.34, "12.3"), (123.4, "123"), (1234.6, "1235"), (0.0, "0")],
+)
+def test_numbers_have_three_digits(value, text):
+    assert number(value) == text
+
+
+def test_drift_is_a_row_a_step(write_run, record, tmp_path):
+    steps = [{"mode": "apply", "step": i, "output_error": i * 1e-3, "dense_output_error": i * 1e-4} for i in (1, 2, 3)]
+    write_run("a", [record("phasex_drift", "block_shock", drift=step) for step in steps])
+    curves = drift(load_runs([tmp_path]))
+    assert curves["step"].tolist() == [1, 2, 3]
+    assert curves["error"].tolist() == [1e-3, 2e-3, 3e-3]
+    assert results(load_runs([tmp_path]))["forward_p50_ms"].isna().all()
