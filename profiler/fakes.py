@@ -1,0 +1,92 @@
+"""Fake tensors for tracing, and what their refusals mean to a user."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+
+from profiler.errors import TraceError
+from profiler.regions import Recorder
+
+
+class Fakes:
+    """Makes fake tensors of one mode: the shape, stride, dtype, device and storage of a tensor, and no memory.
+
+    Operators whose result has a shape that depends on values are refused; a number that depends on values is
+    allowed, and becomes arithmetic in the graph.
+    """
+
+    def __init__(self) -> None:
+        self.mode = FakeTensorMode(
+            allow_non_fake_inputs=True,
+            shape_env=ShapeEnv(allow_dynamic_output_shape_ops=False),
+            static_shapes=True,
+        )
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """A fake of `tensor`, a parameter if it is one; tensors that share a storage give fakes that do."""
+        if not isinstance(tensor, FakeTensor):
+            return self.mode.from_tensor(tensor, static_shapes=True)
+        fake = self.unaliased(tensor)
+        return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+
+    def unaliased(self, tensor: Tensor) -> Tensor:
+        """A fake of the same shape, stride, dtype and device with a storage of its own."""
+        with self.mode:
+            return torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+            )
+
+
+@contextmanager
+def explained(recorder: Recorder) -> Iterator[None]:
+    """Turn a failure inside into a TraceError that names the module, the operator, and what to change."""
+    try:
+        yield
+    except TraceError:
+        raise
+    except (DataDependentOutputException, GuardOnDataDependentSymNode, DynamicOutputShapeException) as error:
+        operator = getattr(error, "func", None)
+        what = f"the operator {operator}" if operator else "a Python condition on a tensor's value"
+        raise TraceError(
+            f"in {_place(recorder)}: {what} depends on data, so that no one graph holds the step ({_first(error)}): "
+            "use torch.where or masks in the place of conditions and of data-dependent shapes, "
+            "or decide outside the model and pass a constant in the batch"
+        ) from error
+    except (UnsupportedOperatorException, UnsupportedFakeTensorException) as error:
+        operator = getattr(error, "func", None) or _first(error)
+        raise TraceError(
+            f"in {_place(recorder)}: {operator} does not run on fake tensors: "
+            "give it a fake kernel with torch.library.register_fake, or replace it"
+        ) from error
+    except (
+        RuntimeError,
+        TypeError,
+        NotImplementedError,
+        AttributeError,
+        ValueError,
+        AssertionError,
+    ) as error:
+        raise TraceError(
+            f"in {_place(recorder)}: {_first(error)} (while running on fake tensors, which have no values: if the step "
+            "runs in eager, keep what fails here - numpy, printing of values, compiled or scripted parts - out of it)"
+        ) from error
+
+
+def _place(recorder: Recorder) -> str:
+    return f"the {recorder.region.value}, module {recorder.module}"
+
+
+def _first(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,194 @@
+"""Turns parameters, buffers and optimizer state into inputs of a function, and back.
+
+    state = lift(model, optimizer)              # one Lifted for each tensor that a step reads or updates
+    with swapped(model, optimizer, {id(item.tensor): stand_in for ...}):
+        ...                                     # the model and the optimizer now hold the stand-ins
+
+Nothing of the user's objects has changed afterwards: every attribute of every module is put back.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.optimizer import _get_foreach_kernels_supported_devices
+
+from profiler.errors import TraceError
+from profiler.regions import OPTIMIZER, ROOT
+
+
+class NodeType(StrEnum):
+    """What the output of a node is."""
+
+    PARAM = "PARAM"
+    BUFFER = "BUFFER"
+    INPUT = "INPUT"  # a tensor of the batch
+    ACT = "ACT"  # made in the forward or the loss, used in the backward
+    GRAD = "GRAD"  # the gradient of a parameter
+    OPT_STATE = "OPT_STATE"
+    OTHER = "OTHER"
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """One tensor that the step finds in the user's objects, and where to find it again.
+
+    `name` is `layer.weight` for a parameter or buffer and `layer.weight.exp_avg` for a state; a learning
+    rate that is a tensor is `group0.lr`. `module` is the path of the module that owns it.
+    """
+
+    kind: NodeType
+    name: str
+    module: str
+    tensor: Tensor
+    holder: Any  # parameters, buffers: the module's dict; state: the parameter; groups: the group
+    key: str
+
+    def current(self, optimizer: Optimizer) -> Tensor:
+        """The tensor that is there now (a checkpoint may have been loaded since the trace)."""
+        holder = optimizer.state[self.holder] if isinstance(self.holder, Tensor) else self.holder
+        tensor: Tensor = holder[self.key]
+        return tensor
+
+
+def lift(model: nn.Module, optimizer: Optimizer) -> list[Lifted]:
+    """Parameters, buffers, then optimizer state, each tensor once (tied weights under their first name)."""
+    found: list[Lifted] = []
+    for kind, dicts in (
+        (NodeType.PARAM, [(path, module, module._parameters) for path, module in model.named_modules()]),
+        (NodeType.BUFFER, [(path, module, module._buffers) for path, module in model.named_modules()]),
+    ):
+        seen: set[int] = set()
+        for path, _, tensors in dicts:
+            for key, tensor in tensors.items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    name = f"{path}.{key}" if path else key
+                    found.append(Lifted(kind, name, path or ROOT, tensor, tensors, key))
+    owner = {id(item.tensor): item for item in found}
+    for index, group in enumerate(optimizer.param_groups):
+        for parameter in group["params"]:
+            if id(parameter) not in owner:
+                raise TraceError(
+                    f"parameter group {index} of the optimizer holds a tensor of shape {tuple(parameter.shape)} that is "
+                    "no parameter of the model: register it on the model (or on a module that holds both)"
+                )
+            item = owner[id(parameter)]
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    name = f"{item.name}.{key}"
+                    found.append(Lifted(NodeType.OPT_STATE, name, item.module, value, parameter, key))
+        for key, value in group.items():
+            if isinstance(value, Tensor):
+                name = f"group{index}.{key}"
+                found.append(Lifted(NodeType.OPT_STATE, name, OPTIMIZER, value, group, key))
+    return found
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Refuse an optimizer whose step cannot be written as one graph, and say which can."""
+    kind = type(optimizer)
+    if kind not in (SGD, Adam, AdamW):
+        raise TraceError(
+            f"the optimizer {kind.__name__} cannot be traced: use torch.optim.SGD, Adam or AdamW "
+            "(any of plain, foreach, fused; LBFGS and others that call a closure run the model several times a step)"
+        )
+    for index, group in enumerate(optimizer.param_groups):
+        if group.get("differentiable"):
+            raise TraceError(
+                f"parameter group {index} has differentiable=True: build the optimizer without it"
+            )
+
+
+def use_eager_implementation(optimizer: Optimizer) -> None:
+    """Write into each group the implementation (foreach or plain) that the optimizer takes by itself in eager.
+
+    Left to itself it would look at the type of the parameters, and stand-ins have another type.
+    """
+    for group in optimizer.param_groups:
+        if group["foreach"] is None and group["fused"] is None:
+            devices = _get_foreach_kernels_supported_devices()
+            foreach = all(
+                p.device.type in devices and type(p) in (Tensor, nn.Parameter, FakeTensor)
+                for p in group["params"]
+            )
+            scalar_lr = not isinstance(group["lr"], Tensor) or group.get("capturable", False)
+            group["foreach"] = foreach and (scalar_lr or isinstance(optimizer, SGD))
+
+
+def missing_state(optimizer: Optimizer) -> list[nn.Parameter]:
+    """The parameters that get their state in their first step, which has not yet happened."""
+    return [
+        parameter
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.requires_grad and not optimizer.state.get(parameter) and _has_state(optimizer, group)
+    ]
+
+
+def _has_state(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
+    return not isinstance(optimizer, SGD) or group["momentum"] != 0
+
+
+def initial_state(optimizer: Optimizer, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+    """The state with which the first step of `parameter` starts; the optimizer is left as it was.
+
+    Adam makes it with its own code. SGD's momentum starts at zero, which gives the first step's gradient to
+    the bit when there is no dampening (`trace_train_step` deals with dampening).
+    """
+    if isinstance(optimizer, SGD):
+        return {"momentum_buffer": torch.zeros_like(parameter, memory_format=torch.preserve_format)}
+    state, gradient = optimizer.state, parameter.grad
+    optimizer.state = defaultdict(dict)
+    parameter.grad = parameter.detach()  # only its presence is looked at
+    try:
+        optimizer._init_group({**group, "params": [parameter]}, [], [], [], [], [], [])  # type: ignore[operator]
+        made: dict[str, Any] = optimizer.state[parameter]
+    finally:
+        optimizer.state, parameter.grad = state, gradient
+    return made
+
+
+@contextmanager
+def swapped(model: nn.Module, optimizer: Optimizer, stand_in: Mapping[int, Tensor]) -> Iterator[None]:
+    """Inside, `model` and `optimizer` hold `stand_in[id(tensor)]` for every tensor of theirs that is in it."""
+
+    def replace(value: Any) -> Any:
+        return stand_in.get(id(value), value)
+
+    modules = list(model.modules())
+    before = [(dict(m.__dict__), dict(m._parameters), dict(m._buffers)) for m in modules]
+    groups, state = optimizer.param_groups, optimizer.state
+    try:
+        for module in modules:
+            for tensors in (module._parameters, module._buffers):
+                for key, tensor in tensors.items():
+                    tensors[key] = replace(tensor)
+            if isinstance(module, nn.RNNBase):  # keeps a second list of its weights
+                module.__dict__["_flat_weights"] = [replace(weight) for weight in module._flat_weights]
+        optimizer.param_groups = [
+            {
+                key: [replace(p) for p in value] if key == "params" else replace(value)
+                for key, value in group.items()
+            }
+            for group in groups
+        ]
+        optimizer.state = defaultdict(dict)
+        for parameter, values in state.items():
+            optimizer.state[replace(parameter)] = {key: replace(value) for key, value in values.items()}
+        yield
+    finally:
+        optimizer.param_groups, optimizer.state = groups, state
+        for module, (attributes, parameters, buffers) in zip(modules, before, strict=True):
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for store, saved in ((module._parameters, parameters), (module._buffers, buffers)):
+                store.clear()
+                store.update(saved)
