@@ -69,6 +69,12 @@ class StorageAnalysis:
     created: list[list[int]]  # rank → indices of the storages that the node makes
     activations: list[Activation]
     device: torch.device  # of the step
+    rank_of: dict[fx.Node, int]
+    gradients: dict[str, int]  # name of a parameter → bytes of its gradient
+
+    def held_by(self, node: fx.Node) -> list[int]:
+        """Indices of the storages that the node's value aliases."""
+        return self.held[self.rank_of[node]]
 
     def node_type(self, rank: int) -> NodeType:
         """The type of a node's outputs; of several, the one with the most bytes."""
@@ -80,7 +86,9 @@ class StorageAnalysis:
         return _is_view(self.nodes[rank], self.created[rank])
 
     def bytes_by_name(self, kind: NodeType) -> dict[str, int]:
-        """Name of each parameter, gradient or state (of `kind`) → bytes of its tensor, without rounding."""
+        """Name of each parameter, buffer, state, input or (for GRAD) parameter with a gradient → bytes, unrounded."""
+        if kind is NodeType.GRAD:
+            return self.gradients
         return {
             node.meta["source"]: _tensor_bytes(node.meta["val"])
             for node in self.nodes
@@ -128,7 +136,8 @@ def analyse(step: TracedStep) -> StorageAnalysis:
     _name_elements(nodes, storages, held)
     _find_uses(nodes, storages, held, created, rank_of)
     activations = _find_types(step, storages, held, rank_of)
-    return StorageAnalysis(nodes, storages, held, created, activations, step.device)
+    gradients = {name: _tensor_bytes(node.meta["val"]) for name, node in step.gradients.items()}
+    return StorageAnalysis(nodes, storages, held, created, activations, step.device, rank_of, gradients)
 
 
 def tensors_of(node: fx.Node) -> list[Tensor]:

@@ -121,10 +121,10 @@ def _check_arguments(model: nn.Module, optimizer: Optimizer, batch: Any) -> None
     devices = sorted({str(p.device) for p in trainable.values()})
     if len(devices) > 1:
         raise TraceError(f"the model's parameters are on {devices}: put the whole model on one device")
-    if devices[0].startswith("cuda") and not torch.backends.cuda.is_built():
+    if devices[0].startswith("cuda") and not torch.cuda.is_available():
         raise TraceError(
-            "the model's (fake) parameters are on cuda and this PyTorch is built without CUDA: put them on the cpu; "
-            "simulate(..., rounding=512) then forecasts what CUDA's allocator would hold"
+            "the model's (fake) parameters are on cuda and there is no GPU here, without which PyTorch's autograd "
+            "runs no backward on cuda: put them on the cpu, and forecast with memory(rounding=512)"
         )
     for name, p in trainable.items():
         if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
