@@ -43,7 +43,8 @@ def _spans(nodes: pd.DataFrame) -> Iterator[dict[str, Any]]:
         if row.region == "input":
             continue
         arguments = {
-            key: getattr(row, key) for key in ("rank", "target", "node_type", "module", "output_bytes", "flops")
+            key: getattr(row, key)
+            for key in ("rank", "target", "node_type", "module", "output_bytes", "flops")
         }
         yield _span("nodes", str(row.node_name), starts[row.rank], starts[row.rank + 1], arguments)
     for column, track in (("region", "regions"), ("module", "modules")):
@@ -70,5 +71,11 @@ def _counters(nodes: pd.DataFrame, curve: MemoryCurve) -> Iterator[dict[str, Any
     table = curve.table[[*CATEGORIES, "live_bytes"]].to_numpy()
     for rank, row in enumerate(table):
         values = dict(zip(CATEGORIES, row[:-1].tolist(), strict=True))
-        yield {"ph": "C", "pid": 1, "name": "live bytes", "ts": float(starts[rank]), "args": {"bytes": int(row[-1])}}
+        yield {
+            "ph": "C",
+            "pid": 1,
+            "name": "live bytes",
+            "ts": float(starts[rank]),
+            "args": {"bytes": int(row[-1])},
+        }
         yield {"ph": "C", "pid": 1, "name": "memory by category", "ts": float(starts[rank]), "args": values}

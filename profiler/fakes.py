@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -17,6 +17,10 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, S
 
 from profiler.errors import TraceError
 from profiler.regions import Recorder
+
+_UNFAITHFUL = {  # operators whose fake kernel describes other outputs than the real one gives
+    "aten.mkldnn_rnn_layer.default": "trace and run inside `torch.backends.mkldnn.flags(enabled=False)`",
+}
 
 
 class Fakes:
@@ -36,7 +40,9 @@ class Fakes:
     def of(self, tensor: Tensor) -> Tensor:
         """A fake of `tensor`, a parameter if it is one; tensors that share a storage give fakes that do."""
         if not isinstance(tensor, FakeTensor):
-            return self.mode.from_tensor(tensor, static_shapes=True)
+            fake = self.mode.from_tensor(tensor, static_shapes=True)
+            fake.grad = None  # a step starts without gradients, whatever the last one left
+            return fake
         fake = self.unaliased(tensor)
         return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
 
@@ -45,6 +51,17 @@ class Fakes:
         with self.mode:
             return torch.empty_strided(
                 tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+            )
+
+
+def refuse_unfaithful(graph: fx.Graph) -> None:
+    """Raise TraceError if the graph has an operator that runs otherwise than its fake kernel says."""
+    for node in graph.nodes:
+        advice = _UNFAITHFUL.get(str(node.target))
+        if advice is not None:
+            raise TraceError(
+                f"in the {node.meta['region'].value}, module {node.meta['module']}: {node.target} gives other "
+                f"outputs than its fake kernel promises, so its graph would not run: {advice}"
             )
 
 

@@ -1,9 +1,9 @@
 """The front door: profile a traced step, look at its numbers, save them.
 
-    prof = GraphProfiler(step)
-    prof.peak_breakdown()                        # a forecast, before anything has run
-    prof.run(*batch, warmup_iters=1, profile_iters=3)
-    prof.print_stats(); prof.save_stats_to_csv(folder); prof.plot(folder)
+prof = GraphProfiler(step)
+prof.peak_breakdown()                        # a forecast, before anything has run
+prof.run(*batch, warmup_iters=1, profile_iters=3)
+prof.print_stats(); prof.save_stats_to_csv(folder); prof.plot(folder)
 """
 
 import json

@@ -22,7 +22,9 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 RANGE = "profiler.node "  # the name of a node's range, before its rank
-_RUNTIME_CALL = re.compile(r"cu(da)?[A-Z]")  # cudaLaunchKernel, cuLaunchKernelEx: numbered apart from operators
+_RUNTIME_CALL = re.compile(
+    r"cu(da)?[A-Z]"
+)  # cudaLaunchKernel, cuLaunchKernelEx: numbered apart from operators
 _WAIT = re.compile(r"Sync(hronize)?$")  # the trace of a wait on the device is no work
 
 

@@ -75,7 +75,9 @@ def plot_node_runtime(nodes: pd.DataFrame) -> Figure:
     work = nodes[nodes["region"] != "input"]
     scale, unit = _time_unit(work["median_run_time_s"].max())
     for region, rows in work.groupby("region", sort=False):
-        left.vlines(rows["rank"], 0, rows["median_run_time_s"] / scale, color=REGION_COLOUR[str(region)], lw=0.8)
+        left.vlines(
+            rows["rank"], 0, rows["median_run_time_s"] / scale, color=REGION_COLOUR[str(region)], lw=0.8
+        )
     _rank_axis(left, work)
     left.set_ylabel(f"median run time of the node [{unit}]")
     left.set_ylim(bottom=0)
@@ -91,30 +93,27 @@ def plot_node_peak_memory(nodes: pd.DataFrame) -> Figure:
     work = nodes[nodes["region"] != "input"]
     scale, unit = _byte_unit(work["median_peak_mem_bytes"].max())
     active, peak = work["median_active_mem_bytes"] / scale, work["median_peak_mem_bytes"] / scale
-    left.fill_between(work["rank"], active, color="#BBBBBB", step="mid", lw=0, label="in use when the node starts")
+    left.fill_between(
+        work["rank"], active, color="#BBBBBB", step="mid", lw=0, label="in use when the node starts"
+    )
     left.fill_between(
         work["rank"], active, peak, color="#D55E00", step="mid", lw=0.6, label="added while it runs"
     )
     top = int(np.argmax(peak.to_numpy()))
     row = work.iloc[top]
     left.plot(row["rank"], peak.iloc[top], "v", color="black", ms=6)
-    left.annotate(
-        f"peak {in_bytes(row['median_peak_mem_bytes'])}\n{row['node_name']}",
-        (row["rank"], peak.iloc[top]),
-        xytext=(0, 8),
-        textcoords="offset points",
-        ha="center",
-        fontsize=8,
-    )
     _rank_axis(left, work)
+    text = f"peak {in_bytes(row['median_peak_mem_bytes'])} in {row['node_name']}"
+    _note_peak(left, work, int(row["rank"]), float(peak.iloc[top]), text)
     left.set_ylabel(f"memory [{unit}]")
     left.set_ylim(0, peak.max() * 1.18)
     left.legend(loc="lower right", fontsize=8)
     added = work.assign(added=work["median_peak_mem_bytes"] - work["median_active_mem_bytes"])
     largest = added.groupby("target", sort=False)["added"].max().nlargest(TOP).iloc[::-1]
     added_scale, added_unit = _byte_unit(largest.max())
+    largest = largest[largest > 0.002 * largest.max()]
     right.barh([_short(str(target)) for target in largest.index], largest / added_scale, color="#D55E00")
-    right.set_xlabel(f"most added by one node: outputs and workspace [{added_unit}]")
+    right.set_xlabel(f"most added by one node [{added_unit}]")
     right.set_title("operators that add the most", fontsize=10)
     return figure
 
@@ -132,7 +131,9 @@ def plot_activation_sizes(activations: pd.DataFrame, nodes: pd.DataFrame) -> Fig
     left.set_title(f"{len(activations)} activations, {in_bytes(sizes.sum())} together", fontsize=10)
     made_by = activations.assign(target=nodes["target"].to_numpy()[activations["creation_rank"]])
     total_scale, total_unit = _byte_unit(made_by.groupby("target")["median_mem_size_bytes"].sum().max())
-    _rank_operators(right, made_by, "median_mem_size_bytes", total_scale, f"all its activations [{total_unit}]")
+    _rank_operators(
+        right, made_by, "median_mem_size_bytes", total_scale, f"all its activations [{total_unit}]"
+    )
     right.set_title("operators that make the most", fontsize=10)
     return figure
 
@@ -156,7 +157,7 @@ def plot_inactive_times(activations: pd.DataFrame, nodes: pd.DataFrame) -> Figur
     left.set_ylabel(f"from last forward to first backward use [{unit}]")
     left.set_ylim(bottom=0)
     left.set_title(f"area of a dot: bytes (largest {in_bytes(sizes.max())})", fontsize=10)
-    remade = activations[(activations["recomp_time_s"] > 0) & (sizes > 0)]
+    remade = activations[(activations["recomp_time_s"] > 0) & (sizes >= sizes.max() / 1e4)]
     right.scatter(
         remade["recomp_time_s"] * 1e6,
         remade["median_mem_size_bytes"] / 2**20,
@@ -169,12 +170,15 @@ def plot_inactive_times(activations: pd.DataFrame, nodes: pd.DataFrame) -> Figur
     right.set_yscale("log")
     right.set_xlabel("time to make it again, all others kept [µs]")
     right.set_ylabel("size [MiB]")
-    right.set_title("cheap to drop: upper left", fontsize=10)
+    right.set_title(
+        f"cheap to drop: upper left ({len(remade)} of {len(activations)}, the largest)", fontsize=10
+    )
     return figure
 
 
 def plot_memory(curve: MemoryCurve, limit: int) -> Figure:
     """Memory against rank, stacked by what it is, with the step's regions, the peak, and the device's limit."""
+    _style()
     figure, axes = plt.subplots(figsize=(11, 5.6), layout="constrained")
     table = curve.table[~curve.table["region"].isin(["input"])]
     scale, unit = _byte_unit(curve.peak_bytes)
@@ -187,35 +191,46 @@ def plot_memory(curve: MemoryCurve, limit: int) -> Figure:
         step="mid",
         lw=0,
     )
-    axes.plot(table["rank"], table["live_bytes"] / scale, color="black", lw=0.9, drawstyle="steps-mid", label="live bytes")
+    axes.plot(
+        table["rank"],
+        table["live_bytes"] / scale,
+        color="black",
+        lw=0.9,
+        drawstyle="steps-mid",
+        label="live bytes",
+    )
     top = curve.peak_bytes / scale
     axes.plot(curve.peak_rank, top, "v", color="black", ms=7)
-    axes.annotate(
-        f"peak {in_bytes(curve.peak_bytes)} in the {curve.peak_region}: {curve.peak_node}",
-        (curve.peak_rank, top),
-        xytext=(0, 9),
-        textcoords="offset points",
-        ha="center",
-        fontsize=9,
-    )
     _rank_axis(axes, table)
+    _note_peak(axes, table, curve.peak_rank, top, f"peak {in_bytes(curve.peak_bytes)} in {curve.peak_node}")
     axes.set_ylabel(f"memory on {curve.device} [{unit}]")
     if limit <= 1.5 * curve.peak_bytes:
         axes.axhline(limit / scale, color="crimson", ls="--", lw=1.2, label=f"device limit {in_bytes(limit)}")
         axes.set_ylim(0, max(top, limit / scale) * 1.12)
     else:
         axes.set_ylim(0, top * 1.18)
-        axes.plot([], [], color="crimson", ls="--", label=f"device limit {in_bytes(limit)}: above, {limit / curve.peak_bytes:.3g} × peak")
+        axes.plot(
+            [],
+            [],
+            color="crimson",
+            ls="--",
+            label=f"device limit {in_bytes(limit)}: above, {limit / curve.peak_bytes:.3g} × peak",
+        )
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(
-        handles[::-1], labels[::-1], title="at the peak", loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9
+        handles[::-1],
+        labels[::-1],
+        title="at the peak",
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        fontsize=9,
     )
-    figure.suptitle("Memory of one training step")
+    axes.set_title("Memory of one training step")
     return figure
 
 
 def _two_panels(title: str) -> tuple[Figure, Sequence[Axes]]:
-    sns.set_theme(style="ticks", rc={"axes.spines.top": False, "axes.spines.right": False})
+    _style()
     figure, panels = plt.subplots(
         1, 2, figsize=(13, 5), layout="constrained", gridspec_kw={"width_ratios": [3, 2]}
     )
@@ -223,26 +238,36 @@ def _two_panels(title: str) -> tuple[Figure, Sequence[Axes]]:
     return figure, panels
 
 
+def _style() -> None:
+    sns.set_theme(style="ticks", rc={"axes.spines.top": False, "axes.spines.right": False})
+
+
 def _rank_axis(axes: Axes, rows: pd.DataFrame) -> None:
-    """Label the rank axis, and mark where one region ends and the next begins along its top."""
+    """Label the rank axis, and mark where one region ends and the next begins."""
     axes.set_xlabel("rank (order in which the nodes run)")
-    axes.set_xlim(rows["rank"].min(), rows["rank"].max())
-    span = rows["rank"].max() - rows["rank"].min()
+    first, last = rows["rank"].min(), rows["rank"].max()
+    axes.set_xlim(first, last)
     for region, group in groupby(zip(rows["rank"], rows["region"], strict=True), key=lambda pair: pair[1]):
         ranks = [rank for rank, _ in group]
-        if region == "output":
-            continue
-        axes.axvline(ranks[0], color=REGION_COLOUR[region], lw=1, ls=":")
-        axes.axvspan(ranks[0], ranks[-1] + 1, ymin=0.985, color=REGION_COLOUR[region], lw=0)
-        if len(ranks) > 0.05 * span:
+        if ranks[0] > first and region != "output":
+            axes.axvline(ranks[0], color="black", lw=0.9, ls=":")
+        if len(ranks) > 0.05 * (last - first):
+            middle = (ranks[0] + ranks[-1]) / 2
             axes.text(
-                (ranks[0] + ranks[-1]) / 2, 0.975, region, transform=axes.get_xaxis_transform(),
-                ha="center", va="top", fontsize=9, color=REGION_COLOUR[region],
+                middle, 0.985, region, transform=axes.get_xaxis_transform(), ha="center", va="top", fontsize=9
             )
+
+
+def _note_peak(axes: Axes, rows: pd.DataFrame, rank: int, height: float, text: str) -> None:
+    """Write `text` above a point, on the side of it where there is room."""
+    place = (rank - rows["rank"].min()) / max(1, rows["rank"].max() - rows["rank"].min())
+    side = "left" if place < 0.35 else "right" if place > 0.65 else "center"
+    axes.annotate(text, (rank, height), xytext=(0, 9), textcoords="offset points", ha=side, fontsize=9)
 
 
 def _rank_operators(axes: Axes, rows: pd.DataFrame, column: str, scale: float, label: str) -> None:
     grouped = rows.groupby("target")[column].agg(["sum", "size"]).nlargest(TOP, "sum").iloc[::-1]
+    grouped = grouped[grouped["sum"] > 0.002 * grouped["sum"].max()]
     names = [f"{_short(str(target))} ×{count}" for target, count in grouped["size"].items()]
     axes.barh(names, grouped["sum"] / scale, color="#666666")
     axes.set_xlabel(label)

@@ -55,7 +55,9 @@ def measure(
 ) -> Profile:
     """Run `warmup_iters` plain steps, `profile_iters` plain steps on the clock, and `profile_iters` measured ones."""
     if profile_iters < 1 or warmup_iters < 1:
-        raise ValueError(f"warmup_iters={warmup_iters}, profile_iters={profile_iters}: both must be at least 1")
+        raise ValueError(
+            f"warmup_iters={warmup_iters}, profile_iters={profile_iters}: both must be at least 1"
+        )
     started = time.perf_counter()
     on_cuda = step.device.type == "cuda"
     with torch.cuda.device(step.device) if on_cuda else nullcontext():
@@ -227,7 +229,9 @@ def _for_the_model(
     excess: dict[int, int] = {}
     for rank in range(len(analysis.nodes)):
         made = [analysis.storages[index] for index in analysis.created[rank]]
-        made = [storage for storage in made if not storage.owned_by_user and storage.device == analysis.device]
+        made = [
+            storage for storage in made if not storage.owned_by_user and storage.device == analysis.device
+        ]
         stays = int(after[rank] - before[rank] - outputs[rank]) if made else 0
         if stays:
             excess[max(made, key=lambda storage: storage.bytes).index] = stays

@@ -42,9 +42,9 @@ def report(nodes: pd.DataFrame, activations: pd.DataFrame, summary: dict[str, An
 
 
 def in_bytes(size: float) -> str:
-    """`size` bytes with a unit: 1536 → '1.5 KiB'."""
+    """`size` bytes with a unit: 3072 → '3.0 KiB'."""
     for unit in ("B", "KiB", "MiB"):
-        if abs(size) < 1024:
+        if abs(size) < 2048:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.2f} GiB"

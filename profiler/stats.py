@@ -1,8 +1,8 @@
 """The two tables of a profile, their columns, and the files that hold them.
 
-    node_stats(analysis, profile)              # one row a node
-    activation_stats(analysis, profile)        # one row an activation
-    read_csv(folder, NODE_STATS)               # what save_csv wrote; names the file if it is not there
+node_stats(analysis, profile)              # one row a node
+activation_stats(analysis, profile)        # one row an activation
+read_csv(folder, NODE_STATS)               # what save_csv wrote; names the file if it is not there
 """
 
 from collections.abc import Sequence

@@ -22,7 +22,7 @@ from torch.optim import SGD, Optimizer
 from torch.utils import _pytree as pytree
 
 from profiler.errors import TraceError
-from profiler.fakes import Fakes, explained
+from profiler.fakes import Fakes, explained, refuse_unfaithful
 from profiler.lift import (
     Lifted,
     NodeType,
@@ -57,7 +57,6 @@ def trace_train_step(
     leaves, spec = pytree.tree_flatten(tuple(batch))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     fakes = Fakes()
-    dampened = _groups_in_their_first_step(optimizer)
     with _provisional_state(optimizer, fakes) as fresh:
         lifted = lift(model, optimizer)
         stand_in = {id(item.tensor): fakes.of(item.tensor) for item in lifted}
@@ -82,9 +81,13 @@ def trace_train_step(
                 graded.extend(gradients)
                 return [loss, *gradients.values()]
 
-            return make_fx(train_step, tracing_mode="fake")(*inputs), graded
+            module = make_fx(train_step, tracing_mode="fake")(*inputs)
+            refuse_unfaithful(module.graph)
+            return module, graded
 
         graph_module, graded = trace(undampened=())
+        parameters = {item.name: item.tensor for item in lifted if item.kind is NodeType.PARAM}
+        dampened = _groups_in_their_first_step(optimizer, fresh, [parameters[name] for name in graded])
         first = trace(undampened=dampened)[0] if dampened else None
 
     real, used = _install_state(model, optimizer, lifted, fresh, set(graded))
@@ -211,17 +214,20 @@ def _gradients(lifted: Sequence[Lifted], static: Sequence[Tensor]) -> dict[str, 
     return {i.name: t.grad for i, t in pairs if i.kind is NodeType.PARAM and t.grad is not None}
 
 
-def _groups_in_their_first_step(optimizer: Optimizer) -> list[int]:
+def _groups_in_their_first_step(
+    optimizer: Optimizer, fresh: Sequence[Tensor], graded: Sequence[Tensor]
+) -> list[int]:
     """Groups of SGD whose first step is another than the following: it takes the gradient without dampening."""
     if not isinstance(optimizer, SGD):
         return []
-    missing, indices = {id(p) for p in missing_state(optimizer)}, []
+    new, indices = {id(parameter) for parameter in fresh}, []
+    with_gradient = {id(parameter) for parameter in graded}
     for index, group in enumerate(optimizer.param_groups):
-        fresh = [id(p) in missing for p in group["params"] if p.requires_grad]
-        if group["dampening"] != 0 and any(fresh):
-            if not all(fresh):
+        first = [id(p) in new for p in group["params"] if id(p) in with_gradient]
+        if group["dampening"] != 0 and any(first):
+            if not all(first):
                 raise TraceError(
-                    f"parameter group {index} of SGD has dampening, and momentum for only some of its parameters: "
+                    f"parameter group {index} of SGD has dampening, and momentum for some of its parameters only: "
                     "run one eager step first"
                 )
             indices.append(index)
