@@ -163,8 +163,10 @@ def build(
             side, classes = (32 if tiny else 224), model.config.num_labels
             images = torch.randn(batch_size, 3, side, side).to(dtype)
             batch = (images, torch.randint(classes, (batch_size,)))
-    model = model.to(device=device, dtype=dtype).train()
-    return Problem(model, _LOSSES[kind], tuple(t.to(device) for t in batch))
+    first = next(model.parameters())
+    if first.dtype != dtype or first.device.type != torch.device(device).type:  # fake parameters cannot be moved
+        model = model.to(device=device, dtype=dtype)
+    return Problem(model.train(), _LOSSES[kind], tuple(t.to(device) for t in batch))
 
 
 def _no_dropout(dropout: float | None, name: str) -> None:
