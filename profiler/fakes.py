@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import (
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
 from profiler.errors import TraceError
-from profiler.regions import Recorder
+from profiler.regions import Recorder, Region
 
 _UNFAITHFUL = {  # operators whose fake kernel describes other outputs than the real one gives
     "aten.mkldnn_rnn_layer.default": "trace and run inside `torch.backends.mkldnn.flags(enabled=False)`",
@@ -55,8 +55,18 @@ class Fakes:
 
 
 def refuse_unfaithful(graph: fx.Graph) -> None:
-    """Raise TraceError if the graph has an operator that runs otherwise than its fake kernel says."""
+    """Raise TraceError if the graph has an operator that would do something else than in eager.
+
+    These are operators that give other outputs than their fake kernels say, and random numbers in the backward:
+    a checkpointed forward puts the generator's state back before it draws them again, which a graph does not.
+    """
     for node in graph.nodes:
+        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if random and node.meta["region"] is Region.BACKWARD:
+            raise TraceError(
+                f"in the backward, module {node.meta['module']}: {node.target} would draw other random numbers than "
+                "the forward did: take torch.utils.checkpoint out of this module, or its dropout"
+            )
         advice = _UNFAITHFUL.get(str(node.target))
         if advice is not None:
             raise TraceError(

@@ -73,7 +73,7 @@ def plot_node_runtime(nodes: pd.DataFrame) -> Figure:
     """Run time of each node against its rank, coloured by region, and the operators that take most of the step."""
     figure, (left, right) = _two_panels("Run time of each node")
     work = nodes[nodes["region"] != "input"]
-    scale, unit = _time_unit(work["median_run_time_s"].max())
+    scale, unit = time_unit(work["median_run_time_s"].max())
     for region, rows in work.groupby("region", sort=False):
         left.vlines(
             rows["rank"], 0, rows["median_run_time_s"] / scale, color=REGION_COLOUR[str(region)], lw=0.8
@@ -91,7 +91,7 @@ def plot_node_peak_memory(nodes: pd.DataFrame) -> Figure:
     """Peak memory during each node above what is in use when it starts, and the operators that add most."""
     figure, (left, right) = _two_panels("Peak memory during each node")
     work = nodes[nodes["region"] != "input"]
-    scale, unit = _byte_unit(work["median_peak_mem_bytes"].max())
+    scale, unit = byte_unit(work["median_peak_mem_bytes"].max())
     active, peak = work["median_active_mem_bytes"] / scale, work["median_peak_mem_bytes"] / scale
     left.fill_between(
         work["rank"], active, color="#BBBBBB", step="mid", lw=0, label="in use when the node starts"
@@ -110,7 +110,7 @@ def plot_node_peak_memory(nodes: pd.DataFrame) -> Figure:
     left.legend(loc="lower right", fontsize=8)
     added = work.assign(added=work["median_peak_mem_bytes"] - work["median_active_mem_bytes"])
     largest = added.groupby("target", sort=False)["added"].max().nlargest(TOP).iloc[::-1]
-    added_scale, added_unit = _byte_unit(largest.max())
+    added_scale, added_unit = byte_unit(largest.max())
     largest = largest[largest > 0.002 * largest.max()]
     right.barh([_short(str(target)) for target in largest.index], largest / added_scale, color="#D55E00")
     right.set_xlabel(f"most added by one node [{added_unit}]")
@@ -122,7 +122,7 @@ def plot_activation_sizes(activations: pd.DataFrame, nodes: pd.DataFrame) -> Fig
     """Bytes of each activation against the rank that makes it, and the operators whose results weigh most."""
     figure, (left, right) = _two_panels("Size of each activation")
     sizes = activations["median_mem_size_bytes"]
-    scale, unit = _byte_unit(sizes.max())
+    scale, unit = byte_unit(sizes.max())
     left.vlines(activations["creation_rank"], 0, sizes / scale, color=CATEGORY_COLOUR["activations"], lw=1)
     left.plot(activations["creation_rank"], sizes / scale, ".", color="#7A5200", ms=3)
     left.set_xlabel("rank of the node that makes it")
@@ -130,7 +130,7 @@ def plot_activation_sizes(activations: pd.DataFrame, nodes: pd.DataFrame) -> Fig
     left.set_ylim(bottom=0)
     left.set_title(f"{len(activations)} activations, {in_bytes(sizes.sum())} together", fontsize=10)
     made_by = activations.assign(target=nodes["target"].to_numpy()[activations["creation_rank"]])
-    total_scale, total_unit = _byte_unit(made_by.groupby("target")["median_mem_size_bytes"].sum().max())
+    total_scale, total_unit = byte_unit(made_by.groupby("target")["median_mem_size_bytes"].sum().max())
     _rank_operators(
         right, made_by, "median_mem_size_bytes", total_scale, f"all its activations [{total_unit}]"
     )
@@ -141,7 +141,7 @@ def plot_activation_sizes(activations: pd.DataFrame, nodes: pd.DataFrame) -> Fig
 def plot_inactive_times(activations: pd.DataFrame, nodes: pd.DataFrame) -> Figure:
     """How long each activation lies idle between forward and backward, and what keeping or remaking it costs."""
     figure, (left, right) = _two_panels("Idle time of each activation")
-    scale, unit = _time_unit(activations["inactive_time_s"].max())
+    scale, unit = time_unit(activations["inactive_time_s"].max())
     sizes = activations["median_mem_size_bytes"]
     area = 4 + 90 * sizes / max(1, sizes.max())
     left.scatter(
@@ -178,10 +178,10 @@ def plot_inactive_times(activations: pd.DataFrame, nodes: pd.DataFrame) -> Figur
 
 def plot_memory(curve: MemoryCurve, limit: int) -> Figure:
     """Memory against rank, stacked by what it is, with the step's regions, the peak, and the device's limit."""
-    _style()
+    style()
     figure, axes = plt.subplots(figsize=(11, 5.6), layout="constrained")
     table = curve.table[~curve.table["region"].isin(["input"])]
-    scale, unit = _byte_unit(curve.peak_bytes)
+    scale, unit = byte_unit(curve.peak_bytes)
     breakdown = curve.breakdown()
     axes.stackplot(
         table["rank"],
@@ -230,7 +230,7 @@ def plot_memory(curve: MemoryCurve, limit: int) -> Figure:
 
 
 def _two_panels(title: str) -> tuple[Figure, Sequence[Axes]]:
-    _style()
+    style()
     figure, panels = plt.subplots(
         1, 2, figsize=(13, 5), layout="constrained", gridspec_kw={"width_ratios": [3, 2]}
     )
@@ -238,7 +238,8 @@ def _two_panels(title: str) -> tuple[Figure, Sequence[Axes]]:
     return figure, panels
 
 
-def _style() -> None:
+def style() -> None:
+    """The look of every figure of this library."""
     sns.set_theme(style="ticks", rc={"axes.spines.top": False, "axes.spines.right": False})
 
 
@@ -277,12 +278,14 @@ def _short(target: str) -> str:
     return target.removeprefix("aten.").removesuffix(".default")
 
 
-def _byte_unit(largest: float) -> tuple[float, str]:
+def byte_unit(largest: float) -> tuple[float, str]:
+    """Bytes in a unit that suits an axis up to `largest` bytes, and the unit's name."""
     for scale, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if largest >= 2 * scale:
             return scale, unit
     return 1, "B"
 
 
-def _time_unit(largest: float) -> tuple[float, str]:
+def time_unit(largest: float) -> tuple[float, str]:
+    """Seconds in a unit that suits an axis up to `largest` seconds, and the unit's name."""
     return (1e-3, "ms") if largest >= 2e-3 else (1e-6, "µs")
