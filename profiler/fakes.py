@@ -62,6 +62,7 @@ def refuse_unfaithful(graph: fx.Graph) -> None:
     """
     for node in graph.nodes:
         random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        random = random and "backward" not in str(node.target)  # attention's: tagged, but given the forward's seed
         if random and node.meta["region"] is Region.BACKWARD:
             raise TraceError(
                 f"in the backward, module {node.meta['module']}: {node.target} would draw other random numbers than "

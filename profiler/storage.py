@@ -77,9 +77,10 @@ class StorageAnalysis:
         return self.held[self.rank_of[node]]
 
     def node_type(self, rank: int) -> NodeType:
-        """The type of a node's outputs; of several, the one with the most bytes."""
+        """The type of a node's outputs: of several, that of the largest which is not OTHER."""
         held = [self.storages[index] for index in self.held[rank]]
-        return max(held, key=lambda storage: storage.bytes).node_type if held else NodeType.OTHER
+        typed = [storage for storage in held if storage.node_type is not NodeType.OTHER]
+        return max(typed, key=lambda storage: storage.bytes).node_type if typed else NodeType.OTHER
 
     def is_view(self, rank: int) -> bool:
         """Whether the node makes no memory and touches none: a view, an element of a tuple."""

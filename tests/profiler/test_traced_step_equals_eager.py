@@ -1,5 +1,6 @@
 """The traced step leaves parameters, buffers, optimizer state and loss bit for bit as eager steps do."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -195,9 +196,10 @@ def test_step_after_loading_a_checkpoint_uses_the_loaded_state() -> None:
     optimizer = OPTIMIZERS["adam"](one_group(model))
     step = trace_train_step(model, mean_square, optimizer, batches[0])
     step(*batches[0])
-    saved = optimizer.state_dict()
-    optimizer.load_state_dict(saved)  # replaces every state tensor by a copy
+    old = [state["step"] for state in optimizer.state.values()]
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # every state is another tensor now
     step(*batches[1])
+    assert {counter.item() for counter in old} == {1.0}
     counters = {state["step"].item() for state in optimizer.state.values()}
     assert counters == {2.0}
 
