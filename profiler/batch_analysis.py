@@ -29,8 +29,8 @@ TABLE = "batch_analysis.csv"
 def read_batches(folders: Mapping[int, Path]) -> pd.DataFrame:
     """One row a batch size, smallest first: the categories at the peak in bytes, and times in seconds.
 
-    The categories add up to `measured_peak_bytes` exactly: `workspace` is what the peak of the plain step holds
-    beyond the storages of the graph. Raises MissingStatsError, which names the file that is missing.
+    The categories add up to `measured_peak_bytes` exactly: `workspace` is what the peak of the plain step
+    holds beyond the storages of the graph. Raises MissingStatsError, which names the file that is missing.
     """
     rows = []
     for batch_size in sorted(folders):
@@ -39,7 +39,7 @@ def read_batches(folders: Mapping[int, Path]) -> pd.DataFrame:
         activations = read_csv(folder, ACTIVATION_STATS)
         summary = _read_summary(folder / SUMMARY)
         peak = int(summary["measured_peak_bytes"])
-        top = curve.loc[curve["total_bytes"].idxmax()]
+        top = curve.iloc[int(curve["total_bytes"].to_numpy().argmax())]
         parts = {category: int(top[category]) for category in CATEGORIES if category != "workspace"}
         rows.append(
             {
@@ -90,7 +90,12 @@ def plot_peak(table: pd.DataFrame) -> Figure:
         bottom += height
     for place, peak in zip(places, table["measured_peak_bytes"], strict=True):
         axes.annotate(
-            in_bytes(peak), (place, peak / scale), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=9
+            in_bytes(peak),
+            (place, peak / scale),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
         )
     axes.set_xticks(places, [str(size) for size in table["batch_size"]])
     axes.set_xlabel("batch size")
@@ -108,7 +113,9 @@ def plot_step_time(table: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     scale, unit = time_unit(table["step_time_s"].max())
     axes.plot(table["batch_size"], table["step_time_s"] / scale, "o-", color="black", label="plain step")
-    axes.plot(table["batch_size"], table["node_time_s"] / scale, "s--", color="#0072B2", label="sum of node times")
+    axes.plot(
+        table["batch_size"], table["node_time_s"] / scale, "s--", color="#0072B2", label="sum of node times"
+    )
     axes.set_xscale("log", base=2)
     axes.set_xticks(table["batch_size"], [str(size) for size in table["batch_size"]])
     axes.xaxis.set_minor_locator(NullLocator())

@@ -39,14 +39,13 @@ def _microseconds(nodes: pd.DataFrame) -> np.ndarray:
 
 def _spans(nodes: pd.DataFrame) -> Iterator[dict[str, Any]]:
     starts = _microseconds(nodes)
-    for row in nodes.itertuples(index=False):
-        if row.region == "input":
+    for row in nodes.to_dict("records"):
+        if row["region"] == "input":
             continue
         arguments = {
-            key: getattr(row, key)
-            for key in ("rank", "target", "node_type", "module", "output_bytes", "flops")
+            key: row[key] for key in ("rank", "target", "node_type", "module", "output_bytes", "flops")
         }
-        yield _span("nodes", str(row.node_name), starts[row.rank], starts[row.rank + 1], arguments)
+        yield _span("nodes", str(row["node_name"]), starts[row["rank"]], starts[row["rank"] + 1], arguments)
     for column, track in (("region", "regions"), ("module", "modules")):
         ranks = [rank for rank, region in enumerate(nodes["region"]) if region != "input"]
         for name, group in groupby(ranks, key=lambda rank: nodes[column].iloc[rank]):

@@ -14,7 +14,7 @@ class BatchMismatchError(ProfilerError):
 
 
 class StaleStepError(ProfilerError):
-    """A constant in the graph (a learning rate, train or eval mode) no longer agrees with the user's objects."""
+    """A constant of the graph (a learning rate, the mode) no longer agrees with the user's objects."""
 
 
 class NotProfiledError(ProfilerError):

@@ -24,7 +24,8 @@ _UNFAITHFUL = {  # operators whose fake kernel describes other outputs than the 
 
 
 class Fakes:
-    """Makes fake tensors of one mode: the shape, stride, dtype, device and storage of a tensor, and no memory.
+    """Makes fake tensors of one mode: the shape, stride, dtype, device and storage of a tensor, and no
+    memory.
 
     Operators whose result has a shape that depends on values are refused; a number that depends on values is
     allowed, and becomes arithmetic in the graph.
@@ -40,7 +41,7 @@ class Fakes:
     def of(self, tensor: Tensor) -> Tensor:
         """A fake of `tensor`, a parameter if it is one; tensors that share a storage give fakes that do."""
         if not isinstance(tensor, FakeTensor):
-            fake = self.mode.from_tensor(tensor, static_shapes=True)
+            fake: Tensor = self.mode.from_tensor(tensor, static_shapes=True)
             fake.grad = None  # a step starts without gradients, whatever the last one left
             return fake
         fake = self.unaliased(tensor)
@@ -57,22 +58,25 @@ class Fakes:
 def refuse_unfaithful(graph: fx.Graph) -> None:
     """Raise TraceError if the graph has an operator that would do something else than in eager.
 
-    These are operators that give other outputs than their fake kernels say, and random numbers in the backward:
-    a checkpointed forward puts the generator's state back before it draws them again, which a graph does not.
+    These are operators that give other outputs than their fake kernels say, and random numbers in the
+    backward: a checkpointed forward puts the generator's state back before it draws them again, which a graph
+    does not.
     """
     for node in graph.nodes:
         random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        random = random and "backward" not in str(node.target)  # attention's: tagged, but given the forward's seed
+        random = random and "backward" not in str(
+            node.target
+        )  # attention's: tagged, but given the forward's seed
         if random and node.meta["region"] is Region.BACKWARD:
             raise TraceError(
-                f"in the backward, module {node.meta['module']}: {node.target} would draw other random numbers than "
-                "the forward did: take torch.utils.checkpoint out of this module, or its dropout"
+                f"in the backward, module {node.meta['module']}: {node.target} would draw other random "
+                "numbers than the forward did: take torch.utils.checkpoint out of this module, or its dropout"
             )
         advice = _UNFAITHFUL.get(str(node.target))
         if advice is not None:
             raise TraceError(
-                f"in the {node.meta['region'].value}, module {node.meta['module']}: {node.target} gives other "
-                f"outputs than its fake kernel promises, so its graph would not run: {advice}"
+                f"in the {node.meta['region'].value}, module {node.meta['module']}: {node.target} gives "
+                f"other outputs than its fake kernel promises, so its graph would not run: {advice}"
             )
 
 
@@ -87,9 +91,9 @@ def explained(recorder: Recorder) -> Iterator[None]:
         operator = getattr(error, "func", None)
         what = f"the operator {operator}" if operator else "a Python condition on a tensor's value"
         raise TraceError(
-            f"in {_place(recorder)}: {what} depends on data, so that no one graph holds the step ({_first(error)}): "
-            "use torch.where or masks in the place of conditions and of data-dependent shapes, "
-            "or decide outside the model and pass a constant in the batch"
+            f"in {_place(recorder)}: {what} depends on data, so that no one graph holds the step "
+            f"({_first(error)}): use torch.where or masks in the place of conditions and of "
+            "data-dependent shapes, or decide outside the model and pass a constant in the batch"
         ) from error
     except (UnsupportedOperatorException, UnsupportedFakeTensorException) as error:
         operator = getattr(error, "func", None) or _first(error)
@@ -106,8 +110,9 @@ def explained(recorder: Recorder) -> Iterator[None]:
         AssertionError,
     ) as error:
         raise TraceError(
-            f"in {_place(recorder)}: {_first(error)} (while running on fake tensors, which have no values: if the step "
-            "runs in eager, keep what fails here - numpy, printing of values, compiled or scripted parts - out of it)"
+            f"in {_place(recorder)}: {_first(error)} (while running on fake tensors, which have no "
+            "values: if the step runs in eager, keep what fails here out of it, such as numpy, printing of "
+            "values, compiled or scripted parts)"
         ) from error
 
 

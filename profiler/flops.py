@@ -7,7 +7,7 @@ from torch.utils.flop_counter import flop_registry
 
 
 def flops_of(node: fx.Node) -> int:
-    """2 × multiply-adds of a matrix product, convolution or attention, from its shapes; 0 for everything else.
+    """2 × multiply-adds of a matrix product, convolution or attention, from its shapes; 0 for all else.
 
     Element-wise operators and reductions count as 0: memory bounds them, not arithmetic.
     """

@@ -6,8 +6,8 @@
     for iteration in attribute(trace.events()): iteration[rank].kernel_ns, .peak
 
 A kernel belongs to the node in whose range it was launched: the trace links a kernel to the operator that
-launched it, and the operator's start lies in the range. So the times of kernels are theirs alone, and there is
-no synchronisation and no event record between nodes.
+launched it, and the operator's start lies in the range. So the times of kernels are theirs alone, and there
+is no synchronisation and no event record between nodes.
 """
 
 import re
@@ -68,8 +68,8 @@ class Trace:
         """The trace's ranges, operators, kernels (and copies and fills), and the device's memory events."""
         found: list[Event] = []
         wanted = DeviceType.CPU if self.device.type == "cpu" else DeviceType.CUDA
-        assert self.profiler.profiler is not None
-        for event in self.profiler.profiler.kineto_results.events():
+        results: Any = self.profiler.profiler
+        for event in results.kineto_results.events():
             name, on_cpu = event.name(), event.device_type() == DeviceType.CPU
             start, linked = event.start_ns(), event.linked_correlation_id()
             if name == "[memory]":

@@ -77,8 +77,9 @@ def lift(model: nn.Module, optimizer: Optimizer) -> list[Lifted]:
         for parameter in group["params"]:
             if id(parameter) not in owner:
                 raise TraceError(
-                    f"parameter group {index} of the optimizer holds a tensor of shape {tuple(parameter.shape)} that is "
-                    "no parameter of the model: register it on the model (or on a module that holds both)"
+                    f"parameter group {index} of the optimizer holds a tensor of shape "
+                    f"{tuple(parameter.shape)} that is no parameter of the model: register it on the model, "
+                    "or trace a module that holds both"
                 )
             item = owner[id(parameter)]
             for key, value in optimizer.state.get(parameter, {}).items():
@@ -98,7 +99,7 @@ def check_optimizer(optimizer: Optimizer) -> None:
     if kind not in (SGD, Adam, AdamW):
         raise TraceError(
             f"the optimizer {kind.__name__} cannot be traced: use torch.optim.SGD, Adam or AdamW "
-            "(any of plain, foreach, fused; LBFGS and others that call a closure run the model several times a step)"
+            "(plain, foreach or fused; LBFGS and others with a closure run the model several times a step)"
         )
     for index, group in enumerate(optimizer.param_groups):
         if group.get("differentiable"):
@@ -108,7 +109,7 @@ def check_optimizer(optimizer: Optimizer) -> None:
 
 
 def use_eager_implementation(optimizer: Optimizer) -> None:
-    """Write into each group the implementation (foreach or plain) that the optimizer takes by itself in eager.
+    """Write into each group the implementation (foreach or plain) that the optimizer takes in eager.
 
     Left to itself it would look at the type of the parameters, and stand-ins have another type.
     """
@@ -149,7 +150,8 @@ def initial_state(optimizer: Optimizer, parameter: Tensor, group: Mapping[str, A
     optimizer.state = defaultdict(dict)
     parameter.grad = parameter.detach()  # only its presence is looked at
     try:
-        optimizer._init_group({**group, "params": [parameter]}, [], [], [], [], [], [])  # type: ignore[operator]
+        adam: Any = optimizer
+        adam._init_group({**group, "params": [parameter]}, [], [], [], [], [], [])
         made: dict[str, Any] = optimizer.state[parameter]
     finally:
         optimizer.state, parameter.grad = state, gradient
@@ -158,7 +160,7 @@ def initial_state(optimizer: Optimizer, parameter: Tensor, group: Mapping[str, A
 
 @contextmanager
 def swapped(model: nn.Module, optimizer: Optimizer, stand_in: Mapping[int, Tensor]) -> Iterator[None]:
-    """Inside, `model` and `optimizer` hold `stand_in[id(tensor)]` for every tensor of theirs that is in it."""
+    """Inside, `model` and `optimizer` hold `stand_in[id(tensor)]` for each of their tensors that is in it."""
 
     def replace(value: Any) -> Any:
         return stand_in.get(id(value), value)
@@ -189,6 +191,7 @@ def swapped(model: nn.Module, optimizer: Optimizer, stand_in: Mapping[int, Tenso
         for module, (attributes, parameters, buffers) in zip(modules, before, strict=True):
             module.__dict__.clear()
             module.__dict__.update(attributes)
-            for store, saved in ((module._parameters, parameters), (module._buffers, buffers)):
-                store.clear()
-                store.update(saved)
+            module._parameters.clear()
+            module._parameters.update(parameters)
+            module._buffers.clear()
+            module._buffers.update(buffers)

@@ -1,13 +1,13 @@
 """Live bytes at every node of a traced step, and what the peak consists of.
 
-    curve = simulate(analyse(step))                       # a forecast: nothing has run, workspaces count as zero
+    curve = simulate(analyse(step))                       # a forecast: workspaces count as zero
     curve = simulate(analyse(step), measured=...)         # with what a profile measured
     curve.peak_bytes, curve.peak_node, curve.breakdown()
 
 During a node, memory holds the storages that are alive (its own outputs among them), rounded up to the
 allocator's granularity, and the node's workspace. The caching allocator of CUDA hands out multiples of 512
-bytes, and may hand out a larger block than was asked for; a profile measures how much larger. A CPU's bytes are
-counted as they are.
+bytes, and may hand out a larger block than was asked for; a profile measures how much larger. A CPU's bytes
+are counted as they are.
 """
 
 from collections.abc import Mapping
@@ -51,8 +51,8 @@ class MeasuredMemory:
 class MemoryCurve:
     """Simulated memory against rank. `table` has one row a node and a column of bytes for each category.
 
-    In `table`, `live_bytes` is the sum of the storages that are alive, and `total_bytes` adds the workspace: the
-    operator's own, plus what the allocator gave beyond what was asked for, plus what libraries hold.
+    In `table`, `live_bytes` is the sum of the storages that are alive, and `total_bytes` adds the workspace:
+    the operator's own, plus what the allocator gave beyond what was asked for, plus what libraries hold.
     """
 
     table: pd.DataFrame  # rank, node_name, region, module, the categories, live_bytes, total_bytes
@@ -96,7 +96,8 @@ def simulate(
 ) -> MemoryCurve:
     """Memory on the step's device, rank by rank.
 
-    `rounding` is in bytes and by default the device's; 512 on a graph traced on the CPU is a forecast for CUDA.
+    `rounding` is in bytes and by default the device's; 512 on a graph traced on the CPU is a forecast for
+    CUDA.
     """
     measured = measured or MeasuredMemory()
     rounding = rounding or default_rounding(analysis.device)
@@ -106,9 +107,10 @@ def simulate(
         if storage.device != analysis.device:
             continue
         start = 0 if storage.owned_by_user else storage.created
+        excess = measured.excess.get(storage.index, 0)  # less than nothing: the real tensor is smaller
         for category, size in (
-            (CATEGORY[storage.node_type], rounded(storage.bytes, rounding)),
-            ("workspace", measured.excess.get(storage.index, 0)),
+            (CATEGORY[storage.node_type], rounded(storage.bytes, rounding) + min(0, excess)),
+            ("workspace", max(0, excess)),
         ):
             changes[category][start] += size
             changes[category][storage.last + 1] -= size

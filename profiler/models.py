@@ -4,8 +4,8 @@
     step = trace_train_step(problem.model, problem.loss_fn, optimizer, problem.batch)
 
 `resnet152 bert gpt2 llama vit` have the size that their names promise, and `tiny_*` of each the same layers
-with a few thousand parameters, for tests. Models return logits, and `loss_fn` computes the loss outside of the
-model, so that forward and loss are two regions of the step.
+with a few thousand parameters, for tests. Models return logits, and `loss_fn` computes the loss outside of
+the model, so that forward and loss are two regions of the step.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ LossFn = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Problem:
-    """A model in train mode, its loss, and one batch. `problem.loss_fn(problem.model, *problem.batch)` is the loss."""
+    """A model in train mode, its loss and one batch: `problem.loss_fn(problem.model, *problem.batch)`."""
 
     model: nn.Module
     loss_fn: LossFn
@@ -29,7 +29,7 @@ class Problem:
 
 
 def resnet152(tiny: bool = False, dropout: float | None = None) -> nn.Module:
-    """ResNet-152 (He et al. 2015): 60.2 million parameters, 229.6 MiB in fp32. Input: [B, 3, 224, 224] (tiny: 32)."""
+    """ResNet-152 (He et al. 2015): 60.2 million parameters, 229.6 MiB in fp32. Input: [B, 3, S, S]."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
     _no_dropout(dropout, "resnet152")
@@ -39,7 +39,7 @@ def resnet152(tiny: bool = False, dropout: float | None = None) -> nn.Module:
 
 
 def bert(tiny: bool = False, dropout: float | None = None) -> nn.Module:
-    """BERT base (Devlin et al. 2018) with its masked-language head: 109.5 million parameters. Input: ids [B, S]."""
+    """BERT base (Devlin et al. 2018), masked-language head: 109.5 million parameters. Input: ids [B, S]."""
     from transformers import BertConfig, BertForMaskedLM
 
     size = _TINY_TEXT | {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64} if tiny else {}
@@ -51,7 +51,7 @@ def bert(tiny: bool = False, dropout: float | None = None) -> nn.Module:
 
 
 def gpt2(tiny: bool = False, dropout: float | None = None) -> nn.Module:
-    """GPT-2 small (Radford et al. 2019), tied embedding: 124.4 million parameters. Input: ids [B, S], S <= 1024."""
+    """GPT-2 small (Radford et al. 2019), tied: 124.4 million parameters. Input: ids [B, S], S <= 1024."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     size: dict[str, Any] = (
@@ -142,10 +142,10 @@ def build(
 ) -> Problem:
     """The model `name` in train mode with weights and one batch from `seed`.
 
-    Text models get ids [batch_size, seq_len] and labels of that shape, vision models images
-    [batch_size, 3, side, side] in `dtype` and labels [batch_size]. `dropout` None leaves the configuration's own
-    (0.1 in BERT and GPT-2, 0 in the others). The same seed gives the same numbers on every device: weights and
-    batch are made on the CPU. Raises ValueError for another name, and for dropout where the model has none.
+    Text models get ids [batch_size, seq_len] and labels of that shape, vision models images [batch_size, 3,
+    side, side] in `dtype` and labels [batch_size]. `dropout` None leaves the configuration's own (0.1 in BERT
+    and GPT-2, 0 in the others). The same seed gives the same numbers on every device: weights and batch are
+    made on the CPU. Raises ValueError for another name, and for dropout where the model has none.
     """
     tiny, kind = name.startswith("tiny_"), name.removeprefix("tiny_")
     if name not in NAMES:
@@ -153,18 +153,21 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = (TEXT | VISION)[kind](tiny=tiny, dropout=dropout)
+        config: Any = model.config
         if kind in TEXT:
-            vocabulary = 128 if tiny else model.config.vocab_size
+            vocabulary = config.vocab_size
             batch: tuple[Tensor, ...] = (
                 torch.randint(vocabulary, (batch_size, seq_len)),
                 torch.randint(vocabulary, (batch_size, seq_len)),
             )
         else:
-            side, classes = (32 if tiny else 224), model.config.num_labels
+            side, classes = (32 if tiny else 224), config.num_labels
             images = torch.randn(batch_size, 3, side, side).to(dtype)
             batch = (images, torch.randint(classes, (batch_size,)))
     first = next(model.parameters())
-    if first.dtype != dtype or first.device.type != torch.device(device).type:  # fake parameters cannot be moved
+    if (
+        first.dtype != dtype or first.device.type != torch.device(device).type
+    ):  # fake parameters cannot be moved
         model = model.to(device=device, dtype=dtype)
     return Problem(model.train(), _LOSSES[kind], tuple(t.to(device) for t in batch))
 

@@ -1,4 +1,4 @@
-"""The five figures of a profile. Each is a function of the tables of `stats` and of the memory curve alone."""
+"""The five figures of a profile, from the tables of `stats` and the memory curve alone."""
 
 import os
 from collections.abc import Sequence
@@ -36,6 +36,7 @@ CATEGORY_COLOUR = {
 STACK = list(CATEGORY_COLOUR)  # from the bottom: what is there throughout, then what comes and goes
 assert sorted(STACK) == sorted(CATEGORIES)
 TOP = 15  # bars in a ranking
+_OVER_LINES = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
 
 
 def plot_all(
@@ -70,7 +71,7 @@ def device_limit(device: torch.device) -> int:
 
 
 def plot_node_runtime(nodes: pd.DataFrame) -> Figure:
-    """Run time of each node against its rank, coloured by region, and the operators that take most of the step."""
+    """Run time of each node against its rank, by region, and the operators that take most of it."""
     figure, (left, right) = _two_panels("Run time of each node")
     work = nodes[nodes["region"] != "input"]
     scale, unit = time_unit(work["median_run_time_s"].max())
@@ -139,7 +140,7 @@ def plot_activation_sizes(activations: pd.DataFrame, nodes: pd.DataFrame) -> Fig
 
 
 def plot_inactive_times(activations: pd.DataFrame, nodes: pd.DataFrame) -> Figure:
-    """How long each activation lies idle between forward and backward, and what keeping or remaking it costs."""
+    """How long each activation lies idle, and what keeping it and making it again costs."""
     figure, (left, right) = _two_panels("Idle time of each activation")
     scale, unit = time_unit(activations["inactive_time_s"].max())
     sizes = activations["median_mem_size_bytes"]
@@ -157,10 +158,11 @@ def plot_inactive_times(activations: pd.DataFrame, nodes: pd.DataFrame) -> Figur
     left.set_ylabel(f"from last forward to first backward use [{unit}]")
     left.set_ylim(bottom=0)
     left.set_title(f"area of a dot: bytes (largest {in_bytes(sizes.max())})", fontsize=10)
+    byte_scale, byte_name = byte_unit(sizes.max())
     remade = activations[(activations["recomp_time_s"] > 0) & (sizes >= sizes.max() / 1e4)]
     right.scatter(
         remade["recomp_time_s"] * 1e6,
-        remade["median_mem_size_bytes"] / 2**20,
+        remade["median_mem_size_bytes"] / byte_scale,
         s=14,
         color=CATEGORY_COLOUR["parameters"],
         alpha=0.6,
@@ -169,7 +171,7 @@ def plot_inactive_times(activations: pd.DataFrame, nodes: pd.DataFrame) -> Figur
     right.set_xscale("log")
     right.set_yscale("log")
     right.set_xlabel("time to make it again, all others kept [µs]")
-    right.set_ylabel("size [MiB]")
+    right.set_ylabel(f"size [{byte_name}]")
     right.set_title(
         f"cheap to drop: upper left ({len(remade)} of {len(activations)}, the largest)", fontsize=10
     )
@@ -177,7 +179,7 @@ def plot_inactive_times(activations: pd.DataFrame, nodes: pd.DataFrame) -> Figur
 
 
 def plot_memory(curve: MemoryCurve, limit: int) -> Figure:
-    """Memory against rank, stacked by what it is, with the step's regions, the peak, and the device's limit."""
+    """Memory against rank by what it is, with the step's regions, the peak and the device's limit."""
     style()
     figure, axes = plt.subplots(figsize=(11, 5.6), layout="constrained")
     table = curve.table[~curve.table["region"].isin(["input"])]
@@ -263,7 +265,9 @@ def _note_peak(axes: Axes, rows: pd.DataFrame, rank: int, height: float, text: s
     """Write `text` above a point, on the side of it where there is room."""
     place = (rank - rows["rank"].min()) / max(1, rows["rank"].max() - rows["rank"].min())
     side = "left" if place < 0.35 else "right" if place > 0.65 else "center"
-    axes.annotate(text, (rank, height), xytext=(0, 9), textcoords="offset points", ha=side, fontsize=9)
+    axes.annotate(
+        text, (rank, height), xytext=(0, 9), textcoords="offset points", ha=side, fontsize=9, bbox=_OVER_LINES
+    )
 
 
 def _rank_operators(axes: Axes, rows: pd.DataFrame, column: str, scale: float, label: str) -> None:

@@ -4,9 +4,9 @@
     measured.run_time_s[rank], measured.memory
 
 On a CUDA device a node's time is the time of the kernels that it launched, and memory is what the caching
-allocator reports. On the CPU it is wall clock, and memory is followed from the allocator's own events, counted
-from the parameters, buffers, states and batch that are there before the step. Values are freed at their last
-use, as in the plain step; the profiler holds none of them. The iterations are real training steps.
+allocator reports. On the CPU it is wall clock, and memory is followed from the allocator's own events,
+counted from the parameters, buffers, states and batch that are there before the step. Values are freed at
+their last use, as in the plain step; the profiler holds none of them. The iterations are real training steps.
 """
 
 import time
@@ -53,7 +53,7 @@ def measure(
     warmup_iters: int = 1,
     profile_iters: int = 3,
 ) -> Profile:
-    """Run `warmup_iters` plain steps, `profile_iters` plain steps on the clock, and `profile_iters` measured ones."""
+    """Run plain steps to warm up, `profile_iters` plain steps on the clock, and as many measured ones."""
     if profile_iters < 1 or warmup_iters < 1:
         raise ValueError(
             f"warmup_iters={warmup_iters}, profile_iters={profile_iters}: both must be at least 1"
@@ -99,7 +99,8 @@ def run_nodes(step: TracedStep, batch: Sequence[Any], call: Call) -> Tensor:
 
     A value is dropped after its last use, as the compiled graph does.
     """
-    graph_module, values = step.graph_module, {}
+    graph_module = step.graph_module
+    values: dict[Any, Any] = {}
     last_uses = _last_uses(step)
     arguments = iter(step.arguments(batch))
     with running():
@@ -111,9 +112,9 @@ def run_nodes(step: TracedStep, batch: Sequence[Any], call: Call) -> Tensor:
                 call(rank, _nothing, (), {})
                 loss: Tensor = values[node.args[0]]
                 return loss
-            args = fx.node.map_arg(node.args, values.__getitem__)
-            kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
-            function = node.target
+            args: Any = fx.node.map_arg(node.args, values.__getitem__)
+            kwargs: Any = fx.node.map_arg(node.kwargs, values.__getitem__)
+            function: Any = node.target
             if node.op == "get_attr":
                 function, args = getattr, (graph_module, node.target)
             values[node] = call(rank, function, args, kwargs)
@@ -224,7 +225,7 @@ def _for_the_model(
     after: np.ndarray,
     outputs: np.ndarray,
 ) -> MeasuredMemory:
-    """Split what a node used beyond its outputs into what stays with them and what is gone when it has run."""
+    """Split what a node used beyond its outputs into what stays with them and what is gone after it."""
     workspace: dict[int, int] = {}
     excess: dict[int, int] = {}
     for rank in range(len(analysis.nodes)):

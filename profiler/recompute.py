@@ -11,6 +11,8 @@ to the storage that it changes, so making the storage again runs it again.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from profiler.memory import MeasuredMemory, default_rounding, rounded
 from profiler.regions import Region
 from profiler.storage import Storage, StorageAnalysis
@@ -32,7 +34,7 @@ def recompute_cost(
     analysis: StorageAnalysis,
     target: Storage,
     kept: Collection[int],
-    run_time_s: Sequence[float],
+    run_time_s: Sequence[float] | np.ndarray,
     measured: MeasuredMemory | None = None,
 ) -> RecomputeCost:
     """The cost of making `target` again when the storages with indices in `kept` are kept."""

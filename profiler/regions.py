@@ -96,7 +96,7 @@ class Recorder:
         if self._called:
             for node in self._since_return:
                 node.meta["region"] = Region.LOSS
-        pending, seen = [loss.grad_fn], {None}
+        pending, seen = [loss.grad_fn], set[Any]()
         while pending:
             autograd_node = pending.pop()
             if autograd_node in seen or autograd_node is None:

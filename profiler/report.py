@@ -16,26 +16,31 @@ def report(nodes: pd.DataFrame, activations: pd.DataFrame, summary: dict[str, An
     top_activations = idle.nlargest(rows, "weight")
     lines = [
         f"step {in_time(summary['step_time_s'])}, sum of nodes {in_time(summary['node_time_s'])}, "
-        f"idle between kernels {in_time(summary['idle_s'])}  ({summary['nodes']} nodes on {summary['device']})",
+        f"idle between kernels {in_time(summary['idle_s'])}",
+        f"{summary['nodes']} nodes on {summary['device']}",
         f"peak {in_bytes(summary['simulated_peak_bytes'])} simulated, "
         f"{in_bytes(summary['measured_peak_bytes'])} measured, at {summary['peak_node']} "
         f"(rank {summary['peak_rank']}, {summary['peak_region']})",
         *(f"    {name:<16}{in_bytes(size):>12}" for name, size in summary["peak_breakdown"].items()),
         "",
         "region         nodes        time",
-        *(f"{row.Index:<12}{row.size:>8}{in_time(row.sum):>12}" for row in by_region.itertuples()),
+        *(
+            f"{row['region']:<12}{row['size']:>8}{in_time(row['sum']):>12}"
+            for row in by_region.reset_index().to_dict("records")
+        ),
         "",
         "slowest nodes",
         *(
-            f"    {in_time(row.median_run_time_s):>10}  {row.node_name}  {row.target}  [{row.region}: {row.module}]"
-            for row in top_nodes.itertuples()
+            f"    {in_time(row['median_run_time_s']):>10}  {row['node_name']}  {row['target']}  "
+            f"[{row['region']}: {row['module']}]"
+            for row in top_nodes.to_dict("records")
         ),
         "",
         f"activations that lie idle the most (bytes × time), of {summary['activations']}",
         *(
-            f"    {in_bytes(row.median_mem_size_bytes):>10}  idle {in_time(row.inactive_time_s):>10}  "
-            f"again in {in_time(row.recomp_time_s):>10}  {row.activation_name}"
-            for row in top_activations.itertuples()
+            f"    {in_bytes(row['median_mem_size_bytes']):>10}  idle {in_time(row['inactive_time_s']):>10}  "
+            f"again in {in_time(row['recomp_time_s']):>10}  {row['activation_name']}"
+            for row in top_activations.to_dict("records")
         ),
     ]
     return "\n".join(lines)

@@ -73,8 +73,9 @@ def node_stats(analysis: StorageAnalysis, profile: Profile) -> pd.DataFrame:
     """One row a node, in order of rank, with the columns of `NODE_STATS`.
 
     `median_active_mem_bytes` is the memory in use when the node starts. `output_bytes` are the bytes of the
-    storages that the node makes (a placeholder: that it brings), so that a view has 0. `workspace_bytes` is peak −
-    active − outputs as the allocator rounds them. `flops` counts matrix products, convolutions and attention.
+    storages that the node makes (a placeholder: that it brings), so that a view has 0. `workspace_bytes` is
+    peak − active − outputs as the allocator rounds them. `flops` counts matrix products, convolutions and
+    attention.
     """
     nodes, devices = analysis.nodes, [_device(analysis, rank) for rank in range(len(analysis.nodes))]
     return pd.DataFrame(
@@ -101,8 +102,8 @@ def node_stats(analysis: StorageAnalysis, profile: Profile) -> pd.DataFrame:
 def activation_stats(analysis: StorageAnalysis, profile: Profile) -> pd.DataFrame:
     """One row an activation, in order of creation, with the columns of `ACTIVATION_STATS`.
 
-    `inactive_time_s` is the run time of the nodes after its last use in the forward and before its first in the
-    backward. The recompute columns say what making it again costs when every other activation is kept.
+    `inactive_time_s` is the run time of the nodes after its last use in the forward and before its first in
+    the backward. The recompute columns say what making it again costs when every other activation is kept.
     """
     elapsed = np.concatenate([[0.0], np.cumsum(profile.run_time_s)])  # before each rank
     kept = [activation.storage.index for activation in analysis.activations]
@@ -152,7 +153,7 @@ def save_csv(
 
 
 def read_csv(folder: Path, name: str) -> pd.DataFrame:
-    """One of the three tables of a folder. Raises MissingStatsError, which names the file, and never fills in."""
+    """One of the three tables of a folder. Raises MissingStatsError, which names the file."""
     path = folder / name
     if not path.is_file():
         raise MissingStatsError(f"{path} is not there: profile that run again")
@@ -164,7 +165,7 @@ def read_csv(folder: Path, name: str) -> pd.DataFrame:
 
 
 def schema_problems(name: str, table: pd.DataFrame) -> list[str]:
-    """What is wrong with a table of kind `name`: missing or extra columns, missing values. Empty if nothing."""
+    """What is wrong with a table of kind `name`: missing or unknown columns, empty cells."""
     expected, found = COLUMNS[name], list(table.columns)
     problems = [f"column {column} is missing" for column in expected if column not in found]
     problems += [f"column {column} is unknown" for column in found if column not in expected]

@@ -36,14 +36,15 @@ class BatchSignature:
         leaves, spec = pytree.tree_flatten(tuple(batch))
         if spec != self.spec:
             raise BatchMismatchError(
-                f"this step was traced with a batch of structure {self.spec}, and got {spec}: trace again for it"
+                f"this step was traced with a batch of structure {self.spec}, and got {spec}: "
+                "trace again for it"
             )
         for index, (leaf, expected) in enumerate(zip(leaves, self.leaves, strict=True)):
             given = _describe(leaf)
             if given != expected:
                 raise BatchMismatchError(
-                    f"tensor {index} of the batch was traced as {_in_words(expected)}, and is {_in_words(given)}: "
-                    "give a batch like the traced one, or trace again for this one"
+                    f"tensor {index} of the batch was traced as {_in_words(expected)}, and is "
+                    f"{_in_words(given)}: give a batch like the traced one, or trace again for this one"
                 )
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
@@ -64,8 +65,9 @@ class TracedStep:
     """One training step as one graph.
 
     The placeholders of `graph_module` are `lifted` (parameters, buffers, optimizer state) in order, then the
-    tensors of the batch; its output is the loss. Each node has `meta["region"]` (a `Region`), `meta["module"]`
-    (a path) and, if it makes a value, `meta["val"]` (fake tensors with shape, dtype, device and storage).
+    tensors of the batch; its output is the loss. Each node has `meta["region"]` (a `Region`),
+    `meta["module"]` (a path) and, if it makes a value, `meta["val"]` (fake tensors with shape, dtype, device
+    and storage).
     """
 
     graph_module: fx.GraphModule
@@ -97,15 +99,15 @@ class TracedStep:
 
     @property
     def is_fake(self) -> bool:
-        """Whether the model holds fake tensors, so that there is a graph and a forecast but nothing to run."""
+        """Whether the model holds fake tensors: there is a graph and a forecast, and nothing to run."""
         return any(isinstance(item.tensor, FakeTensor) for item in self.lifted)
 
     def __call__(self, *batch: Any) -> Tensor:
         """Run one training step and return the loss, a tensor of no dimensions, detached.
 
-        Leaves parameters, buffers and optimizer state as `zero_grad(set_to_none=True)`, forward, `backward()` and
-        `optimizer.step()` would; no gradient is kept. Nothing is held when it returns.
-        Raises BatchMismatchError for a batch of another shape, StaleStepError if a learning rate has changed.
+        Leaves parameters, buffers and optimizer state as `zero_grad(set_to_none=True)`, forward, `backward()`
+        and `optimizer.step()` would; no gradient is kept. Nothing is held when it returns. Raises
+        BatchMismatchError for a batch of another shape, StaleStepError if a learning rate has changed.
         """
         with running():
             loss: Tensor = self.executable()(*self.arguments(batch))
@@ -131,8 +133,8 @@ class TracedStep:
             raise StaleStepError("this step was traced with fake tensors: it can be forecast, not run")
         if self.model.training != self.training:
             raise StaleStepError(
-                f"the step was traced in {'train' if self.training else 'eval'} mode and the model is now in the "
-                "other: set the mode back, or trace again"
+                f"the step was traced in {'train' if self.training else 'eval'} mode and the model is now in "
+                "the other: set the mode back, or trace again"
             )
         for index, (group, constants) in enumerate(
             zip(self.optimizer.param_groups, self.constants, strict=True)
@@ -141,7 +143,7 @@ class TracedStep:
                 if group[key] != value:
                     raise StaleStepError(
                         f"{key} of parameter group {index} was {value!r} when the step was traced and is now "
-                        f"{group[key]!r}: trace again (or give lr as a tensor with capturable=True, which is an input)"
+                        f"{group[key]!r}: trace again (a tensor lr, with capturable or fused, is an input)"
                     )
 
 

@@ -7,8 +7,8 @@ storage that they alias. The fake tensors in `node.meta["val"]` share storages e
     for activation in analysis.activations: ...
 
 A node's value lives from its own rank (its index in the graph) to the rank of its last user; a storage lives
-while a value that holds it does. Parameters, buffers, optimizer state and the batch belong to the user and live
-throughout. Ranks are inclusive at both ends.
+while a value that holds it does. Parameters, buffers, optimizer state and the batch belong to the user and
+live throughout. Ranks are inclusive at both ends.
 """
 
 from collections.abc import Iterable
@@ -87,7 +87,7 @@ class StorageAnalysis:
         return _is_view(self.nodes[rank], self.created[rank])
 
     def bytes_by_name(self, kind: NodeType) -> dict[str, int]:
-        """Name of each parameter, buffer, state, input or (for GRAD) parameter with a gradient → bytes, unrounded."""
+        """Name of each parameter, buffer, state, input or (GRAD) parameter with a gradient → bytes."""
         if kind is NodeType.GRAD:
             return self.gradients
         return {

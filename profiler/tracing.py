@@ -3,9 +3,9 @@
     step = trace_train_step(model, loss_fn, optimizer, batch)        # loss_fn(model, *batch) -> scalar
 
 `make_fx` runs the step once on fake tensors and writes down every operator. The model and the optimizer run
-their own code, with their tensors swapped for inputs of the graph, so the graph does what eager does: autograd
-decides the backward, and the optimizer's own `step` the update, in place. A number that changes from step to
-step (Adam's bias correction, when the step counter is on the CPU) is arithmetic in the graph.
+their own code, with their tensors swapped for inputs of the graph, so the graph does what eager does:
+autograd decides the backward, and the optimizer's own `step` the update, in place. A number that changes from
+step to step (Adam's bias correction, when the step counter is on the CPU) is arithmetic in the graph.
 """
 
 import time
@@ -126,8 +126,8 @@ def _check_arguments(model: nn.Module, optimizer: Optimizer, batch: Any) -> None
         raise TraceError(f"the model's parameters are on {devices}: put the whole model on one device")
     if devices[0].startswith("cuda") and not torch.cuda.is_available():
         raise TraceError(
-            "the model's (fake) parameters are on cuda and there is no GPU here, without which PyTorch's autograd "
-            "runs no backward on cuda: put them on the cpu, and forecast with memory(rounding=512)"
+            "the model's (fake) parameters are on cuda and there is no GPU here, without which PyTorch's "
+            "autograd runs no backward on cuda: put them on the cpu, and forecast with memory(rounding=512)"
         )
     for name, p in trainable.items():
         if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
@@ -170,7 +170,7 @@ def _run_step(model: nn.Module, loss_fn: LossFn, optimizer: Optimizer, batch: Se
 
 @contextmanager
 def _autocast_cache() -> Iterator[None]:
-    """Let autocast cast a weight once, as in eager (make_fx turns that off), and forget the casts afterwards."""
+    """Let autocast cast a weight once, as in eager (make_fx turns that off), and forget the casts."""
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(True)
     try:
@@ -183,7 +183,7 @@ def _autocast_cache() -> Iterator[None]:
 def _copy_back_replaced(
     model: nn.Module, optimizer: Optimizer, lifted: Sequence[Lifted], static: Sequence[Tensor]
 ) -> None:
-    """Where the model or the optimizer put a new tensor in the place of a lifted one, copy it into that one."""
+    """Where the model or the optimizer put a new tensor in the place of a lifted one, copy it there."""
     stand_in = {id(item.tensor): tensor for item, tensor in zip(lifted, static, strict=True)}
     for item, tensor in zip(lifted, static, strict=True):
         holder = (
@@ -203,7 +203,8 @@ def _copy_back_replaced(
             or now.dtype != tensor.dtype
         ):
             raise TraceError(
-                f"{item.kind.value} {item.name} is replaced by another object while the step runs: update it in place"
+                f"{item.kind.value} {item.name} is replaced by another object while the step runs: "
+                "update it in place"
             )
         with torch.no_grad():
             tensor.copy_(now)
@@ -217,7 +218,7 @@ def _gradients(lifted: Sequence[Lifted], static: Sequence[Tensor]) -> dict[str, 
 def _groups_in_their_first_step(
     optimizer: Optimizer, fresh: Sequence[Tensor], graded: Sequence[Tensor]
 ) -> list[int]:
-    """Groups of SGD whose first step is another than the following: it takes the gradient without dampening."""
+    """Groups of SGD whose first step differs from the following: it takes the gradient undampened."""
     if not isinstance(optimizer, SGD):
         return []
     new, indices = {id(parameter) for parameter in fresh}, []
@@ -227,8 +228,8 @@ def _groups_in_their_first_step(
         if group["dampening"] != 0 and any(first):
             if not all(first):
                 raise TraceError(
-                    f"parameter group {index} of SGD has dampening, and momentum for some of its parameters only: "
-                    "run one eager step first"
+                    f"parameter group {index} of SGD has dampening, and momentum for some of its "
+                    "parameters only: run one eager step first"
                 )
             indices.append(index)
     return indices
@@ -307,7 +308,8 @@ def _tidy(module: fx.GraphModule, lifted: Sequence[Lifted], used: Sequence[bool]
         if node.op == "get_attr":  # a tensor that the model keeps neither as parameter nor as buffer
             node.meta.update(node_type=NodeType.OTHER)
     output = graph.output_node()
-    loss, *gradients = output.args[0]  # type: ignore[misc]
+    outputs: Any = output.args[0]
+    loss, *gradients = outputs
     output.args = (loss,)
     output.meta.update(region=Region.OUTPUT, module="(output)")
     graph.lint()

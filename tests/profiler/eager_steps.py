@@ -1,4 +1,4 @@
-"""What the traced step is compared with: plain PyTorch training steps, and a count of the storages they keep alive."""
+"""What the traced step is compared with: plain PyTorch steps, and a count of the storages alive in them."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -15,7 +15,9 @@ from profiler import TracedStep, trace_train_step
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 
 
-def eager_step(model: nn.Module, loss_fn: Callable[..., Tensor], optimizer: Optimizer, batch: Sequence[Any]) -> Tensor:
+def eager_step(
+    model: nn.Module, loss_fn: Callable[..., Tensor], optimizer: Optimizer, batch: Sequence[Any]
+) -> Tensor:
     optimizer.zero_grad(set_to_none=True)
     loss = loss_fn(model, *batch)
     loss.backward()
@@ -35,7 +37,7 @@ def assert_same_as_eager(
     groups: Callable[[nn.Module], list[dict[str, Any]]] = one_group,
     eager_steps_before: int = 0,
 ) -> TracedStep:
-    """Train two copies on `batches`, one by the traced step and one in eager: everything must be equal to the bit."""
+    """Train two copies on `batches`, by the traced step and in eager: all must be equal to the bit."""
     twin = copy.deepcopy(model)
     optimizer, twin_optimizer = make_optimizer(groups(model)), make_optimizer(groups(twin))
     for _ in range(eager_steps_before):
@@ -75,8 +77,8 @@ def assert_equal(found: dict[str, Any], expected: dict[str, Any], what: str) -> 
 class LiveBytes(TorchDispatchMode):
     """Counts, at each operator that runs inside, the bytes of all storages that are alive when it has run.
 
-    Knows nothing of graphs: it sees tensors go by, remembers their storages by weak reference, and lets Python
-    say which are still there. `held` are tensors that are alive throughout.
+    Knows nothing of graphs: it sees tensors go by, remembers their storages by weak reference, and lets
+    Python say which are still there. `held` are tensors that are alive throughout.
     """
 
     def __init__(self, held: Sequence[Tensor]) -> None:
@@ -100,5 +102,3 @@ class LiveBytes(TorchDispatchMode):
         self.alive = {key: (ref, size) for key, (ref, size) in self.alive.items() if not ref.expired()}
         self.counts.append(sum(size for _, size in self.alive.values()))
         return result
-
-

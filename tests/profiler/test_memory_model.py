@@ -18,7 +18,9 @@ from tests.profiler.eager_steps import LiveBytes, eager_step
 
 
 def tensors_of_user(step: TracedStep, batch: tuple[Tensor, ...]) -> list[Tensor]:
-    constants = [getattr(step.graph_module, str(node.target)) for node in step.graph.find_nodes(op="get_attr")]
+    constants = [
+        getattr(step.graph_module, str(node.target)) for node in step.graph.find_nodes(op="get_attr")
+    ]
     state = [v for s in step.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
     return [*step.model.parameters(), *step.model.buffers(), *state, *batch, *constants]
 
@@ -130,7 +132,7 @@ def saved_by_autograd(loss: Tensor) -> Iterator[Tensor]:
 
 
 def test_activations_are_what_autograd_saves(tiny: str) -> None:
-    """The same storages as eager's autograd graph holds: compared by size, single numbers and the user's aside.
+    """What eager's autograd graph holds, compared by size, single numbers and the user's aside.
 
     Autograd wraps Python numbers into tensors, and the step reads the loss, which autograd does not save.
     """

@@ -3,6 +3,7 @@
 import json
 from copy import deepcopy
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,13 @@ ACTIVATION_COLUMNS = (
     "activation_name,node_type,creation_rank,last_fw_use_rank,first_bw_use_rank,last_bw_use_rank,"
     "median_mem_size_bytes,inactive_time_s,recomp_time_s,recomp_memory_bytes"
 )
-FIGURES = ["node_runtime", "node_peak_memory", "activation_memory_size", "activation_inactive_time", "memory_vs_rank"]
+FIGURES = [
+    "node_runtime",
+    "node_peak_memory",
+    "activation_memory_size",
+    "activation_inactive_time",
+    "memory_vs_rank",
+]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +79,9 @@ def test_time_of_the_nodes_adds_up_to_the_step(tiny: str) -> None:
     _, profiler = profiled(tiny)
     times = profiler.profile.run_time_s
     assert (times[profiler.measured_ranks] >= 0).all()
-    assert times.sum() < 2 * profiler.profile.step_time_s  # of a few milliseconds, on a machine that others use
+    assert (
+        times.sum() < 2 * profiler.profile.step_time_s
+    )  # of a few milliseconds, on a machine that others use
     work = [r for r in profiler.measured_ranks if not profiler.analysis.is_view(r)]
     assert (times[work[:-1]] > 0).all()
 
@@ -146,20 +155,24 @@ def test_five_figures_with_something_in_them(saved: tuple[GraphProfiler, Path]) 
         assert np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0).shape[0] > 50
 
 
-def test_chrome_trace_has_a_track_of_nodes_and_a_counter_of_live_bytes(saved: tuple[GraphProfiler, Path]) -> None:
+def test_chrome_trace_has_a_track_of_nodes_and_a_counter_of_live_bytes(
+    saved: tuple[GraphProfiler, Path],
+) -> None:
     profiler, folder = saved
     events = json.loads((folder / CHROME_TRACE).read_text())["traceEvents"]
     tracks = {e["args"]["name"]: e["tid"] for e in events if e["name"] == "thread_name"}
     spans = [e for e in events if e["ph"] == "X" and e["tid"] == tracks["nodes"]]
     assert [span["name"] for span in spans] == [n.name for n in profiler.step.nodes if n.op != "placeholder"]
-    for earlier, later in zip(spans, spans[1:], strict=False):
+    for earlier, later in pairwise(spans):
         assert later["ts"] == pytest.approx(earlier["ts"] + earlier["dur"], abs=1e-6)
     assert spans[-1]["ts"] + spans[-1]["dur"] == pytest.approx(profiler.profile.run_time_s.sum() * 1e6)
     live = [e["args"]["bytes"] for e in events if e["ph"] == "C" and e["name"] == "live bytes"]
     assert live == profiler.memory().table["live_bytes"].tolist()
 
 
-def test_sign_off_passes_and_a_damaged_file_fails_it(saved: tuple[GraphProfiler, Path], tmp_path: Path) -> None:
+def test_sign_off_passes_and_a_damaged_file_fails_it(
+    saved: tuple[GraphProfiler, Path], tmp_path: Path
+) -> None:
     profiler, folder = saved
     checks = profiler.sign_off(folder)
     assert all(check.passed for check in checks), sign_off_table(checks)

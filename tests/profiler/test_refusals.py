@@ -13,8 +13,8 @@ from profiler import (
     GraphProfiler,
     NotProfiledError,
     StaleStepError,
-    TraceError,
     TracedStep,
+    TraceError,
     trace_train_step,
 )
 from tests.profiler.eager_steps import assert_same_as_eager, one_group
@@ -48,7 +48,10 @@ def branch(x: Tensor) -> Tensor:
 
 UNTRACEABLE = {
     "a condition on a value": (branch, r"module 1: .*torch\.where"),
-    "a shape that depends on data": (lambda x: x[x > 0].sum() * x, r"module 1: the operator aten\.nonzero.*torch\.where"),
+    "a shape that depends on data": (
+        lambda x: x[x > 0].sum() * x,
+        r"module 1: the operator aten\.nonzero.*torch\.where",
+    ),
     "numpy": (lambda x: x * float(x.detach().numpy().sum()), r"module 1: .*numpy"),
     "a compiled part": (
         torch.compile(torch.sin, backend="eager"),
@@ -61,7 +64,7 @@ UNTRACEABLE = {
 def test_untraceable_model_is_named_by_module(what: str) -> None:
     act, message = UNTRACEABLE[what]
     model = model_with(act)
-    before = {name: p for name, p in model.named_parameters()}
+    before = dict(model.named_parameters())
     with pytest.raises(TraceError, match=message):
         trace(model)
     assert all(p is before[name] for name, p in model.named_parameters()), "the model is as it was"
@@ -164,7 +167,9 @@ def test_batch_of_another_shape_is_refused_and_nothing_changes(batch: Any, messa
 
 
 def test_constant_of_the_batch_that_changes() -> None:
-    step = trace(nn.Linear(4, 4), loss_fn=lambda model, x, k: k * model(x).mean(), batch=(torch.randn(3, 4), 2.0))
+    step = trace(
+        nn.Linear(4, 4), loss_fn=lambda model, x, k: k * model(x).mean(), batch=(torch.randn(3, 4), 2.0)
+    )
     with pytest.raises(BatchMismatchError, match=r"constant 2\.0.*constant 3\.0"):
         step(torch.randn(3, 4), 3.0)
 
@@ -189,7 +194,9 @@ def test_numbers_before_run() -> None:
     profiler = GraphProfiler(trace(nn.Linear(4, 4)))
     with pytest.raises(NotProfiledError, match="call run"):
         profiler.node_stats()
-    assert sum(profiler.peak_breakdown().values()) == profiler.memory().peak_bytes  # the forecast needs no run
+    assert (
+        sum(profiler.peak_breakdown().values()) == profiler.memory().peak_bytes
+    )  # the forecast needs no run
 
 
 def test_profile_of_no_iterations() -> None:

@@ -1,4 +1,4 @@
-"""Regions and modules are recorded while the step is traced, whatever the operators and modules are called."""
+"""Regions and modules are recorded while the step is traced, whatever things are called."""
 
 import pytest
 import torch
@@ -38,7 +38,10 @@ def test_each_node_has_the_region_and_module_that_ran_it() -> None:
     # sigmoid runs in the model, in the loss, and (as its own derivative's input) in the backward
     step = trace(Model(), lambda model, x: model(x * 2.0).sigmoid().sum())
     assert places(step, "aten.sigmoid.default") == [("forward", "squash"), ("loss", "(loss_fn)")]
-    assert places(step, "aten.sigmoid_backward.default") == [("backward", "(loss_fn)"), ("backward", "squash")]
+    assert places(step, "aten.sigmoid_backward.default") == [
+        ("backward", "(loss_fn)"),
+        ("backward", "squash"),
+    ]
     assert places(step, "aten.addmm.default") == [("forward", "up"), ("forward", "down")]
     assert places(step, "aten.sum.default") == [("loss", "(loss_fn)")]
     before_model, in_model, *_ = places(step, "aten.mul.Tensor")
@@ -70,7 +73,9 @@ def test_backward_of_a_module_carries_its_path(tiny: str) -> None:
     _, step = traced(tiny)
     forward = {n.meta["module"] for n in step.nodes if n.meta["region"] in (Region.FORWARD, Region.LOSS)}
     backward = {n.meta["module"] for n in step.nodes if n.meta["region"] is Region.BACKWARD}
-    owners = {item.module for item in step.lifted if item.kind == "PARAM"}  # gradients accumulate at parameters
+    owners = {
+        item.module for item in step.lifted if item.kind == "PARAM"
+    }  # gradients accumulate at parameters
     assert backward <= forward | owners
     with_parameters = {m for m in owners if m in forward}
     assert len(with_parameters & backward) >= 0.9 * len(with_parameters)

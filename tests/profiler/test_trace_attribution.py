@@ -9,7 +9,7 @@ from profiler.kineto import Event, attribute, idle_between, node_trace
 
 
 def one_iteration(start: int, correlation: int) -> list[Event]:
-    """Two nodes that launch two kernels and one; the device runs them late, and the last after both ranges."""
+    """Two nodes that launch two kernels and one; the device runs the last after both ranges."""
     return [
         Event("range", start, start + 10, correlation, rank=5),
         Event("op", start + 1, start + 1, correlation + 1),
@@ -59,7 +59,11 @@ def test_order_of_the_events_does_not_matter(events: list[Event]) -> None:
     [
         ([(0, 10), (10, 20)], 1, 0),
         ([(0, 10), (13, 20), (15, 18), (21, 30)], 1, 4),  # one inside another, on a second stream
-        ([(0, 10), (12, 20), (1000, 1010), (1014, 1020)], 2, 3),  # (2 + 4) / 2; the pause between runs is not idle
+        (
+            [(0, 10), (12, 20), (1000, 1010), (1014, 1020)],
+            2,
+            3,
+        ),  # (2 + 4) / 2; the pause between runs is not idle
     ],
 )
 def test_idle_time_is_what_no_kernel_covers(kernels: list[tuple[int, int]], runs: int, idle: int) -> None:

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.profiler.eager_steps import assert_same_as_eager, eager_step, one_group
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW
 
 from profiler import trace_train_step
 from profiler.models import NAMES, build
+from tests.profiler.eager_steps import assert_same_as_eager, eager_step, one_group
 
 OPTIMIZERS = {
     "sgd": lambda groups: SGD(groups, lr=0.05),
@@ -153,7 +153,7 @@ def test_same_tensor_twice_in_the_batch() -> None:
 
 
 class Reassigning(nn.Module):
-    """A buffer that is replaced and not updated in place, a tensor that is neither buffer nor parameter, a counter."""
+    """A buffer that is replaced, a tensor that is neither buffer nor parameter, a counter."""
 
     def __init__(self) -> None:
         super().__init__()
