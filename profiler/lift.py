@@ -14,11 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.optimizer import _get_foreach_kernels_supported_devices
+from torch.optim import Optimizer
 
 from profiler.errors import TraceError
 from profiler.regions import OPTIMIZER, ROOT
@@ -91,71 +88,6 @@ def lift(model: nn.Module, optimizer: Optimizer) -> list[Lifted]:
                 name = f"group{index}.{key}"
                 found.append(Lifted(NodeType.OPT_STATE, name, OPTIMIZER, value, group, key))
     return found
-
-
-def check_optimizer(optimizer: Optimizer) -> None:
-    """Refuse an optimizer whose step cannot be written as one graph, and say which can."""
-    kind = type(optimizer)
-    if kind not in (SGD, Adam, AdamW):
-        raise TraceError(
-            f"the optimizer {kind.__name__} cannot be traced: use torch.optim.SGD, Adam or AdamW "
-            "(plain, foreach or fused; LBFGS and others with a closure run the model several times a step)"
-        )
-    for index, group in enumerate(optimizer.param_groups):
-        if group.get("differentiable"):
-            raise TraceError(
-                f"parameter group {index} has differentiable=True: build the optimizer without it"
-            )
-
-
-def use_eager_implementation(optimizer: Optimizer) -> None:
-    """Write into each group the implementation (foreach or plain) that the optimizer takes in eager.
-
-    Left to itself it would look at the type of the parameters, and stand-ins have another type.
-    """
-    for group in optimizer.param_groups:
-        if group["foreach"] is None and group["fused"] is None:
-            devices = _get_foreach_kernels_supported_devices()
-            foreach = all(
-                p.device.type in devices and type(p) in (Tensor, nn.Parameter, FakeTensor)
-                for p in group["params"]
-            )
-            scalar_lr = not isinstance(group["lr"], Tensor) or group.get("capturable", False)
-            group["foreach"] = foreach and (scalar_lr or isinstance(optimizer, SGD))
-
-
-def missing_state(optimizer: Optimizer) -> list[nn.Parameter]:
-    """The parameters that get their state in their first step, which has not yet happened."""
-    return [
-        parameter
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if parameter.requires_grad and not optimizer.state.get(parameter) and _has_state(optimizer, group)
-    ]
-
-
-def _has_state(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
-    return not isinstance(optimizer, SGD) or group["momentum"] != 0
-
-
-def initial_state(optimizer: Optimizer, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
-    """The state with which the first step of `parameter` starts; the optimizer is left as it was.
-
-    Adam makes it with its own code. SGD's momentum starts at zero, which gives the first step's gradient to
-    the bit when there is no dampening (`trace_train_step` deals with dampening).
-    """
-    if isinstance(optimizer, SGD):
-        return {"momentum_buffer": torch.zeros_like(parameter, memory_format=torch.preserve_format)}
-    state, gradient = optimizer.state, parameter.grad
-    optimizer.state = defaultdict(dict)
-    parameter.grad = parameter.detach()  # only its presence is looked at
-    try:
-        adam: Any = optimizer
-        adam._init_group({**group, "params": [parameter]}, [], [], [], [], [], [])
-        made: dict[str, Any] = optimizer.state[parameter]
-    finally:
-        optimizer.state, parameter.grad = state, gradient
-    return made
 
 
 @contextmanager

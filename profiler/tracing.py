@@ -11,26 +11,22 @@ step to step (Adam's bias correction, when the step counter is on the CPU) is ar
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from profiler.errors import TraceError
 from profiler.fakes import Fakes, explained, refuse_unfaithful
-from profiler.lift import (
-    Lifted,
-    NodeType,
+from profiler.lift import Lifted, NodeType, lift, swapped
+from profiler.optimizer_state import (
     check_optimizer,
-    initial_state,
-    lift,
-    missing_state,
-    swapped,
+    groups_in_their_first_step,
+    install_state,
+    provisional_state,
     use_eager_implementation,
 )
 from profiler.regions import BATCH, Recorder, Region
@@ -57,7 +53,7 @@ def trace_train_step(
     leaves, spec = pytree.tree_flatten(tuple(batch))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     fakes = Fakes()
-    with _provisional_state(optimizer, fakes) as fresh:
+    with provisional_state(optimizer, fakes) as fresh:
         lifted = lift(model, optimizer)
         stand_in = {id(item.tensor): fakes.of(item.tensor) for item in lifted}
         inputs = [stand_in[id(item.tensor)] for item in lifted] + [fakes.unaliased(t) for t in tensors]
@@ -87,10 +83,10 @@ def trace_train_step(
 
         graph_module, graded = trace(undampened=())
         parameters = {item.name: item.tensor for item in lifted if item.kind is NodeType.PARAM}
-        dampened = _groups_in_their_first_step(optimizer, fresh, [parameters[name] for name in graded])
+        dampened = groups_in_their_first_step(optimizer, fresh, [parameters[name] for name in graded])
         first = trace(undampened=dampened)[0] if dampened else None
 
-    real, used = _install_state(model, optimizer, lifted, fresh, set(graded))
+    real, used = install_state(optimizer, lifted, fresh, set(graded))
     gradients: dict[str, fx.Node] = {}
     for module in (graph_module, first):
         if module is not None:
@@ -213,74 +209,6 @@ def _copy_back_replaced(
 def _gradients(lifted: Sequence[Lifted], static: Sequence[Tensor]) -> dict[str, Tensor]:
     pairs = zip(lifted, static, strict=True)
     return {i.name: t.grad for i, t in pairs if i.kind is NodeType.PARAM and t.grad is not None}
-
-
-def _groups_in_their_first_step(
-    optimizer: Optimizer, fresh: Sequence[Tensor], graded: Sequence[Tensor]
-) -> list[int]:
-    """Groups of SGD whose first step differs from the following: it takes the gradient undampened."""
-    if not isinstance(optimizer, SGD):
-        return []
-    new, indices = {id(parameter) for parameter in fresh}, []
-    with_gradient = {id(parameter) for parameter in graded}
-    for index, group in enumerate(optimizer.param_groups):
-        first = [id(p) in new for p in group["params"] if id(p) in with_gradient]
-        if group["dampening"] != 0 and any(first):
-            if not all(first):
-                raise TraceError(
-                    f"parameter group {index} of SGD has dampening, and momentum for some of its "
-                    "parameters only: run one eager step first"
-                )
-            indices.append(index)
-    return indices
-
-
-@contextmanager
-def _provisional_state(optimizer: Optimizer, fakes: Fakes) -> Iterator[list[nn.Parameter]]:
-    """Inside, parameters without state have one of fake tensors. Gives those parameters."""
-    fresh = missing_state(optimizer)
-    try:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if any(parameter is one for one in fresh):
-                    with fakes.mode:
-                        optimizer.state[parameter] = initial_state(optimizer, fakes.of(parameter), group)
-        yield fresh
-    finally:
-        for parameter in fresh:
-            optimizer.state.pop(parameter, None)
-
-
-def _install_state(
-    model: nn.Module,
-    optimizer: Optimizer,
-    lifted: Sequence[Lifted],
-    fresh: Sequence[nn.Parameter],
-    graded: set[str],
-) -> tuple[list[Lifted], list[bool]]:
-    """Make the real state of the parameters that got a gradient; eager gives the others none.
-
-    Returns what is lifted with the real tensors, and for each of `lifted` whether it is still an input.
-    """
-    name_of = {id(item.tensor): item.name for item in lifted if item.kind is NodeType.PARAM}
-    new = {id(parameter) for parameter in fresh}
-    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    real: list[Lifted] = []
-    used: list[bool] = []
-    for item in lifted:
-        provisional = isinstance(item.holder, Tensor) and id(item.holder) in new
-        used.append(not provisional or name_of[id(item.holder)] in graded)
-        if not used[-1]:
-            continue
-        if provisional:
-            parameter = item.holder
-            if isinstance(parameter, FakeTensor):
-                optimizer.state[parameter][item.key] = item.tensor
-            elif not optimizer.state.get(parameter):
-                optimizer.state[parameter] = initial_state(optimizer, parameter, group_of[id(parameter)])
-            item = replace(item, tensor=optimizer.state[parameter][item.key])
-        real.append(item)
-    return real, used
 
 
 def _tidy(module: fx.GraphModule, lifted: Sequence[Lifted], used: Sequence[bool]) -> list[fx.Node]:

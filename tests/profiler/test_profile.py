@@ -152,7 +152,7 @@ def test_five_figures_with_something_in_them(saved: tuple[GraphProfiler, Path]) 
     for name in FIGURES:
         pixels = image.imread(folder / f"profiler_plots_{name}.png")
         assert min(pixels.shape[:2]) > 500
-        assert np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0).shape[0] > 50
+        assert len(np.unique(pixels[::5, ::5].reshape(-1, pixels.shape[2]), axis=0)) > 30
 
 
 def test_chrome_trace_has_a_track_of_nodes_and_a_counter_of_live_bytes(
