@@ -11,6 +11,7 @@ is no synchronisation and no event record between nodes.
 """
 
 import re
+import warnings
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -91,10 +92,18 @@ def node_trace(device: torch.device, memory: bool = False, cpu: bool = True) -> 
     activities = [ProfilerActivity.CPU] if cpu else []
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities, profile_memory=memory, acc_events=False) as profiler:
+    profiler = profile(activities=activities, profile_memory=memory, acc_events=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=".*Profiler clears events"
+        )  # of one cycle, which is all there is
+        profiler.start()
+    try:
         yield Trace(device, profiler)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+    finally:
+        profiler.stop()
 
 
 def attribute(events: Iterable[Event]) -> tuple[list[dict[int, NodeRecord]], int]:

@@ -5,7 +5,7 @@
     real, used = install_state(optimizer, lifted, fresh, graded)
 
 Eager makes a parameter's state in the first step in which it gets a gradient. Which parameters do is known
-only when the step has been traced, so that the trace starts from stand-ins, and the real ones are made after it.
+only when the step has been traced: the trace starts from stand-ins, and the real ones are made after it.
 """
 
 from collections import defaultdict
