@@ -20,7 +20,6 @@ from profiler.errors import MissingStatsError
 from profiler.graph_profiler import SUMMARY
 from profiler.memory import CATEGORIES
 from profiler.plots import CATEGORY_COLOUR, STACK, byte_unit, style, time_unit
-from profiler.report import in_bytes
 from profiler.stats import ACTIVATION_STATS, MEMORY_CURVE, NODE_STATS, read_csv
 
 TABLE = "batch_analysis.csv"
@@ -90,7 +89,7 @@ def plot_peak(table: pd.DataFrame) -> Figure:
         bottom += height
     for place, peak in zip(places, table["measured_peak_bytes"], strict=True):
         axes.annotate(
-            in_bytes(peak),
+            f"{peak / scale:.4g} {unit}",
             (place, peak / scale),
             xytext=(0, 4),
             textcoords="offset points",

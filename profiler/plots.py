@@ -216,7 +216,7 @@ def plot_memory(curve: MemoryCurve, limit: int) -> Figure:
             [],
             color="crimson",
             ls="--",
-            label=f"device limit {in_bytes(limit)}: above, {limit / curve.peak_bytes:.3g} × peak",
+            label=f"device limit {in_bytes(limit)}: above, {limit / curve.peak_bytes:,.0f} × peak",
         )
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(
