@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from profiler.errors import TraceError
+from profiler.errors import StaleStepError, TraceError
 from profiler.regions import OPTIMIZER, ROOT
 
 
@@ -51,7 +51,9 @@ class Lifted:
     def current(self, optimizer: Optimizer) -> Tensor:
         """The tensor that is there now (a checkpoint may have been loaded since the trace)."""
         holder = optimizer.state[self.holder] if isinstance(self.holder, Tensor) else self.holder
-        tensor: Tensor = holder[self.key]
+        tensor = holder.get(self.key)
+        if not isinstance(tensor, Tensor):
+            raise StaleStepError(f"{self.kind.value} {self.name} is no longer there: trace again")
         return tensor
 
 

@@ -182,6 +182,17 @@ def test_learning_rate_that_changes() -> None:
         step(torch.randn(3, 4))
 
 
+def test_optimizer_that_changes() -> None:
+    model = nn.Linear(4, 4)
+    step = trace(model, optimizer=torch.optim.Adam(model.parameters()))
+    step.optimizer.state.clear()
+    with pytest.raises(StaleStepError, match=r"OPT_STATE weight\.step is no longer there"):
+        step(torch.randn(3, 4))
+    step.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    with pytest.raises(StaleStepError, match="had 1 parameter groups .* has 2"):
+        step(torch.randn(3, 4))
+
+
 def test_mode_that_changes() -> None:
     model = nn.Linear(4, 4)
     step = trace(model)
