@@ -1,0 +1,125 @@
+"""Fake tensors for tracing, and what their refusals mean to a user."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+
+from profiler.errors import TraceError
+from profiler.regions import Recorder, Region
+
+_UNFAITHFUL = {  # operators whose fake kernel describes other outputs than the real one gives
+    "aten.mkldnn_rnn_layer.default": "trace and run inside `torch.backends.mkldnn.flags(enabled=False)`",
+}
+
+
+class Fakes:
+    """Makes fake tensors of one mode: the shape, stride, dtype, device and storage of a tensor, and no
+    memory.
+
+    Operators whose result has a shape that depends on values are refused; a number that depends on values is
+    allowed, and becomes arithmetic in the graph.
+    """
+
+    def __init__(self) -> None:
+        self.mode = FakeTensorMode(
+            allow_non_fake_inputs=True,
+            shape_env=ShapeEnv(allow_dynamic_output_shape_ops=False),
+            static_shapes=True,
+        )
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """A fake of `tensor`, a parameter if it is one; tensors that share a storage give fakes that do."""
+        if not isinstance(tensor, FakeTensor):
+            fake: Tensor = self.mode.from_tensor(tensor, static_shapes=True)
+            fake.grad = None  # a step starts without gradients, whatever the last one left
+            return fake
+        fake = self.unaliased(tensor)
+        return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+
+    def unaliased(self, tensor: Tensor) -> Tensor:
+        """A fake of the same shape, stride, dtype and device with a storage of its own."""
+        with self.mode:
+            return torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+            )
+
+
+def refuse_unfaithful(graph: fx.Graph) -> None:
+    """Raise TraceError if the graph has an operator that would do something else than in eager.
+
+    These are operators that give other outputs than their fake kernels say, and random numbers in the
+    backward: a checkpointed forward puts the generator's state back before it draws them again, which a graph
+    does not.
+    """
+    for node in graph.nodes:
+        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        random = random and "backward" not in str(
+            node.target
+        )  # attention's: tagged, but given the forward's seed
+        if random and node.meta["region"] is Region.BACKWARD:
+            raise TraceError(
+                f"in the backward, module {node.meta['module']}: {node.target} would draw other random "
+                "numbers than the forward did: take torch.utils.checkpoint out of this module, or its dropout"
+            )
+        advice = _UNFAITHFUL.get(str(node.target))
+        if advice is not None:
+            raise TraceError(
+                f"in the {node.meta['region'].value}, module {node.meta['module']}: {node.target} gives "
+                f"other outputs than its fake kernel promises, so its graph would not run: {advice}"
+            )
+
+
+@contextmanager
+def explained(recorder: Recorder) -> Iterator[None]:
+    """Turn a failure inside into a TraceError that names the module, the operator, and what to change."""
+    try:
+        yield
+    except TraceError:
+        raise
+    except (DataDependentOutputException, GuardOnDataDependentSymNode, DynamicOutputShapeException) as error:
+        operator = getattr(error, "func", None)
+        what = f"the operator {operator}" if operator else "a Python condition on a tensor's value"
+        raise TraceError(
+            f"in {_place(recorder)}: {what} depends on data, so that no one graph holds the step "
+            f"({_first(error)}): use torch.where or masks in the place of conditions and of "
+            "data-dependent shapes, or decide outside the model and pass a constant in the batch"
+        ) from error
+    except (UnsupportedOperatorException, UnsupportedFakeTensorException) as error:
+        operator = getattr(error, "func", None) or _first(error)
+        raise TraceError(
+            f"in {_place(recorder)}: {operator} does not run on fake tensors: "
+            "give it a fake kernel with torch.library.register_fake, or replace it"
+        ) from error
+    except (
+        RuntimeError,
+        TypeError,
+        NotImplementedError,
+        AttributeError,
+        ValueError,
+        AssertionError,
+    ) as error:
+        raise TraceError(
+            f"in {_place(recorder)}: {_first(error)} (while running on fake tensors, which have no "
+            "values: if the step runs in eager, keep what fails here out of it, such as numpy, printing of "
+            "values, compiled or scripted parts)"
+        ) from error
+
+
+def _place(recorder: Recorder) -> str:
+    return f"the {recorder.region.value}, module {recorder.module}"
+
+
+def _first(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,295 @@
+"""The five figures of a profile, from the tables of `stats` and the memory curve alone."""
+
+import os
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from profiler.memory import CATEGORIES, MemoryCurve
+from profiler.report import in_bytes, in_time
+
+REGION_COLOUR = {
+    "forward": "#0072B2",
+    "loss": "#E69F00",
+    "backward": "#D55E00",
+    "optimizer": "#009E73",
+    "output": "#999999",
+}
+CATEGORY_COLOUR = {
+    "parameters": "#0072B2",
+    "buffers": "#56B4E9",
+    "inputs": "#999999",
+    "optimizer_state": "#009E73",
+    "gradients": "#CC79A7",
+    "activations": "#E69F00",
+    "temporaries": "#F0E442",
+    "workspace": "#D55E00",
+}  # the colours of Okabe and Ito, which colour-blind readers can tell apart
+STACK = list(CATEGORY_COLOUR)  # from the bottom: what is there throughout, then what comes and goes
+assert sorted(STACK) == sorted(CATEGORIES)
+TOP = 15  # bars in a ranking
+_OVER_LINES = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
+
+
+def plot_all(
+    folder: Path,
+    nodes: pd.DataFrame,
+    activations: pd.DataFrame,
+    curve: MemoryCurve,
+    device: torch.device,
+) -> list[Path]:
+    """Draw the figures into `folder`, which is made if it is not there. Returns their files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {
+        "node_runtime": plot_node_runtime(nodes),
+        "node_peak_memory": plot_node_peak_memory(nodes),
+        "activation_memory_size": plot_activation_sizes(activations, nodes),
+        "activation_inactive_time": plot_inactive_times(activations, nodes),
+        "memory_vs_rank": plot_memory(curve, device_limit(device)),
+    }
+    paths = []
+    for name, figure in figures.items():
+        paths.append(folder / f"profiler_plots_{name}.png")
+        figure.savefig(paths[-1], dpi=150)
+        plt.close(figure)
+    return paths
+
+
+def device_limit(device: torch.device) -> int:
+    """Bytes of memory that the device has."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def plot_node_runtime(nodes: pd.DataFrame) -> Figure:
+    """Run time of each node against its rank, by region, and the operators that take most of it."""
+    figure, (left, right) = _two_panels("Run time of each node")
+    work = nodes[nodes["region"] != "input"]
+    scale, unit = time_unit(work["median_run_time_s"].max())
+    for region, rows in work.groupby("region", sort=False):
+        left.vlines(
+            rows["rank"], 0, rows["median_run_time_s"] / scale, color=REGION_COLOUR[str(region)], lw=0.8
+        )
+    _rank_axis(left, work)
+    left.set_ylabel(f"median run time of the node [{unit}]")
+    left.set_ylim(bottom=0)
+    total = work["median_run_time_s"].sum()
+    _rank_operators(right, work, "median_run_time_s", scale, f"time of all its nodes [{unit}]")
+    right.set_title(f"operators with the most time (step: {in_time(total)})", fontsize=10)
+    return figure
+
+
+def plot_node_peak_memory(nodes: pd.DataFrame) -> Figure:
+    """Peak memory during each node above what is in use when it starts, and the operators that add most."""
+    figure, (left, right) = _two_panels("Peak memory during each node")
+    work = nodes[nodes["region"] != "input"]
+    scale, unit = byte_unit(work["median_peak_mem_bytes"].max())
+    active, peak = work["median_active_mem_bytes"] / scale, work["median_peak_mem_bytes"] / scale
+    left.fill_between(
+        work["rank"], active, color="#BBBBBB", step="mid", lw=0, label="in use when the node starts"
+    )
+    left.fill_between(
+        work["rank"], active, peak, color="#D55E00", step="mid", lw=0.6, label="added while it runs"
+    )
+    top = int(np.argmax(peak.to_numpy()))
+    row = work.iloc[top]
+    left.plot(row["rank"], peak.iloc[top], "v", color="black", ms=6)
+    _rank_axis(left, work)
+    text = f"peak {in_bytes(row['median_peak_mem_bytes'])} in {row['node_name']}"
+    _note_peak(left, work, int(row["rank"]), float(peak.iloc[top]), text)
+    left.set_ylabel(f"memory [{unit}]")
+    left.set_ylim(0, peak.max() * 1.18)
+    left.legend(loc="lower right", fontsize=8)
+    added = work.assign(added=work["median_peak_mem_bytes"] - work["median_active_mem_bytes"])
+    largest = added.groupby("target", sort=False)["added"].max().nlargest(TOP).iloc[::-1]
+    added_scale, added_unit = byte_unit(largest.max())
+    largest = largest[largest > 0.002 * largest.max()]
+    right.barh([_short(str(target)) for target in largest.index], largest / added_scale, color="#D55E00")
+    right.set_xlabel(f"most added by one node [{added_unit}]")
+    right.set_title("operators that add the most", fontsize=10)
+    return figure
+
+
+def plot_activation_sizes(activations: pd.DataFrame, nodes: pd.DataFrame) -> Figure:
+    """Bytes of each activation against the rank that makes it, and the operators whose results weigh most."""
+    figure, (left, right) = _two_panels("Size of each activation")
+    sizes = activations["median_mem_size_bytes"]
+    scale, unit = byte_unit(sizes.max())
+    left.vlines(activations["creation_rank"], 0, sizes / scale, color=CATEGORY_COLOUR["activations"], lw=1)
+    left.plot(activations["creation_rank"], sizes / scale, ".", color="#7A5200", ms=3)
+    left.set_xlabel("rank of the node that makes it")
+    left.set_ylabel(f"size [{unit}]")
+    left.set_ylim(bottom=0)
+    left.set_title(f"{len(activations)} activations, {in_bytes(sizes.sum())} together", fontsize=10)
+    made_by = activations.assign(target=nodes["target"].to_numpy()[activations["creation_rank"]])
+    total_scale, total_unit = byte_unit(made_by.groupby("target")["median_mem_size_bytes"].sum().max())
+    _rank_operators(
+        right, made_by, "median_mem_size_bytes", total_scale, f"all its activations [{total_unit}]"
+    )
+    right.set_title("operators that make the most", fontsize=10)
+    return figure
+
+
+def plot_inactive_times(activations: pd.DataFrame, nodes: pd.DataFrame) -> Figure:
+    """How long each activation lies idle, and what keeping it and making it again costs."""
+    figure, (left, right) = _two_panels("Idle time of each activation")
+    scale, unit = time_unit(activations["inactive_time_s"].max())
+    sizes = activations["median_mem_size_bytes"]
+    area = 4 + 90 * sizes / max(1, sizes.max())
+    left.scatter(
+        activations["creation_rank"],
+        activations["inactive_time_s"] / scale,
+        s=area,
+        color=CATEGORY_COLOUR["activations"],
+        edgecolor="#7A5200",
+        lw=0.4,
+        alpha=0.7,
+    )
+    left.set_xlabel("rank of the node that makes it")
+    left.set_ylabel(f"from last forward to first backward use [{unit}]")
+    left.set_ylim(bottom=0)
+    left.set_title(f"area of a dot: bytes (largest {in_bytes(sizes.max())})", fontsize=10)
+    byte_scale, byte_name = byte_unit(sizes.max())
+    remade = activations[(activations["recomp_time_s"] > 0) & (sizes >= sizes.max() / 1e4)]
+    right.scatter(
+        remade["recomp_time_s"] * 1e6,
+        remade["median_mem_size_bytes"] / byte_scale,
+        s=14,
+        color=CATEGORY_COLOUR["parameters"],
+        alpha=0.6,
+        lw=0,
+    )
+    right.set_xscale("log")
+    right.set_yscale("log")
+    right.set_xlabel("time to make it again, all others kept [µs]")
+    right.set_ylabel(f"size [{byte_name}]")
+    right.set_title(
+        f"cheap to drop: upper left ({len(remade)} of {len(activations)}, the largest)", fontsize=10
+    )
+    return figure
+
+
+def plot_memory(curve: MemoryCurve, limit: int) -> Figure:
+    """Memory against rank by what it is, with the step's regions, the peak and the device's limit."""
+    style()
+    figure, axes = plt.subplots(figsize=(11, 5.6), layout="constrained")
+    table = curve.table[~curve.table["region"].isin(["input"])]
+    scale, unit = byte_unit(curve.peak_bytes)
+    breakdown = curve.breakdown()
+    axes.stackplot(
+        table["rank"],
+        [table[category] / scale for category in STACK],
+        colors=[CATEGORY_COLOUR[category] for category in STACK],
+        labels=[f"{category.replace('_', ' ')}: {in_bytes(breakdown[category])}" for category in STACK],
+        step="mid",
+        lw=0,
+    )
+    axes.plot(
+        table["rank"],
+        table["live_bytes"] / scale,
+        color="black",
+        lw=0.9,
+        drawstyle="steps-mid",
+        label="live bytes",
+    )
+    top = curve.peak_bytes / scale
+    axes.plot(curve.peak_rank, top, "v", color="black", ms=7)
+    _rank_axis(axes, table)
+    _note_peak(axes, table, curve.peak_rank, top, f"peak {in_bytes(curve.peak_bytes)} in {curve.peak_node}")
+    axes.set_ylabel(f"memory on {curve.device} [{unit}]")
+    if limit <= 1.5 * curve.peak_bytes:
+        axes.axhline(limit / scale, color="crimson", ls="--", lw=1.2, label=f"device limit {in_bytes(limit)}")
+        axes.set_ylim(0, max(top, limit / scale) * 1.12)
+    else:
+        axes.set_ylim(0, top * 1.18)
+        axes.plot(
+            [],
+            [],
+            color="crimson",
+            ls="--",
+            label=f"device limit {in_bytes(limit)}: above, {limit / curve.peak_bytes:,.0f} × peak",
+        )
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(
+        handles[::-1],
+        labels[::-1],
+        title="at the peak",
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        fontsize=9,
+    )
+    axes.set_title("Memory of one training step")
+    return figure
+
+
+def _two_panels(title: str) -> tuple[Figure, Sequence[Axes]]:
+    style()
+    figure, panels = plt.subplots(
+        1, 2, figsize=(13, 5), layout="constrained", gridspec_kw={"width_ratios": [3, 2]}
+    )
+    figure.suptitle(title)
+    return figure, panels
+
+
+def style() -> None:
+    """The look of every figure of this library."""
+    sns.set_theme(style="ticks", rc={"axes.spines.top": False, "axes.spines.right": False})
+
+
+def _rank_axis(axes: Axes, rows: pd.DataFrame) -> None:
+    """Label the rank axis, and mark where one region ends and the next begins."""
+    axes.set_xlabel("rank (order in which the nodes run)")
+    first, last = rows["rank"].min(), rows["rank"].max()
+    axes.set_xlim(first, last)
+    for region, group in groupby(zip(rows["rank"], rows["region"], strict=True), key=lambda pair: pair[1]):
+        ranks = [rank for rank, _ in group]
+        if ranks[0] > first and region != "output":
+            axes.axvline(ranks[0], color="black", lw=0.9, ls=":")
+        if len(ranks) > 0.05 * (last - first):
+            middle = (ranks[0] + ranks[-1]) / 2
+            axes.text(
+                middle, 0.985, region, transform=axes.get_xaxis_transform(), ha="center", va="top", fontsize=9
+            )
+
+
+def _note_peak(axes: Axes, rows: pd.DataFrame, rank: int, height: float, text: str) -> None:
+    """Write `text` above a point, on the side of it where there is room."""
+    place = (rank - rows["rank"].min()) / max(1, rows["rank"].max() - rows["rank"].min())
+    side = "left" if place < 0.35 else "right" if place > 0.65 else "center"
+    axes.annotate(
+        text, (rank, height), xytext=(0, 9), textcoords="offset points", ha=side, fontsize=9, bbox=_OVER_LINES
+    )
+
+
+def _rank_operators(axes: Axes, rows: pd.DataFrame, column: str, scale: float, label: str) -> None:
+    grouped = rows.groupby("target")[column].agg(["sum", "size"]).nlargest(TOP, "sum").iloc[::-1]
+    grouped = grouped[grouped["sum"] > 0.002 * grouped["sum"].max()]
+    names = [f"{_short(str(target))} ×{count}" for target, count in grouped["size"].items()]
+    axes.barh(names, grouped["sum"] / scale, color="#666666")
+    axes.set_xlabel(label)
+
+
+def _short(target: str) -> str:
+    return target.removeprefix("aten.").removesuffix(".default")
+
+
+def byte_unit(largest: float) -> tuple[float, str]:
+    """Bytes in a unit that suits an axis up to `largest` bytes, and the unit's name."""
+    for scale, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if largest >= 2 * scale:
+            return scale, unit
+    return 1, "B"
+
+
+def time_unit(largest: float) -> tuple[float, str]:
+    """Seconds in a unit that suits an axis up to `largest` seconds, and the unit's name."""
+    return (1e-3, "ms") if largest >= 2e-3 else (1e-6, "µs")

@@ -1,0 +1,162 @@
+"""A traced training step: the graph, what its inputs are, and how to run it.
+
+step = trace_train_step(model, loss_fn, optimizer, batch)
+loss = step(*batch)        # one training step: parameters, buffers and optimizer state are updated in place
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from profiler.errors import BatchMismatchError, StaleStepError
+from profiler.lift import Lifted
+
+
+@dataclass(frozen=True)
+class BatchSignature:
+    """Structure of a batch, and shape, stride, dtype and device of each tensor in it."""
+
+    spec: pytree.TreeSpec
+    leaves: tuple[Any, ...]  # (shape, stride, dtype, device) of a tensor, otherwise the constant itself
+
+    @classmethod
+    def of(cls, batch: Sequence[Any]) -> "BatchSignature":
+        leaves, spec = pytree.tree_flatten(tuple(batch))
+        return cls(spec, tuple(_describe(leaf) for leaf in leaves))
+
+    def check(self, batch: Sequence[Any]) -> list[Tensor]:
+        """The tensors of `batch` in order. Raises BatchMismatchError unless it is like the traced one."""
+        leaves, spec = pytree.tree_flatten(tuple(batch))
+        if spec != self.spec:
+            raise BatchMismatchError(
+                f"this step was traced with a batch of structure {self.spec}, and got {spec}: "
+                "trace again for it"
+            )
+        for index, (leaf, expected) in enumerate(zip(leaves, self.leaves, strict=True)):
+            given = _describe(leaf)
+            if given != expected:
+                raise BatchMismatchError(
+                    f"tensor {index} of the batch was traced as {_in_words(expected)}, and is "
+                    f"{_in_words(given)}: give a batch like the traced one, or trace again for this one"
+                )
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _describe(leaf: Any) -> Any:
+    return (tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+
+
+def _in_words(leaf: Any) -> str:
+    if isinstance(leaf, tuple):
+        shape, stride, dtype, device = leaf
+        return f"shape {shape}, stride {stride}, {dtype} on {device}"
+    return f"the constant {leaf!r}"
+
+
+@dataclass
+class TracedStep:
+    """One training step as one graph.
+
+    The placeholders of `graph_module` are `lifted` (parameters, buffers, optimizer state) in order, then the
+    tensors of the batch; its output is the loss. Each node has `meta["region"]` (a `Region`),
+    `meta["module"]` (a path) and, if it makes a value, `meta["val"]` (fake tensors with shape, dtype, device
+    and storage).
+    """
+
+    graph_module: fx.GraphModule
+    first_graph_module: (
+        fx.GraphModule | None
+    )  # a first step that differs (SGD with dampening), otherwise None
+    model: nn.Module
+    optimizer: Optimizer
+    lifted: list[Lifted]
+    batch: BatchSignature
+    batch_storages: list[
+        tuple[int, int]
+    ]  # of each tensor of the batch at the trace: its storage's identity and bytes
+    gradients: dict[str, fx.Node]  # name of a parameter → the node whose output is its gradient
+    device: torch.device  # of the parameters
+    constants: list[dict[str, Any]]  # per parameter group, the numbers that are written into the graph
+    training: bool
+    trace_seconds: float
+    steps_run: int = 0
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.graph_module.graph
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """The nodes in the order in which they run; a node's rank is its index here."""
+        return list(self.graph_module.graph.nodes)
+
+    @property
+    def is_fake(self) -> bool:
+        """Whether the model holds fake tensors: there is a graph and a forecast, and nothing to run."""
+        return any(isinstance(item.tensor, FakeTensor) for item in self.lifted)
+
+    def __call__(self, *batch: Any) -> Tensor:
+        """Run one training step and return the loss, a tensor of no dimensions, detached.
+
+        Leaves parameters, buffers and optimizer state as `zero_grad(set_to_none=True)`, forward, `backward()`
+        and `optimizer.step()` would; no gradient is kept. Nothing is held when it returns. Raises
+        BatchMismatchError for a batch of another shape, StaleStepError if a learning rate has changed.
+        """
+        with running():
+            loss: Tensor = self.executable()(*self.arguments(batch))
+        self.steps_run += 1
+        return loss
+
+    def executable(self) -> Callable[..., Tensor]:
+        """The function that the next call runs; it takes `arguments(batch)`."""
+        first = self.first_graph_module is not None and self.steps_run == 0
+        module = (
+            self.first_graph_module if first and self.first_graph_module is not None else self.graph_module
+        )
+        return module.forward
+
+    def arguments(self, batch: Sequence[Any]) -> list[Tensor]:
+        """The tensors for the placeholders, in order, looked up in the user's objects. Checks the batch."""
+        tensors = self.batch.check(batch)
+        self._check_constants()
+        return [item.current(self.optimizer) for item in self.lifted] + tensors
+
+    def _check_constants(self) -> None:
+        if self.is_fake:
+            raise StaleStepError("this step was traced with fake tensors: it can be forecast, not run")
+        if self.model.training != self.training:
+            raise StaleStepError(
+                f"the step was traced in {'train' if self.training else 'eval'} mode and the model is now in "
+                "the other: set the mode back, or trace again"
+            )
+        for index, (group, constants) in enumerate(
+            zip(self.optimizer.param_groups, self.constants, strict=True)
+        ):
+            for key, value in constants.items():
+                if group[key] != value:
+                    raise StaleStepError(
+                        f"{key} of parameter group {index} was {value!r} when the step was traced and is now "
+                        f"{group[key]!r}: trace again (a tensor lr, with capturable or fused, is an input)"
+                    )
+
+
+def constants_of(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """What each parameter group says in plain numbers; tensors are inputs of the graph."""
+    return [
+        {key: value for key, value in group.items() if key != "params" and not isinstance(value, Tensor)}
+        for group in optimizer.param_groups
+    ]
+
+
+@contextmanager
+def running() -> Iterator[None]:
+    """Run a graph's operators as they are: no autograd, and no autocast on top of the casts in the graph."""
+    with torch.no_grad(), torch._C._DisableAutocast():
+        yield
