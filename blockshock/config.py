@@ -100,6 +100,7 @@ def load_job(cfg: DictConfig | dict[str, Any]) -> Job:
     }
     job = Job(**parts, config={name: config[name] for name in (*_CORE, *GROUPS)})
     _check_sizes(job)
+    _check_kinds(job)
     for name in ("workload", "mask", "method", "phase"):
         check = getattr(parts[name], "check", None)
         if check:
@@ -188,6 +189,28 @@ def _check_sizes(job: Job) -> None:
         at_least(f"model.{name}", getattr(job.model, name), 1)
 
 
+def _check_kinds(job: Job) -> None:
+    """Phases, methods and workloads work on a linear layer (`of` is "layer", the default) or on a model's step."""
+    wanted = getattr(job.phase, "of", "layer")
+    for name in ("workload", "method"):
+        option = getattr(job, name)
+        if getattr(option, "of", "layer") != wanted:
+            what = "a linear layer" if wanted == "layer" else "a model's training step"
+            raise ConfigError(name, option.name, f"phase={job.phase.name} is for {what}; {_FOR[wanted][name]}")
+
+
+_FOR = {
+    "layer": {
+        "workload": "use workload=gaussian or another kind of input",
+        "method": "use method=block_shock or another layer",
+    },
+    "model": {
+        "workload": "use workload=resnet152, bert, gpt2, llama, vit or a tiny_* of them",
+        "method": "use method=keep_all",
+    },
+}
+
+
 # Keys that say where a run lands, how it is watched or what it is called, and nothing of what is measured.
 _NOT_MEASURED = {
     "experiment": ("name", "output_dir"),
@@ -207,7 +230,11 @@ def config_hash(config: dict[str, Any]) -> str:
 
 def job_label(config: dict[str, Any]) -> str:
     """A folder name that a person can read and that no other configuration shares."""
-    model = config["model"]
+    model, workload = config["model"], config["workload"]
+    if "batch_size" in workload:  # a model's step: the layer's sizes and mask say nothing
+        length = f"-S{workload['seq_len']}" if workload.get("seq_len") else ""
+        parts = [workload["name"], f"B{workload['batch_size']}{length}", model["dtype"], config_hash(config)]
+        return "_".join([config["phase"]["name"], config["method"]["name"], *parts])
     sizes = f"N{model['N']}" + (f"-K{model['K']}" if model["K"] != model["N"] else "") + f"-B{model['B']}"
     return "_".join(
         [

@@ -35,6 +35,11 @@ class Execution:
         # What earlier jobs left in this process (library workspaces, when ranks are reused) is not this job's memory.
         self._allocated_before = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0
 
+    @staticmethod
+    def log(message: str, *values: object) -> None:
+        """To the rank's log, and from rank 0 to whoever shows progress."""
+        log.info(message, *values)
+
     @cached_property
     def problem(self) -> Problem:
         return Problem.of(self.job, self.device)
@@ -46,14 +51,14 @@ class Execution:
 
     def build(self) -> tuple[ParallelLinear, timing.Samples]:
         """The method's layer from the problem's weight, and how long it took to build."""
-        log.info("building %s", self.job.method.name)
+        self.log("building %s", self.job.method.name)
         weight = self.problem.weight()
         timer = timing.Timer("sync", self.device)
         return timer.once("build", lambda: self.job.method.build(self.problem, weight))
 
     def check(self, layer: ParallelLinear, quantities: tuple[str, ...]) -> dict[str, Any]:
         """Judge the layer against float64. A failure is recorded, then raised as CheckFailed."""
-        log.info("checking %s against float64", ", ".join(quantities))
+        self.log("checking %s against float64", ", ".join(quantities))
         verdicts = correctness.check(self.problem, layer, quantities)
         problem = correctness.failure(verdicts)
         if problem:

@@ -11,7 +11,10 @@ def print_summary(run_dir: str | os.PathLike[str]) -> None:
     """The last record's timings, errors and roofline, and where the folder is."""
     folder = RunFolder(run_dir)
     record = folder.records()[-1]
-    size = f"N={record['N']} K={record['K']} B={record['B']} {record['dtype']}"
+    size = (
+        f"N={record['N']} K={record['K']} B={record['B']}" if record["N"] else f"{record['workload']} B={record['B']}"
+    )
+    size += f" {record['dtype']}"
     print(f"{record['phase']} · {record['method']} · {size} · {record['world_size']} x {record['device']}")
     for name, t in record["timings_ms"].items():
         print(f"  {name:<11} p50 {t['p50_ms']:10.4f} ms   p95 {t['p95_ms']:10.4f} ms   min {t['min_ms']:10.4f} ms")
@@ -25,4 +28,9 @@ def print_summary(run_dir: str | os.PathLike[str]) -> None:
         print(
             f"  drift after {drift['step']} steps: {drift['output_error']:.3e}, dense {drift['dense_output_error']:.3e}"
         )
+    profile = record.get("profile")
+    if profile:
+        peak, simulated = (profile[f"{name}_peak_bytes"] / 2**20 for name in ("measured", "simulated"))
+        print(f"  peak        {peak:.1f} MiB measured, {simulated:.1f} MiB simulated, at {profile['peak_node']}")
+        print(f"  nodes       {profile['nodes']}, {profile['node_time_s'] * 1e3:.4f} ms in all")
     print(f"  {folder.path}")

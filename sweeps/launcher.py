@@ -128,5 +128,7 @@ class OneByOne(Launcher):
 
 
 def _title(config: DictConfig) -> str:
-    model = config.model
+    model, workload = config.model, config.workload
+    if "batch_size" in workload:
+        return f"{config.phase.name} {config.method.name} {workload.name} B={workload.batch_size}"
     return f"{config.phase.name} {config.method.name} N={model.N} B={model.B} P={config.hardware.world_size}"

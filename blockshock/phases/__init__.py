@@ -44,28 +44,38 @@ class TimedPhase:
 
 
 @dataclass
-class TrainingOptions:
-    """Which optimizer, and which loss of Y and the target."""
+class OptimizerOptions:
+    """Which optimizer takes the steps."""
 
-    optimizer: str = "adamw"  # sgd | sgd_momentum | adamw
+    optimizer: str = "adamw"  # sgd | sgd_momentum | adam | adamw
     lr: float = 1e-3
-    loss: str = "mse"  # mse | sum
 
-    def check_training(self) -> None:
+    def check_optimizer(self) -> None:
         one_of("phase.optimizer", self.optimizer, OPTIMIZERS)
-        one_of("phase.loss", self.loss, ("mse", "sum"))
         if self.lr <= 0:
             raise ConfigError("phase.lr", self.lr, "must be positive")
 
     def make_optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        if self.optimizer == "adamw":
+        if self.optimizer.startswith("adam"):
+            make = torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam
             # capturable: the step count lives on the device, so that a CUDA graph can hold the update
-            return torch.optim.AdamW(parameters, lr=self.lr, fused=True, capturable=parameters[0].is_cuda)
+            return make(parameters, lr=self.lr, fused=True, capturable=parameters[0].is_cuda)
         return torch.optim.SGD(parameters, lr=self.lr, momentum=0.9 if self.optimizer == "sgd_momentum" else 0.0)
+
+
+@dataclass
+class TrainingOptions(OptimizerOptions):
+    """And which loss of Y and the target, for a layer that is trained by itself."""
+
+    loss: str = "mse"  # mse | sum
+
+    def check_training(self) -> None:
+        self.check_optimizer()
+        one_of("phase.loss", self.loss, ("mse", "sum"))
 
     def loss_of(self, y: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.mse_loss(y, target) if self.loss == "mse" else y.sum()
 
 
 # Tensors of the weight's size that an update must read or write: parameter, gradient and states.
-OPTIMIZERS = {"sgd": 3, "sgd_momentum": 5, "adamw": 7}
+OPTIMIZERS = {"sgd": 3, "sgd_momentum": 5, "adam": 7, "adamw": 7}

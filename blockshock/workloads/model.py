@@ -1,0 +1,47 @@
+"""A whole model and a synthetic batch, for the phases that work on a training step.
+
+Built by `profiler.models` from transformers' configurations with random weights; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from blockshock.errors import ConfigError, at_least
+
+if TYPE_CHECKING:
+    from blockshock.config import Job
+    from profiler.models import Problem
+
+
+@dataclass
+class ModelWorkload:
+    """`name` is a model of `profiler.models`: ResNet-152, BERT base, GPT-2 small, Llama 1B, ViT base, or a tiny one."""
+
+    of: ClassVar[str] = "model"
+
+    name: str
+    batch_size: int = 8
+    seq_len: int | None = None  # tokens of a sample; only text models have it
+    dropout: float | None = None  # None: what the model's configuration says
+
+    def check(self, job: Job) -> None:
+        at_least("workload.batch_size", self.batch_size, 1)
+        if self.seq_len is not None:
+            at_least("workload.seq_len", self.seq_len, 1)
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ConfigError("workload.dropout", self.dropout, "must be at least 0 and below 1, or null")
+        if job.hardware.world_size != 1:
+            raise ConfigError(
+                "hardware.world_size", job.hardware.world_size, "a model's step runs on one rank; set it to 1"
+            )
+
+    def build(self, dtype: torch.dtype, device: torch.device, seed: int) -> Problem:
+        """The model in train mode, its loss and one batch, the same for the same seed."""
+        from profiler.models import build
+
+        length = {} if self.seq_len is None else {"seq_len": self.seq_len}
+        return build(self.name, self.batch_size, dtype=dtype, device=device, seed=seed, dropout=self.dropout, **length)
