@@ -1,4 +1,4 @@
-"""On a GPU: the traced step equals eager, the simulated peak the allocator's, and every kernel has its node."""
+"""On a GPU: the traced step equals eager, the simulated peak the allocator's; every kernel has its node."""
 
 from collections.abc import Callable
 from typing import Any
