@@ -136,9 +136,13 @@ class TracedStep:
                 f"the step was traced in {'train' if self.training else 'eval'} mode and the model is now in "
                 "the other: set the mode back, or trace again"
             )
-        for index, (group, constants) in enumerate(
-            zip(self.optimizer.param_groups, self.constants, strict=True)
-        ):
+        groups = self.optimizer.param_groups
+        if len(groups) != len(self.constants):
+            raise StaleStepError(
+                f"the optimizer had {len(self.constants)} parameter groups when the step was traced and has "
+                f"{len(groups)}: trace again"
+            )
+        for index, (group, constants) in enumerate(zip(groups, self.constants, strict=True)):
             for key, value in constants.items():
                 if group[key] != value:
                     raise StaleStepError(

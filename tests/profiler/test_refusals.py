@@ -189,7 +189,7 @@ def test_optimizer_that_changes() -> None:
     with pytest.raises(StaleStepError, match=r"OPT_STATE weight\.step is no longer there"):
         step(torch.randn(3, 4))
     step.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
-    with pytest.raises(StaleStepError, match="had 1 parameter groups .* has 2"):
+    with pytest.raises(StaleStepError, match=r"had 1 parameter groups .* has 2"):
         step(torch.randn(3, 4))
 
 

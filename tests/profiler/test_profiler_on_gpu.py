@@ -1,0 +1,72 @@
+"""On a GPU: the traced step equals eager, the simulated peak the allocator's; every kernel has its node."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from profiler import GraphProfiler, sign_off_table, trace_train_step
+from profiler.models import NAMES, build
+from tests.profiler.eager_steps import assert_same_as_eager
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+
+TINY = [name for name in NAMES if name.startswith("tiny_")]
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "foreach": lambda groups: torch.optim.AdamW(groups, lr=1e-3),
+    "fused": lambda groups: torch.optim.AdamW(groups, lr=1e-3, fused=True),
+    "capturable": lambda groups: torch.optim.Adam(groups, lr=1e-3, capturable=True, amsgrad=True),
+    "momentum": lambda groups: torch.optim.SGD(groups, lr=0.01, momentum=0.9, nesterov=True),
+}
+
+
+@pytest.fixture
+def deterministic() -> Any:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.usefixtures("deterministic")
+def test_traced_step_equals_eager(name: str, optimizer: str) -> None:
+    dropout = None if "resnet" in name else 0.2
+    problem = build(name, batch_size=4, device="cuda", dropout=dropout)
+    assert_same_as_eager(problem.model, problem.loss_fn, OPTIMIZERS[optimizer], [problem.batch] * 3)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_profile_signs_off_and_loses_no_kernel(name: str, tmp_path: Any) -> None:
+    problem = build(name, batch_size=8, device="cuda")
+    optimizer = OPTIMIZERS["fused"](problem.model.parameters())
+    profiler = GraphProfiler(trace_train_step(problem.model, problem.loss_fn, optimizer, problem.batch))
+    profiler.run(*problem.batch)
+    profiler.save_stats_to_csv(tmp_path)
+    checks = profiler.sign_off(tmp_path)
+    assert all(check.passed for check in checks), sign_off_table(checks)
+    assert profiler.profile.lost_s == 0
+    assert 0 < profiler.profile.run_time_s.sum() <= profiler.profile.step_time_s
+
+
+def test_step_runs_in_a_cuda_graph() -> None:
+    losses = []
+    for graphed in (False, True):
+        problem = build("tiny_llama", device="cuda")
+        step = trace_train_step(
+            problem.model, problem.loss_fn, OPTIMIZERS["fused"](problem.model.parameters()), problem.batch
+        )
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            step(*problem.batch)
+        torch.cuda.current_stream().wait_stream(side)
+        if graphed:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                loss = step(*problem.batch)
+            graph.replay()
+        else:
+            loss = step(*problem.batch)
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
