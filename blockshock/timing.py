@@ -193,22 +193,32 @@ class Timer:
         """Capture the whole timed loop, events included, in one graph, so that the host has no part in it at all and
         ranks meet in every iteration's collective with no launch between. The first replay warms up."""
         recorders = [_Events(external=True) for _ in range(iters)]
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        side = _side_stream(torch.cuda.current_device())
-        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+
+        def loop() -> None:
             for recorder in recorders:
                 self._flush()
                 started = recorder.start()
                 with _recording(recorder if inner else None):
                     step()
                 recorder.stop(outer, started)
+
+        graph = capture(loop)
         graph.replay()
         synchronize(self.device)
         graph.replay()
         self.while_running()
         synchronize(self.device)
         return _by_region([recorder.sums() for recorder in recorders])
+
+
+def capture(step: Callable[[], Any]) -> torch.cuda.CUDAGraph:
+    """`step`, which has run before, as a CUDA graph."""
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    side = _side_stream(torch.cuda.current_device())
+    with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+        step()
+    return graph
 
 
 @cache

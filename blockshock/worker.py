@@ -108,4 +108,4 @@ class _Relay(logging.Handler):
         self._say = say
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._say(record.getMessage().splitlines()[0])
+        self._say(record.getMessage())

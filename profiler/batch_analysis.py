@@ -112,9 +112,7 @@ def plot_step_time(table: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     scale, unit = time_unit(table["step_time_s"].max())
     axes.plot(table["batch_size"], table["step_time_s"] / scale, "o-", color="black", label="plain step")
-    axes.plot(
-        table["batch_size"], table["node_time_s"] / scale, "s--", color="#0072B2", label="sum of node times"
-    )
+    axes.plot(table["batch_size"], table["node_time_s"] / scale, "s--", color="#0072B2", label="sum of node times")
     axes.set_xscale("log", base=2)
     axes.set_xticks(table["batch_size"], [str(size) for size in table["batch_size"]])
     axes.xaxis.set_minor_locator(NullLocator())

@@ -42,9 +42,7 @@ def _spans(nodes: pd.DataFrame) -> Iterator[dict[str, Any]]:
     for row in nodes.to_dict("records"):
         if row["region"] == "input":
             continue
-        arguments = {
-            key: row[key] for key in ("rank", "target", "node_type", "module", "output_bytes", "flops")
-        }
+        arguments = {key: row[key] for key in ("rank", "target", "node_type", "module", "output_bytes", "flops")}
         yield _span("nodes", str(row["node_name"]), starts[row["rank"]], starts[row["rank"] + 1], arguments)
     for column, track in (("region", "regions"), ("module", "modules")):
         ranks = [rank for rank, region in enumerate(nodes["region"]) if region != "input"]

@@ -50,9 +50,7 @@ class Fakes:
     def unaliased(self, tensor: Tensor) -> Tensor:
         """A fake of the same shape, stride, dtype and device with a storage of its own."""
         with self.mode:
-            return torch.empty_strided(
-                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
-            )
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
 
 def refuse_unfaithful(graph: fx.Graph) -> None:
@@ -64,9 +62,7 @@ def refuse_unfaithful(graph: fx.Graph) -> None:
     """
     for node in graph.nodes:
         random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        random = random and "backward" not in str(
-            node.target
-        )  # attention's: tagged, but given the forward's seed
+        random = random and "backward" not in str(node.target)  # attention's: tagged, but given the forward's seed
         if random and node.meta["region"] is Region.BACKWARD:
             raise TraceError(
                 f"in the backward, module {node.meta['module']}: {node.target} would draw other random "

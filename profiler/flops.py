@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 from torch.utils.flop_counter import flop_registry
 
 
@@ -16,4 +17,22 @@ def flops_of(node: fx.Node) -> int:
         return 0
     args: Any = fx.node.map_arg(node.args, lambda argument: argument.meta["val"])
     kwargs: Any = fx.node.map_arg(node.kwargs, lambda argument: argument.meta["val"])
+    if "scaled_dot_product" in str(node.target):
+        args = _with_all_heads(args)
     return int(formula(*args, **kwargs, out_val=node.meta["val"]))
+
+
+def _with_all_heads(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Attention's operands with as many key and value heads as query heads [B, H, S, D].
+
+    In grouped-query attention several query heads share one key head; each still multiplies by it, and the formulas
+    of torch 2.11 know no sharing.
+    """
+    heads = max(argument.shape[1] for argument in args[:4] if isinstance(argument, Tensor) and argument.dim() == 4)
+
+    def widen(argument: Any) -> Any:
+        if isinstance(argument, Tensor) and argument.dim() == 4 and heads % argument.shape[1] == 0:
+            return torch.empty(argument.shape[0], heads, *argument.shape[2:], dtype=argument.dtype, device="meta")
+        return argument
+
+    return tuple(widen(argument) if place < 4 else argument for place, argument in enumerate(args))

@@ -110,9 +110,7 @@ class GraphProfiler:
 
     def plot(self, folder: str | Path) -> list[Path]:
         """Draw the five figures `profiler_plots_*.png` into `folder`. Returns the files."""
-        return plots.plot_all(
-            Path(folder), self.node_stats(), self.activation_stats(), self.memory(), self.step.device
-        )
+        return plots.plot_all(Path(folder), self.node_stats(), self.activation_stats(), self.memory(), self.step.device)
 
     def sign_off(self, folder: str | Path) -> list[Check]:
         """Check the profile and the files in `folder`; see `signoff.sign_off_table` to print it."""

@@ -23,9 +23,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 RANGE = "profiler.node "  # the name of a node's range, before its rank
-_RUNTIME_CALL = re.compile(
-    r"cu(da)?[A-Z]"
-)  # cudaLaunchKernel, cuLaunchKernelEx: numbered apart from operators
+_RUNTIME_CALL = re.compile(r"cu(da)?[A-Z]")  # cudaLaunchKernel, cuLaunchKernelEx: numbered apart from operators
 _WAIT = re.compile(r"Sync(hronize)?$")  # the trace of a wait on the device is no work
 
 
@@ -94,9 +92,7 @@ def node_trace(device: torch.device, memory: bool = False, cpu: bool = True) -> 
         activities.append(ProfilerActivity.CUDA)
     profiler = profile(activities=activities, profile_memory=memory, acc_events=False)
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=".*Profiler clears events"
-        )  # of one cycle, which is all there is
+        warnings.filterwarnings("ignore", message=".*Profiler clears events")  # of one cycle, which is all there is
         profiler.start()
     try:
         yield Trace(device, profiler)

@@ -110,10 +110,7 @@ def swapped(model: nn.Module, optimizer: Optimizer, stand_in: Mapping[int, Tenso
             if isinstance(module, nn.RNNBase):  # keeps a second list of its weights
                 module.__dict__["_flat_weights"] = [replace(weight) for weight in module._flat_weights]
         optimizer.param_groups = [
-            {
-                key: [replace(p) for p in value] if key == "params" else replace(value)
-                for key, value in group.items()
-            }
+            {key: [replace(p) for p in value] if key == "params" else replace(value) for key, value in group.items()}
             for group in groups
         ]
         optimizer.state = defaultdict(dict)

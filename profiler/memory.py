@@ -38,12 +38,8 @@ CATEGORIES = [*CATEGORY.values(), "workspace"]
 class MeasuredMemory:
     """What a profile adds to the graph; all in bytes."""
 
-    workspace: Mapping[int, int] = field(
-        default_factory=dict
-    )  # rank → peak during the node − before − outputs
-    excess: Mapping[int, int] = field(
-        default_factory=dict
-    )  # storage → what the allocator gave beyond the rounding
+    workspace: Mapping[int, int] = field(default_factory=dict)  # rank → peak during the node − before − outputs
+    excess: Mapping[int, int] = field(default_factory=dict)  # storage → what the allocator gave beyond the rounding
     resident: int = 0  # memory of libraries and of other tensors of the process, there throughout
 
 

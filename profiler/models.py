@@ -55,9 +55,7 @@ def gpt2(tiny: bool = False, dropout: float | None = None) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     size: dict[str, Any] = (
-        {"vocab_size": 128, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4} | _NO_TOKENS
-        if tiny
-        else {}
+        {"vocab_size": 128, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4} | _NO_TOKENS if tiny else {}
     )
     if dropout is not None:
         size |= {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
@@ -165,9 +163,7 @@ def build(
             images = torch.randn(batch_size, 3, side, side).to(dtype)
             batch = (images, torch.randint(classes, (batch_size,)))
     first = next(model.parameters())
-    if (
-        first.dtype != dtype or first.device.type != torch.device(device).type
-    ):  # fake parameters cannot be moved
+    if first.dtype != dtype or first.device.type != torch.device(device).type:  # fake parameters cannot be moved
         model = model.to(device=device, dtype=dtype)
     return Problem(model.train(), _LOSSES[kind], tuple(t.to(device) for t in batch))
 

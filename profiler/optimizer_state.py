@@ -35,9 +35,7 @@ def check_optimizer(optimizer: Optimizer) -> None:
         )
     for index, group in enumerate(optimizer.param_groups):
         if group.get("differentiable"):
-            raise TraceError(
-                f"parameter group {index} has differentiable=True: build the optimizer without it"
-            )
+            raise TraceError(f"parameter group {index} has differentiable=True: build the optimizer without it")
 
 
 def use_eager_implementation(optimizer: Optimizer) -> None:
@@ -49,8 +47,7 @@ def use_eager_implementation(optimizer: Optimizer) -> None:
         if group["foreach"] is None and group["fused"] is None:
             devices = _get_foreach_kernels_supported_devices()
             foreach = all(
-                p.device.type in devices and type(p) in (Tensor, nn.Parameter, FakeTensor)
-                for p in group["params"]
+                p.device.type in devices and type(p) in (Tensor, nn.Parameter, FakeTensor) for p in group["params"]
             )
             scalar_lr = not isinstance(group["lr"], Tensor) or group.get("capturable", False)
             group["foreach"] = foreach and (scalar_lr or isinstance(optimizer, SGD))
@@ -90,9 +87,7 @@ def initial_state(optimizer: Optimizer, parameter: Tensor, group: Mapping[str, A
     return made
 
 
-def groups_in_their_first_step(
-    optimizer: Optimizer, fresh: Sequence[Tensor], graded: Sequence[Tensor]
-) -> list[int]:
+def groups_in_their_first_step(optimizer: Optimizer, fresh: Sequence[Tensor], graded: Sequence[Tensor]) -> list[int]:
     """Groups of SGD whose first step differs from the following: it takes the gradient undampened."""
     if not isinstance(optimizer, SGD):
         return []

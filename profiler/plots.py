@@ -76,9 +76,7 @@ def plot_node_runtime(nodes: pd.DataFrame) -> Figure:
     work = nodes[nodes["region"] != "input"]
     scale, unit = time_unit(work["median_run_time_s"].max())
     for region, rows in work.groupby("region", sort=False):
-        left.vlines(
-            rows["rank"], 0, rows["median_run_time_s"] / scale, color=REGION_COLOUR[str(region)], lw=0.8
-        )
+        left.vlines(rows["rank"], 0, rows["median_run_time_s"] / scale, color=REGION_COLOUR[str(region)], lw=0.8)
     _rank_axis(left, work)
     left.set_ylabel(f"median run time of the node [{unit}]")
     left.set_ylim(bottom=0)
@@ -94,12 +92,8 @@ def plot_node_peak_memory(nodes: pd.DataFrame) -> Figure:
     work = nodes[nodes["region"] != "input"]
     scale, unit = byte_unit(work["median_peak_mem_bytes"].max())
     active, peak = work["median_active_mem_bytes"] / scale, work["median_peak_mem_bytes"] / scale
-    left.fill_between(
-        work["rank"], active, color="#BBBBBB", step="mid", lw=0, label="in use when the node starts"
-    )
-    left.fill_between(
-        work["rank"], active, peak, color="#D55E00", step="mid", lw=0.6, label="added while it runs"
-    )
+    left.fill_between(work["rank"], active, color="#BBBBBB", step="mid", lw=0, label="in use when the node starts")
+    left.fill_between(work["rank"], active, peak, color="#D55E00", step="mid", lw=0.6, label="added while it runs")
     top = int(np.argmax(peak.to_numpy()))
     row = work.iloc[top]
     left.plot(row["rank"], peak.iloc[top], "v", color="black", ms=6)
@@ -132,9 +126,7 @@ def plot_activation_sizes(activations: pd.DataFrame, nodes: pd.DataFrame) -> Fig
     left.set_title(f"{len(activations)} activations, {in_bytes(sizes.sum())} together", fontsize=10)
     made_by = activations.assign(target=nodes["target"].to_numpy()[activations["creation_rank"]])
     total_scale, total_unit = byte_unit(made_by.groupby("target")["median_mem_size_bytes"].sum().max())
-    _rank_operators(
-        right, made_by, "median_mem_size_bytes", total_scale, f"all its activations [{total_unit}]"
-    )
+    _rank_operators(right, made_by, "median_mem_size_bytes", total_scale, f"all its activations [{total_unit}]")
     right.set_title("operators that make the most", fontsize=10)
     return figure
 
@@ -172,9 +164,7 @@ def plot_inactive_times(activations: pd.DataFrame, nodes: pd.DataFrame) -> Figur
     right.set_yscale("log")
     right.set_xlabel("time to make it again, all others kept [µs]")
     right.set_ylabel(f"size [{byte_name}]")
-    right.set_title(
-        f"cheap to drop: upper left ({len(remade)} of {len(activations)}, the largest)", fontsize=10
-    )
+    right.set_title(f"cheap to drop: upper left ({len(remade)} of {len(activations)}, the largest)", fontsize=10)
     return figure
 
 
@@ -233,9 +223,7 @@ def plot_memory(curve: MemoryCurve, limit: int) -> Figure:
 
 def _two_panels(title: str) -> tuple[Figure, Sequence[Axes]]:
     style()
-    figure, panels = plt.subplots(
-        1, 2, figsize=(13, 5), layout="constrained", gridspec_kw={"width_ratios": [3, 2]}
-    )
+    figure, panels = plt.subplots(1, 2, figsize=(13, 5), layout="constrained", gridspec_kw={"width_ratios": [3, 2]})
     figure.suptitle(title)
     return figure, panels
 
@@ -256,9 +244,7 @@ def _rank_axis(axes: Axes, rows: pd.DataFrame) -> None:
             axes.axvline(ranks[0], color="black", lw=0.9, ls=":")
         if len(ranks) > 0.05 * (last - first):
             middle = (ranks[0] + ranks[-1]) / 2
-            axes.text(
-                middle, 0.985, region, transform=axes.get_xaxis_transform(), ha="center", va="top", fontsize=9
-            )
+            axes.text(middle, 0.985, region, transform=axes.get_xaxis_transform(), ha="center", va="top", fontsize=9)
 
 
 def _note_peak(axes: Axes, rows: pd.DataFrame, rank: int, height: float, text: str) -> None:

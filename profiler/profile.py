@@ -55,9 +55,7 @@ def measure(
 ) -> Profile:
     """Run plain steps to warm up, `profile_iters` plain steps on the clock, and as many measured ones."""
     if profile_iters < 1 or warmup_iters < 1:
-        raise ValueError(
-            f"warmup_iters={warmup_iters}, profile_iters={profile_iters}: both must be at least 1"
-        )
+        raise ValueError(f"warmup_iters={warmup_iters}, profile_iters={profile_iters}: both must be at least 1")
     started = time.perf_counter()
     on_cuda = step.device.type == "cuda"
     with torch.cuda.device(step.device) if on_cuda else nullcontext():
@@ -163,9 +161,7 @@ def _wall_clock(step: TracedStep, batch: Sequence[Any], iterations: int) -> np.n
     times = np.zeros((iterations, len(step.nodes)))
     for row in times:
 
-        def call(
-            rank: int, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], row: np.ndarray = row
-        ) -> Any:
+        def call(rank: int, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], row: np.ndarray = row) -> Any:
             started = time.perf_counter_ns()
             value = function(*args, **kwargs)
             row[rank] = (time.perf_counter_ns() - started) / 1e9
@@ -243,9 +239,7 @@ def _for_the_model(
     excess: dict[int, int] = {}
     for rank in range(len(analysis.nodes)):
         made = [analysis.storages[index] for index in analysis.created[rank]]
-        made = [
-            storage for storage in made if not storage.owned_by_user and storage.device == analysis.device
-        ]
+        made = [storage for storage in made if not storage.owned_by_user and storage.device == analysis.device]
         stays = int(after[rank] - before[rank] - outputs[rank]) if made else 0
         if stays:
             excess[max(made, key=lambda storage: storage.bytes).index] = stays

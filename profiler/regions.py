@@ -45,9 +45,7 @@ class Recorder:
     def __init__(self, model: nn.Module) -> None:
         self.region = Region.FORWARD
         self._names = {module: name or ROOT for name, module in model.named_modules()}
-        self._owner = {
-            id(p): name for module, name in self._names.items() for p in module._parameters.values()
-        }
+        self._owner = {id(p): name for module, name in self._names.items() for p in module._parameters.values()}
         self._stack: list[str] = []
         self._backward_module = LOSS_FN
         self._since_return: list[fx.Node] = []  # forward nodes created since a module of the model returned

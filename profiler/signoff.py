@@ -62,18 +62,14 @@ def _liveness(profiler: "GraphProfiler") -> Iterator[Check]:
         if not a.creation_rank <= a.last_fw_use_rank < a.first_bw_use_rank <= a.last_bw_use_rank
     ]
     found = f"{len(activations)} activations, {len(late)} out of order"
-    yield Check(
-        "liveness: creation ≤ last forward use < first backward use", found, "0 out of order", not late
-    )
+    yield Check("liveness: creation ≤ last forward use < first backward use", found, "0 out of order", not late)
 
 
 def _conservation(profiler: "GraphProfiler") -> Iterator[Check]:
     curve = profiler.memory()
     difference = sum(curve.breakdown().values()) - curve.peak_bytes
     yield Check("conservation: categories − peak", f"{difference} B", "0 B", difference == 0)
-    above = int(
-        (curve.table["live_bytes"].to_numpy() > profiler.profile.after_bytes)[profiler.measured_ranks].sum()
-    )
+    above = int((curve.table["live_bytes"].to_numpy() > profiler.profile.after_bytes)[profiler.measured_ranks].sum())
     yield Check("live bytes above the measured", f"{above} nodes", "0 nodes", above == 0)
 
 

@@ -89,9 +89,7 @@ def node_stats(analysis: StorageAnalysis, profile: Profile) -> pd.DataFrame:
             "median_run_time_s": profile.run_time_s,
             "median_peak_mem_bytes": profile.peak_bytes,
             "median_active_mem_bytes": profile.before_bytes,
-            "output_bytes": [
-                sum(analysis.storages[index].bytes for index in created) for created in analysis.created
-            ],
+            "output_bytes": [sum(analysis.storages[index].bytes for index in created) for created in analysis.created],
             "workspace_bytes": profile.workspace_bytes,
             "flops": [flops_of(node) for node in nodes],
             "device": devices,
@@ -140,9 +138,7 @@ def _device(analysis: StorageAnalysis, rank: int) -> str:
     return "cpu"
 
 
-def save_csv(
-    folder: Path, nodes: pd.DataFrame, activations: pd.DataFrame, curve: MemoryCurve
-) -> Sequence[Path]:
+def save_csv(folder: Path, nodes: pd.DataFrame, activations: pd.DataFrame, curve: MemoryCurve) -> Sequence[Path]:
     """Write the three tables into `folder`, which is made if it is not there. Returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

@@ -36,8 +36,7 @@ class BatchSignature:
         leaves, spec = pytree.tree_flatten(tuple(batch))
         if spec != self.spec:
             raise BatchMismatchError(
-                f"this step was traced with a batch of structure {self.spec}, and got {spec}: "
-                "trace again for it"
+                f"this step was traced with a batch of structure {self.spec}, and got {spec}: trace again for it"
             )
         for index, (leaf, expected) in enumerate(zip(leaves, self.leaves, strict=True)):
             given = _describe(leaf)
@@ -71,16 +70,12 @@ class TracedStep:
     """
 
     graph_module: fx.GraphModule
-    first_graph_module: (
-        fx.GraphModule | None
-    )  # a first step that differs (SGD with dampening), otherwise None
+    first_graph_module: fx.GraphModule | None  # a first step that differs (SGD with dampening), otherwise None
     model: nn.Module
     optimizer: Optimizer
     lifted: list[Lifted]
     batch: BatchSignature
-    batch_storages: list[
-        tuple[int, int]
-    ]  # of each tensor of the batch at the trace: its storage's identity and bytes
+    batch_storages: list[tuple[int, int]]  # of each tensor of the batch at the trace: its storage's identity and bytes
     gradients: dict[str, fx.Node]  # name of a parameter → the node whose output is its gradient
     device: torch.device  # of the parameters
     constants: list[dict[str, Any]]  # per parameter group, the numbers that are written into the graph
@@ -117,9 +112,7 @@ class TracedStep:
     def executable(self) -> Callable[..., Tensor]:
         """The function that the next call runs; it takes `arguments(batch)`."""
         first = self.first_graph_module is not None and self.steps_run == 0
-        module = (
-            self.first_graph_module if first and self.first_graph_module is not None else self.graph_module
-        )
+        module = self.first_graph_module if first and self.first_graph_module is not None else self.graph_module
         return module.forward
 
     def arguments(self, batch: Sequence[Any]) -> list[Tensor]:

@@ -38,9 +38,7 @@ class Storage:
     last: int  # last rank at which it is alive
     owned_by_user: bool  # exists before and after the step
     holders: list[int] = field(default_factory=list)  # ranks of nodes whose values alias it
-    writers: list[int] = field(
-        default_factory=list
-    )  # ranks of nodes that fill or change it, the producer first
+    writers: list[int] = field(default_factory=list)  # ranks of nodes that fill or change it, the producer first
     readers: list[int] = field(default_factory=list)  # ranks of nodes that use its contents; a view does not
 
 
@@ -235,7 +233,5 @@ def _find_types(
                 storage.node_type = NodeType.ACT
             forward = [rank for rank in storage.readers if regions[rank] in _FORWARD]
             last_forward = max(forward, default=storage.created)
-            activations.append(
-                Activation(storage, storage.created, last_forward, min(backward), max(backward))
-            )
+            activations.append(Activation(storage, storage.created, last_forward, min(backward), max(backward)))
     return activations

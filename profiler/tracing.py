@@ -35,9 +35,7 @@ from profiler.step import BatchSignature, TracedStep, constants_of
 LossFn = Callable[..., Tensor]
 
 
-def trace_train_step(
-    model: nn.Module, loss_fn: LossFn, optimizer: Optimizer, batch: Sequence[Any]
-) -> TracedStep:
+def trace_train_step(model: nn.Module, loss_fn: LossFn, optimizer: Optimizer, batch: Sequence[Any]) -> TracedStep:
     """Trace `loss_fn(model, *batch)`, its backward and `optimizer.step()` as one graph.
 
     `loss_fn` returns a scalar tensor. `optimizer` is torch.optim SGD, Adam or AdamW, with or without state.
@@ -139,16 +137,10 @@ def _run_step(model: nn.Module, loss_fn: LossFn, optimizer: Optimizer, batch: Se
     with recorder.recording(), explained(recorder), torch.enable_grad(), _autocast_cache():
         loss = loss_fn(model, *batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
-            what = (
-                f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            )
-            raise TraceError(
-                f"loss_fn returned {what}, and a loss is one number: reduce it, such as with .mean()"
-            )
+            what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise TraceError(f"loss_fn returned {what}, and a loss is one number: reduce it, such as with .mean()")
         if not loss.requires_grad:
-            raise TraceError(
-                "the loss does not depend on a trainable parameter: is loss_fn detached or in no_grad?"
-            )
+            raise TraceError("the loss does not depend on a trainable parameter: is loss_fn detached or in no_grad?")
         result = loss.detach()
         recorder.end_forward(loss)
         with torch.autograd.set_multithreading_enabled(False):
@@ -182,25 +174,13 @@ def _copy_back_replaced(
     """Where the model or the optimizer put a new tensor in the place of a lifted one, copy it there."""
     stand_in = {id(item.tensor): tensor for item, tensor in zip(lifted, static, strict=True)}
     for item, tensor in zip(lifted, static, strict=True):
-        holder = (
-            optimizer.state[stand_in[id(item.holder)]] if isinstance(item.holder, Tensor) else item.holder
-        )
-        now = (
-            holder.get(item.key)
-            if item.kind is not NodeType.OPT_STATE or isinstance(item.holder, Tensor)
-            else tensor
-        )
+        holder = optimizer.state[stand_in[id(item.holder)]] if isinstance(item.holder, Tensor) else item.holder
+        now = holder.get(item.key) if item.kind is not NodeType.OPT_STATE or isinstance(item.holder, Tensor) else tensor
         if now is tensor:
             continue
-        if (
-            item.kind is NodeType.PARAM
-            or now is None
-            or now.shape != tensor.shape
-            or now.dtype != tensor.dtype
-        ):
+        if item.kind is NodeType.PARAM or now is None or now.shape != tensor.shape or now.dtype != tensor.dtype:
             raise TraceError(
-                f"{item.kind.value} {item.name} is replaced by another object while the step runs: "
-                "update it in place"
+                f"{item.kind.value} {item.name} is replaced by another object while the step runs: update it in place"
             )
         with torch.no_grad():
             tensor.copy_(now)
@@ -228,9 +208,7 @@ def _tidy(module: fx.GraphModule, lifted: Sequence[Lifted], used: Sequence[bool]
         node.meta.update(node_type=item.kind, region=Region.INPUT, module=item.module, source=item.name)
         _rename(node, f"{item.kind.value.lower()}_{item.name}")
     for index, node in enumerate(placeholders[len(lifted) :]):
-        node.meta.update(
-            node_type=NodeType.INPUT, region=Region.INPUT, module=BATCH, source=f"batch[{index}]"
-        )
+        node.meta.update(node_type=NodeType.INPUT, region=Region.INPUT, module=BATCH, source=f"batch[{index}]")
         _rename(node, f"batch_{index}")
     for node in graph.nodes:
         if node.op == "get_attr":  # a tensor that the model keeps neither as parameter nor as buffer

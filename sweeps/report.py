@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from sweeps.batches import draw_batches
 from sweeps.jobs import BROKEN, counts, jobs, machines, reasons, when
 from sweeps.load import load_runs
 from sweeps.page import Content, Picture, page
@@ -72,7 +73,7 @@ def _write(runs: pd.DataFrame, table: pd.DataFrame, paths: Sequence[str | PathLi
         the_same=the_same(table),
         above_one=bool((table["roofline_fraction"] > 1).any()),
         resident=bool(table["memory_peak_kind"].astype(str).str.startswith("resident").any()),
-        pictures=_draw(runs, table, figures),
+        pictures=[*_draw(runs, table, figures), *draw_batches(runs, out)],
         broken=_listing(found[found["status"].isin(BROKEN)]),
         running=_listing(found[found["status"] == "running"]),
         unsupported=reasons(found, "unsupported"),

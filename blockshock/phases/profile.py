@@ -6,10 +6,12 @@ sign-off fails the run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
+
+import torch
 
 from blockshock import timing
 from blockshock.correctness import CheckFailed
@@ -44,18 +46,28 @@ class ProfileStep(OptimizerOptions):
             raise ConfigError("phase.timing", self.timing, "needs a GPU; on a CPU use sync")
 
     def run(self, execution: Execution) -> float:
-        """Record the profile's summary and the plain step's time; its median in ms."""
+        """Record the profile's summary beside the eager step, the traced step and its CUDA graph; the step in ms."""
         from profiler import GraphProfiler, sign_off_table
 
         job, folder = execution.job, execution.folder.path
         execution.log("building %s", job.workload.name)
         problem = job.workload.build(DTYPES[job.model.dtype], execution.device, job.experiment.seed)
         optimizer = self.make_optimizer(list(problem.model.parameters()))
+
+        def eager() -> torch.Tensor:
+            optimizer.zero_grad(set_to_none=True)
+            loss: torch.Tensor = problem.loss_fn(problem.model, *problem.batch)
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        execution.log("timing %d eager steps", self.timed_iters)
+        eager_ms, eager_peak = self._time(execution, eager)
+        optimizer.zero_grad(set_to_none=True)
         execution.log("tracing")
         step = job.method.build_step(problem, optimizer)
-        timer = timing.Timer(self.timing, execution.device)
-        execution.log("timing %d plain steps", self.timed_iters)
-        samples = timer.measure("total_step", lambda: step(*problem.batch), self.warmup_iters, self.timed_iters)
+        execution.log("timing %d traced steps", self.timed_iters)
+        step_ms, step_peak = self._time(execution, lambda: step(*problem.batch))
         profiler = GraphProfiler(step)
         execution.log("profiling %d steps", self.profile_iters)
         profiler.run(*problem.batch, warmup_iters=self.warmup_iters, profile_iters=self.profile_iters)
@@ -66,30 +78,40 @@ class ProfileStep(OptimizerOptions):
         table = sign_off_table(checks)
         (folder / "sign_off.txt").write_text(table + "\n")
         execution.log("%s", table)
+        graph_ms: list[float] = []
+        if execution.device.type == "cuda":
+            execution.log("timing %d replays of the step as a CUDA graph", self.timed_iters)
+            graph_ms, _ = self._time(execution, timing.capture(lambda: step(*problem.batch)).replay)
         summary = profiler.summary()
-        timings = {name: timing.summarize(values) for name, values in samples.items()}
         execution.write(
             None,
-            timings,
+            {"total_step": timing.summarize(step_ms)},
             N=None,
             K=None,
             B=job.workload.batch_size,
             mask=None,
             timing_mode=self.timing,
             memory_peak_bytes=summary["measured_peak_bytes"],
-            profile={**summary, "sign_off": {check.name: check.passed for check in checks}},
+            profile={
+                **summary,
+                "step_peak_bytes": step_peak,
+                "eager": {**timing.summarize(eager_ms), "peak_bytes": eager_peak},
+                "cuda_graph": timing.summarize(graph_ms) if graph_ms else None,
+                "sign_off": [dataclasses.asdict(check) for check in checks],
+            },
         )
         failed = [check for check in checks if not check.passed]
         if failed:
             raise CheckFailed(f"sign-off: {failed[0].name}: found {failed[0].found}, expected {failed[0].expected}")
-        return timings["total_step"]["p50_ms"]
+        return timing.summarize(step_ms)["p50_ms"]
 
-
-def analyse_batches(folders: Mapping[int, Path], out: Path) -> list[Path]:
-    """Peak memory and step time against batch size, from the run folders of a sweep: a CSV and two figures in `out`.
-
-    Raises MissingStatsError, which names the file, if a folder lacks one; nothing is filled in.
-    """
-    from profiler.batch_analysis import plot_batches, read_batches
-
-    return plot_batches(read_batches(folders), out)
+    def _time(self, execution: Execution, step: Callable[[], object]) -> tuple[list[float], int | None]:
+        """Milliseconds of each of `timed_iters` steps, and the peak of PyTorch's allocator (None on a CPU)."""
+        timer = timing.Timer(self.timing, execution.device)
+        cuda = execution.device.type == "cuda"
+        step()
+        if cuda:
+            torch.cuda.synchronize(execution.device)
+            torch.cuda.reset_peak_memory_stats(execution.device)
+        samples = timer.measure("total_step", step, self.warmup_iters, self.timed_iters)["total_step"]
+        return samples, torch.cuda.max_memory_allocated(execution.device) if cuda else None

@@ -15,9 +15,7 @@ from profiler import TracedStep, trace_train_step
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 
 
-def eager_step(
-    model: nn.Module, loss_fn: Callable[..., Tensor], optimizer: Optimizer, batch: Sequence[Any]
-) -> Tensor:
+def eager_step(model: nn.Module, loss_fn: Callable[..., Tensor], optimizer: Optimizer, batch: Sequence[Any]) -> Tensor:
     optimizer.zero_grad(set_to_none=True)
     loss = loss_fn(model, *batch)
     loss.backward()

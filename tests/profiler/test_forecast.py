@@ -49,9 +49,7 @@ def test_fake_cuda_parameters_without_a_gpu_are_refused() -> None:
         model = torch.nn.Linear(2, 2)
         for name in ("weight", "bias"):
             shape = getattr(model, name).shape
-            setattr(
-                model, name, torch.nn.Parameter(torch.empty_strided(shape, [1] * len(shape), device="cuda"))
-            )
+            setattr(model, name, torch.nn.Parameter(torch.empty_strided(shape, [1] * len(shape), device="cuda")))
         batch = (torch.empty_strided((3, 2), (2, 1), device="cuda"),)
     with pytest.raises(TraceError, match=r"no GPU here.*rounding=512"):
         trace_train_step(model, lambda m, x: m(x).sum(), torch.optim.SGD(model.parameters(), lr=0.1), batch)

@@ -18,9 +18,7 @@ from tests.profiler.eager_steps import LiveBytes, eager_step
 
 
 def tensors_of_user(step: TracedStep, batch: tuple[Tensor, ...]) -> list[Tensor]:
-    constants = [
-        getattr(step.graph_module, str(node.target)) for node in step.graph.find_nodes(op="get_attr")
-    ]
+    constants = [getattr(step.graph_module, str(node.target)) for node in step.graph.find_nodes(op="get_attr")]
     state = [v for s in step.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
     return [*step.model.parameters(), *step.model.buffers(), *state, *batch, *constants]
 

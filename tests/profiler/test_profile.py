@@ -117,9 +117,7 @@ def test_workspace_is_what_an_operator_allocates_and_frees_again() -> None:
     row = stats.loc["aten.logsumexp.default"]
     assert row["output_bytes"] == 256 * 4
     assert row["workspace_bytes"] >= 256 * 256 * 4
-    assert row["median_peak_mem_bytes"] == sum(
-        row[["median_active_mem_bytes", "output_bytes", "workspace_bytes"]]
-    )
+    assert row["median_peak_mem_bytes"] == sum(row[["median_active_mem_bytes", "output_bytes", "workspace_bytes"]])
     addmm = stats.loc["aten.addmm.default"]
     assert addmm["flops"] == 2 * 256**3
     assert addmm["output_bytes"] == 256 * 256 * 4
@@ -188,9 +186,7 @@ def test_chrome_trace_has_a_track_of_nodes_and_a_counter_of_live_bytes(
     assert live == profiler.memory().table["live_bytes"].tolist()
 
 
-def test_sign_off_passes_and_a_damaged_file_fails_it(
-    saved: tuple[GraphProfiler, Path], tmp_path: Path
-) -> None:
+def test_sign_off_passes_and_a_damaged_file_fails_it(saved: tuple[GraphProfiler, Path], tmp_path: Path) -> None:
     profiler, folder = saved
     checks = profiler.sign_off(folder)
     assert all(check.passed for check in checks), sign_off_table(checks)

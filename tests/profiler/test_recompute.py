@@ -50,9 +50,7 @@ def test_running_the_named_nodes_again_gives_the_activation_to_the_bit(tiny: str
     forward = [n for n in step.nodes if n.meta["region"] in (Region.INPUT, Region.FORWARD, Region.LOSS)]
     with running():
         for node in forward:
-            values[node] = (
-                next(arguments) if node.op == "placeholder" else run(node, values, step.graph_module)
-            )
+            values[node] = next(arguments) if node.op == "placeholder" else run(node, values, step.graph_module)
         targets = [a.storage for a in analysis.activations]
         kept = {s.index for i, s in enumerate(targets) if (i * 7) % 10 < 10 * kept_share}
         remade = 0
@@ -95,11 +93,7 @@ def diamond() -> tuple[StorageAnalysis, dict[str, int]]:
         model, lambda m, x: m(x).sum(), torch.optim.SGD(model.parameters(), lr=0.1), (torch.randn(4, 64),)
     )
     analysis = analyse(step)
-    ranks = {
-        str(node.target).split(".")[1]: rank
-        for rank, node in enumerate(step.nodes)
-        if "aten" in str(node.target)
-    }
+    ranks = {str(node.target).split(".")[1]: rank for rank, node in enumerate(step.nodes) if "aten" in str(node.target)}
     return analysis, ranks
 
 

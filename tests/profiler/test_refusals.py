@@ -167,9 +167,7 @@ def test_batch_of_another_shape_is_refused_and_nothing_changes(batch: Any, messa
 
 
 def test_constant_of_the_batch_that_changes() -> None:
-    step = trace(
-        nn.Linear(4, 4), loss_fn=lambda model, x, k: k * model(x).mean(), batch=(torch.randn(3, 4), 2.0)
-    )
+    step = trace(nn.Linear(4, 4), loss_fn=lambda model, x, k: k * model(x).mean(), batch=(torch.randn(3, 4), 2.0))
     with pytest.raises(BatchMismatchError, match=r"constant 2\.0.*constant 3\.0"):
         step(torch.randn(3, 4), 3.0)
 
@@ -205,9 +203,7 @@ def test_numbers_before_run() -> None:
     profiler = GraphProfiler(trace(nn.Linear(4, 4)))
     with pytest.raises(NotProfiledError, match="call run"):
         profiler.node_stats()
-    assert (
-        sum(profiler.peak_breakdown().values()) == profiler.memory().peak_bytes
-    )  # the forecast needs no run
+    assert sum(profiler.peak_breakdown().values()) == profiler.memory().peak_bytes  # the forecast needs no run
 
 
 def test_profile_of_no_iterations() -> None:

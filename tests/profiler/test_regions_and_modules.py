@@ -73,9 +73,7 @@ def test_backward_of_a_module_carries_its_path(tiny: str) -> None:
     _, step = traced(tiny)
     forward = {n.meta["module"] for n in step.nodes if n.meta["region"] in (Region.FORWARD, Region.LOSS)}
     backward = {n.meta["module"] for n in step.nodes if n.meta["region"] is Region.BACKWARD}
-    owners = {
-        item.module for item in step.lifted if item.kind == "PARAM"
-    }  # gradients accumulate at parameters
+    owners = {item.module for item in step.lifted if item.kind == "PARAM"}  # gradients accumulate at parameters
     assert backward <= forward | owners
     with_parameters = {m for m in owners if m in forward}
     assert len(with_parameters & backward) >= 0.9 * len(with_parameters)
