@@ -36,6 +36,7 @@ class Content:
     machines: dict[str, str]
     counts: dict[str, int]
     shown: pd.DataFrame  # from readable()
+    profiles: pd.DataFrame  # from profile_table()
     sizes: list[tuple[int, ...]]  # of each row, so that a rule separates them
     fastest: list[bool]  # of each row: the fastest of its size
     the_same: dict[str, str]
@@ -57,6 +58,8 @@ def page(content: Content) -> str:
     return template.render(
         **{field: getattr(content, field) for field in content.__dataclass_fields__},
         columns=[(name, name not in LEFT) for name in content.shown.columns],
+        profile_columns=list(content.profiles.columns),
+        profile_rows=content.profiles.to_numpy().tolist(),
         rows=[(cells, fast, i > 0 and size != rows[i - 1][1]) for i, (cells, size, fast) in enumerate(rows)],
     )
 

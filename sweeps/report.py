@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from sweeps.batches import draw_batches
 from sweeps.jobs import BROKEN, counts, jobs, machines, reasons, when
 from sweeps.load import load_runs
 from sweeps.page import Content, Picture, page
+from sweeps.profiles import draw_batches, profile_table
 from sweeps.readable import markdown, readable, short, the_same
 from sweeps.tables import drift, results
 
@@ -41,7 +41,7 @@ def main() -> None:
         written = _write(runs, table, arguments.folders, out)
     except (OSError, ValueError) as error:
         _refuse(str(error))
-    if table.empty and drift(runs).empty:
+    if table.empty and drift(runs).empty and profile_table(runs).empty:
         ended = ", ".join(f"{count} {status}" for status, count in counts(jobs(runs)).items())
         _refuse(f"{_listed(arguments.folders)}: no records in {ended} runs; why stands in {written}")
     _print(table, written)
@@ -60,6 +60,9 @@ def _write(runs: pd.DataFrame, table: pd.DataFrame, paths: Sequence[str | PathLi
     shown = readable(table)
     table.to_csv(out / "table.csv", index=False)
     (out / "table.md").write_text(markdown(shown), encoding="utf-8")
+    profiles = profile_table(runs)
+    if not profiles.empty:
+        (out / "profiles.md").write_text(markdown(profiles), encoding="utf-8")
     found = jobs(runs)
     sizes = [tuple(row) for row in table[["N", "K", "B"]].to_numpy().tolist()]
     content = Content(
@@ -68,6 +71,7 @@ def _write(runs: pd.DataFrame, table: pd.DataFrame, paths: Sequence[str | PathLi
         machines=machines(runs),
         counts=counts(found),
         shown=shown,
+        profiles=profiles,
         sizes=sizes,
         fastest=_fastest(table),
         the_same=the_same(table),

@@ -32,16 +32,14 @@ class ProfileStep(OptimizerOptions):
     warmup_iters: int = 1
     profile_iters: int = 3
     timed_iters: int = 20  # plain steps, for the step time beside the nodes' times
-    timing: str = "auto"  # auto: cuda_events on a GPU, sync on a CPU
+    timing: str = "sync"  # each step by itself, as the profile sees it; cuda_events: steps queued, as in training
 
     def check(self, job: Job) -> None:
         self.check_optimizer()
         for key in ("warmup_iters", "profile_iters", "timed_iters"):
             at_least(f"phase.{key}", getattr(self, key), 1)
         gpu = job.hardware.device == "cuda"
-        one_of("phase.timing", self.timing, ("auto", "sync", "cuda_events"))
-        if self.timing == "auto":
-            self.timing = "cuda_events" if gpu else "sync"
+        one_of("phase.timing", self.timing, ("sync", "cuda_events"))
         if self.timing == "cuda_events" and not gpu:
             raise ConfigError("phase.timing", self.timing, "needs a GPU; on a CPU use sync")
 
