@@ -80,5 +80,5 @@ def test_a_missing_table_is_an_error_that_names_it(cli, tmp_path):
     gone.unlink()
     from sweeps.report import write_report
 
-    with pytest.raises(ValueError, match="profiler_stats_activation_stats.csv"):
+    with pytest.raises(ValueError, match=r"profiler_stats_activation_stats\.csv"):
         write_report([tmp_path / "outputs"], tmp_path / "report")
