@@ -7,8 +7,8 @@ same time, since they share memory and links, and the slowest rank's rate counts
 from __future__ import annotations
 
 import json
+import logging
 import os
-import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ import torch
 
 from blockshock import distributed
 from blockshock.timing import Timer
+
+log = logging.getLogger("blockshock")
 
 
 @dataclass(frozen=True)
@@ -29,21 +31,29 @@ class Rates:
 def rates(dtype: torch.dtype, device: torch.device, backend: str, again: bool = False) -> Rates:
     """The cached rates of this device, dtype and number of ranks; measured when missing or when `again`."""
     path = cache_path(device)
-    key = f"{str(dtype).removeprefix('torch.')}/{distributed.world_size()}x{backend}/{torch.get_num_threads()}threads"
+    ranks = f"{distributed.world_size()}x{backend}/{torch.get_num_threads()}threads"
+    key = f"{str(dtype).removeprefix('torch.')}/{ranks}"
     known = json.loads(path.read_text()) if path.exists() else {}
     # Rank 0's view decides for all: the cache may appear on disk between two ranks' looks.
     missing = 1.0 if again or key not in known else 0.0
-    if distributed.max_over_ranks([missing])[0]:
-        measured = measure(dtype, device)
-        if distributed.rank() == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            known = json.loads(path.read_text()) if path.exists() else {}
-            known[key] = asdict(measured)
-            temporary = path.with_suffix(f".{os.getpid()}")
-            temporary.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-            temporary.replace(path)
-        return measured
-    return Rates(**known[key])
+    if not distributed.max_over_ranks([missing])[0]:
+        return Rates(**known[key])
+    measured = measure(dtype, device)
+    if distributed.rank() == 0:
+        _remember(path, key, measured)
+    return measured
+
+
+def _remember(path: Path, key: str, measured: Rates) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        known = json.loads(path.read_text()) if path.exists() else {}
+        known[key] = asdict(measured)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+        temporary.replace(path)
+    except OSError as error:  # the rates are known all the same; the next job measures them again
+        log.warning("the calibration can't be kept in %s: %s", path, error.strerror)
 
 
 def cache_path(device: torch.device) -> Path:
@@ -88,9 +98,12 @@ def _link_gbs(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * (ranks - 1) / ranks * buffer.numel() * buffer.element_size() / seconds / 1e9
 
 
-def _seconds(work: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
-    """The median of several runs after two that warm up; the slowest rank's."""
+def _seconds(work: Callable[[], object], device: torch.device, repeats: int = 7, bursts: int = 3) -> float:
+    """The best of several runs in several bursts, of the slowest rank: a floor must hold on a quiet machine."""
     timer = Timer("cuda_events" if device.type == "cuda" else "sync", device)
-    distributed.barrier()
-    samples = timer.measure("total_step", work, warmup_iters=2, timed_iters=repeats)["total_step"]
-    return statistics.median(distributed.max_over_ranks(samples)) / 1e3
+    samples: list[float] = []
+    for _ in range(bursts):
+        distributed.barrier()
+        found = timer.measure("total_step", work, warmup_iters=2, timed_iters=repeats)["total_step"]
+        samples += distributed.max_over_ranks(found)
+    return min(samples) / 1e3

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.utils import get_class
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -86,37 +86,33 @@ def load_job(cfg: DictConfig | dict[str, Any]) -> Job:
 
     Raises ConfigError: unknown or ill-typed option, impossible combination, hardware that is not there.
     """
-    plain = cfg if isinstance(cfg, dict) else _plain(cfg)
-    parts = {name: _typed(schema, plain[name], name) for name, schema in _CORE.items()}
+    given = cfg if isinstance(cfg, dict) else plain(cfg)
+    parts = {name: _typed(schema, given[name], name) for name, schema in _CORE.items()}
     _resolve_hardware(parts["hardware"])
     _resolve_dtype(parts["model"], parts["hardware"])
     for name in GROUPS:
-        parts[name] = _typed(None, plain[name], name)
-    # the resolved values replace every `auto` in what is recorded
-    config = {
-        **plain,
-        **{name: dataclasses.asdict(parts[name]) for name in _CORE},
-        **{name: {"_target_": plain[name]["_target_"], **dataclasses.asdict(parts[name])} for name in GROUPS},
-    }
-    job = Job(**parts, config={name: config[name] for name in (*_CORE, *GROUPS)})
+        parts[name] = _typed(None, given[name], name)
+    job = Job(**parts, config={})
     _check_sizes(job)
     _check_kinds(job)
+    _check_mask(job)
     for name in ("workload", "mask", "method", "phase"):
         check = getattr(parts[name], "check", None)
         if check:
             check(job)
+    # only now has every `auto` that a check settles its value
+    for name in _CORE:
+        job.config[name] = dataclasses.asdict(parts[name])
+    for name in GROUPS:
+        job.config[name] = {"_target_": given[name]["_target_"], **dataclasses.asdict(parts[name])}
     return job
 
 
 _CORE: dict[str, type] = {"experiment": ExperimentConfig, "model": ModelConfig, "hardware": HardwareConfig}
 
 
-def unchecked(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved plain dictionary of a configuration that may be one that can't run."""
-    return _plain(cfg)
-
-
-def _plain(cfg: DictConfig) -> dict[str, Any]:
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved plain dictionary of a configuration, which may be one that can't run."""
     picked = OmegaConf.masked_copy(cfg, [*_CORE, *GROUPS])
     picked._set_parent(cfg._get_parent())
     container = OmegaConf.to_container(picked, resolve=True, throw_on_missing=True)
@@ -130,7 +126,11 @@ def _typed(schema: type | None, options: dict[str, Any], group: str) -> Any:
         target = options.pop("_target_", None)
         if target is None:
             raise ConfigError(group, options.get("name"), "its YAML file has no `_target_` (a dataclass)")
-        schema = get_class(target)
+        try:
+            module, _, name = str(target).rpartition(".")
+            schema = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(f"{group}._target_", target, f"can't be imported: {error}") from error
         if not dataclasses.is_dataclass(schema):
             raise ConfigError(f"{group}._target_", target, "must be a dataclass whose fields are its options")
     try:
@@ -163,9 +163,15 @@ def _resolve_hardware(hardware: HardwareConfig) -> None:
     if hardware.backend == "nccl" and hardware.device == "cpu":
         raise ConfigError("hardware.backend", "nccl", "NCCL needs GPUs; on a CPU use hardware.backend=gloo")
 
-    from blockshock.ranks import joined_local_world_size
+    from blockshock.ranks import launched
 
-    here = joined_local_world_size() or hardware.world_size  # under torchrun or srun other hosts hold the rest
+    found = launched()
+    if found and found.world_size != hardware.world_size:
+        problem = f"torchrun or srun has started {found.world_size} ranks; leave hardware.world_size out"
+        raise ConfigError("hardware.world_size", hardware.world_size, problem)
+    here = found.local_world_size if found else hardware.world_size  # other hosts hold the rest
+    if found and gpus == 1:
+        here = 1  # a launcher that shows every rank a GPU of its own
     if hardware.device == "cuda" and here > gpus:
         raise ConfigError(
             "hardware.world_size",
@@ -209,6 +215,17 @@ _FOR = {
         "method": "use method=keep_all",
     },
 }
+
+
+def _check_mask(job: Job) -> None:
+    """A mask that is not 2:4, or not what it claims, shows on a small matrix already."""
+    if getattr(job.phase, "of", "layer") == "layer":
+        import torch
+
+        from blockshock.masks import halves
+
+        generator = torch.Generator().manual_seed(job.experiment.seed)
+        halves(job.mask, torch.randn(16, 16, generator=generator), generator)
 
 
 # Keys that say where a run lands, how it is watched or what it is called, and nothing of what is measured.

@@ -71,16 +71,13 @@ def subgroup(size: int, stride: int) -> dist.ProcessGroup | None:
 _device = torch.device("cpu")
 
 
-def device() -> torch.device:
-    """The device assigned to this rank."""
-    return _device
-
-
 def initialize(info: RankInfo, device_type: str, backend: str, threads: int, timeout_s: float) -> torch.device:
     """Assign this rank's device by its local rank and, with more than one rank, join the process group (once)."""
     global _device
     torch.set_num_threads(threads)
-    _device = torch.device("cuda", info.local_rank) if device_type == "cuda" else torch.device("cpu")
+    # A launcher may show every rank a GPU of its own; it then is number 0 of one.
+    index = 0 if torch.cuda.device_count() == 1 else info.local_rank
+    _device = torch.device("cuda", index) if device_type == "cuda" else torch.device("cpu")
     if _device.type == "cuda":
         torch.cuda.set_device(_device)
     if info.world_size > 1 and not is_distributed():

@@ -9,7 +9,6 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 REFUSED = 2  # exit status of a job whose configuration was refused
-FAILED = 1  # exit status of a job that ran and failed, a failed correctness check included
 
 
 class ConfigError(ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from blockshock import SCHEMA, calibration, correctness, distributed, nvml, roof
 from blockshock.config import Job
 from blockshock.methods import ParallelLinear
 from blockshock.problem import Problem
-from blockshock.record import RunFolder, timestamp
+from blockshock.record import RunFolder
 from blockshock.roofline import Cost
 
 log = logging.getLogger("blockshock")
@@ -106,7 +107,7 @@ class Execution:
         record = {
             "schema": SCHEMA,
             "run_id": self.run_id,
-            "timestamp_unix": timestamp(),
+            "timestamp_unix": time.time(),
             "phase": job.phase.name,
             "method": job.method.name,
             "mask": job.mask.name,

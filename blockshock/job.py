@@ -12,7 +12,7 @@ from typing import Any
 
 from blockshock.config import Job
 from blockshock.distributed import shutdown
-from blockshock.ranks import Outcome, RankPool, joined_store, launched
+from blockshock.ranks import Outcome, RankPool, joined_store, last_line, launched
 from blockshock.record import RunFolder
 from blockshock.worker import run_rank
 
@@ -39,8 +39,11 @@ def execute(
         outcome = _pool_for(job, many_jobs).run(
             run_rank, job.config, str(folder.path), run_id, timeout_s=job.hardware.timeout_s, on_message=say
         )
+    except Exception as error:
+        outcome = Outcome("failed", last_line(error))
+        raise
     finally:  # also when interrupted: then no rank stays behind and the folder says so
-        folder.finish(outcome.status, outcome.reason)
+        folder.finish(outcome.status, outcome.reason, outcome.value)
         if outcome.status != "ok" or not _keep_ranks:
             close_ranks()
     return outcome
@@ -99,7 +102,7 @@ def _execute_joined(job: Job, folder: RunFolder, run_id: str) -> Outcome:
     signal.signal(signal.SIGTERM, terminated)
     outcome = run_rank(info, job.config, str(folder.path), run_id)
     if outcome.status != "ok" or info.rank == 0:
-        folder.finish(outcome.status, outcome.reason)
+        folder.finish(outcome.status, outcome.reason, outcome.value)
     if outcome.status != "ok":
         log.error("%s", outcome.reason)
         os._exit(1)  # peers may hang in a collective; the launcher ends them once a rank has failed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from blockshock import config, ranks, resolvers
-from blockshock.errors import FAILED, REFUSED, ConfigError, UserErrors, explain, leaf_keys
+from blockshock.errors import REFUSED, ConfigError, UserErrors, explain, leaf_keys
+from blockshock.record import check_writable
 
 CONF = Path(__file__).resolve().parent / "conf"  # a link to the repository's conf/, a copy in an installed package
 
@@ -26,13 +28,12 @@ class JobFailed(Exception):
 
 def main() -> None:
     """Run Hydra; turn what a user got wrong into one line and exit status 2 (HYDRA_FULL_ERROR=1 shows the trace)."""
+    global _show_trace
     resolvers.register()
-    full_error = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    _show_trace = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and we explain
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        if ranks.launched() and {"-m", "--multirun"} & set(sys.argv):
-            raise ConfigError("--multirun", "", "a sweep starts its own ranks: run it without torchrun or srun")
         ranks.share_run_id()
         _app()
     except JobFailed as error:
@@ -40,25 +41,33 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("blockshock: interrupted; what had finished is kept")
     except UserErrors as error:
-        if full_error:
-            raise
         refuse(error)
+
+
+_show_trace = False
 
 
 def refuse(error: Exception) -> None:
     """One line on stderr, exit status 2."""
+    if _show_trace:
+        traceback.print_exception(error)
     overrides = [argument for argument in sys.argv[1:] if "=" in argument]
-    print(f"blockshock: {explain(error, overrides, _known_keys())}", file=sys.stderr)
+    print(f"blockshock: {explain(error, overrides, _known_keys(overrides))}", file=sys.stderr)
     sys.exit(REFUSED)
 
 
-def _known_keys() -> list[str]:
+def _known_keys(overrides: list[str]) -> list[str]:
+    """Every key that may be set with the groups chosen on the command line, where those exist."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
+    groups = (*config.GROUPS, "hardware")
+    pairs = [override.split("=", 1) for override in overrides]
+    chosen = [f"{k}={v}" for k, v in pairs if k in groups and (CONF / k / f"{v}.yaml").exists()]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return leaf_keys(compose("config")) + list(config.GROUPS) + ["hardware", "sweep"]
+        cfg = compose("config", overrides=chosen)
+    return [*leaf_keys(cfg), *groups, "sweep"]
 
 
 def _terminated(*_: object) -> None:
@@ -71,16 +80,22 @@ class RefuseEarly(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             check(config)
+            check_writable(config.hydra.run.dir, "hydra.run.dir")
         except UserErrors as error:
-            if isinstance(error, ConfigError):
-                refuse(error)
-            raise
+            refuse(error)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            if ranks.launched():
+                problem = "a sweep starts its own ranks: run it without torchrun or srun"
+                raise ConfigError("hydra.mode", "MULTIRUN", problem)
+            check_writable(config.hydra.sweep.dir, "hydra.sweep.dir")
+        except UserErrors as error:
+            refuse(error)
 
 
 def check(cfg: DictConfig) -> config.Job:
     """The typed job of a composed configuration with its `hydra` node, or ConfigError."""
-    from blockshock.record import check_writable
-
     for key in cfg:
         if key not in (*config.Config.__dataclass_fields__, "hydra"):
             raise ConfigError(str(key), cfg[key], "unknown key (all keys: blockshock --cfg job)")
@@ -108,6 +123,3 @@ def _app(cfg: DictConfig) -> float | None:
             print_summary(node.runtime.output_dir)
         return outcome.value
     raise JobFailed(f"{outcome.status}: {outcome.reason} ({node.runtime.output_dir})")
-
-
-assert FAILED == 1  # what sys.exit(message) returns

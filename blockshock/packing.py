@@ -69,11 +69,6 @@ class PackedLayout:
         """Whether dX and dW cost half of the dense work."""
         return self.period <= LARGEST_PERIOD
 
-    @property
-    def disjoint_columns(self) -> bool:
-        """Whether all rows keep the same columns, so that the two halves read disjoint parts of X."""
-        return self.period == 1
-
     def _index(self) -> torch.Tensor:
         return self.columns.expand(self.rows // self.period, -1, -1)  # (R/T, T, K/2), no copy
 

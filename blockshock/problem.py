@@ -53,9 +53,9 @@ class Problem:
         """(B, N), what the mean squared error compares Y with."""
         return self._normal("target", self.B, self.N, step=step).to(self.dtype)
 
-    def upstream_gradient(self) -> torch.Tensor:
+    def upstream_gradient(self, step: int = 0) -> torch.Tensor:
         """dY (B, N), what correctness checks feed backward."""
-        return self._normal("dY", self.B, self.N).to(self.dtype)
+        return self._normal("dY", self.B, self.N, step=step).to(self.dtype)
 
     def halves(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """M₀ and M₁, boolean (N, K)."""

@@ -10,6 +10,7 @@ without harm to the next job.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection as mpc
 import os
@@ -45,10 +46,8 @@ class Outcome:
     status: str = "ok"
     reason: str = ""
     value: Any = None
-
-
-class JobTimeout(Exception):
-    pass
+    at: float = 0.0  # time.monotonic() of this host when the rank knew
+    died: bool = False  # the process ended without a word, which explains what its peers then report
 
 
 def launched() -> RankInfo | None:
@@ -68,15 +67,10 @@ def launched() -> RankInfo | None:
     return None
 
 
-def joined_local_world_size() -> int | None:
-    found = launched()
-    return found.local_world_size if found else None
-
-
 def share_run_id() -> None:
     """Under torchrun or srun: let every rank use rank 0's run id, before Hydra names a folder with it."""
     found = launched()
-    if found is None or "BLOCKSHOCK_RUN_ID" in os.environ:
+    if found is None:
         return
     import torch.distributed as dist
 
@@ -154,7 +148,8 @@ class RankPool:
         """
         for rank in self._ranks:
             rank.pending, rank.outcome = True, None
-            rank.connection.send((task, args))
+            with contextlib.suppress(BrokenPipeError):  # it has died since its last job: its sentinel says so below
+                rank.connection.send((task, args))
         deadline = time.monotonic() + timeout_s if timeout_s else None
         failure: Outcome | None = None
         while any(rank.pending for rank in self._ranks):
@@ -170,9 +165,8 @@ class RankPool:
             failed = [r.outcome for r in self._ranks if r.outcome and r.outcome.status != "ok"]
             if failed and failure is None:
                 deadline = time.monotonic() + GRACE_S
-            if failed:  # a rank that died explains the errors that its peers report of a broken connection
-                died = [o for o in failed if "died" in o.reason]
-                failure = died[0] if died else (failure or failed[0])
+            if failed:  # the first to fail is the cause; a later one may report only that its peer is gone
+                failure = min(failed, key=lambda outcome: (not outcome.died, outcome.at))
         if failure:
             self.kill()
             return failure
@@ -191,7 +185,8 @@ class RankPool:
             pass
         rank.process.join()
         rank.pending = False
-        rank.outcome = Outcome("failed", f"rank {number} died: {_exit_reason(rank.process.exitcode)}")
+        reason = f"rank {number} died: {_exit_reason(rank.process.exitcode)}"
+        rank.outcome = Outcome("failed", reason, at=time.monotonic(), died=True)
 
     def close(self) -> None:
         """Let idle ranks end by themselves; kill those that do not."""
@@ -232,6 +227,7 @@ def _serve(info: RankInfo, connection: mpc.Connection) -> None:
         except BaseException as error:  # whatever it was, the parent must hear of it
             traceback.print_exc()
             outcome = Outcome("failed", f"rank {info.rank}: {last_line(error)}")
+        outcome.at = time.monotonic()
         connection.send(outcome)
         if outcome.status != "ok":
             sys.stdout.flush()

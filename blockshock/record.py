@@ -10,7 +10,6 @@ import math
 import os
 import socket
 import tempfile
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from blockshock.errors import ConfigError
 STATUSES = ("ok", "oom", "unsupported", "failed", "timeout", "running")
 
 
-def check_writable(path: str | os.PathLike[str]) -> None:
+def check_writable(path: str | os.PathLike[str], key: str = "experiment.output_dir") -> None:
     """Refuse an output folder that can't be made or written, before anything is started."""
     folder = Path(path).absolute()
     try:
@@ -33,7 +32,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
             pass
     except OSError as error:
         problem = f"can't be written ({error.strerror}); choose another folder"
-        raise ConfigError("experiment.output_dir", path, problem) from error
+        raise ConfigError(key, path, problem) from error
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -55,8 +54,9 @@ class RunFolder:
     def start(self, job: Job, run_id: str) -> None:
         """Make the folder and say `running`. Records of an earlier try with the same configuration go."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for stale in ("metrics.jsonl", "env.json", *(p.name for p in self.path.glob("log.rank*.txt"))):
-            (self.path / stale).unlink(missing_ok=True)
+        for stale in self.path.iterdir():
+            if stale.is_file():
+                stale.unlink()
         self._status("running", "", started=_now(), ended=None, hash_=config_hash(job.config), run_id=run_id)
         write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(job.config)))
         write_atomically(self.path / "seed.txt", f"{job.experiment.seed}\n")
@@ -68,21 +68,15 @@ class RunFolder:
         now = _now()
         self._status("unsupported", reason, started=now, ended=now, hash_=config_hash(config), run_id=run_id)
 
-    def finish(self, status: str, reason: str = "") -> None:
+    def finish(self, status: str, reason: str = "", value: float | None = None) -> None:
         """Write the final status. The first failure stands: a later `ok` or a peer's echo does not replace it."""
         if not (self.path / "status.json").exists():
             return  # interrupted before the folder was made
         now = self.status()
         if now["status"] != "running":
             return
-        self._status(
-            status,
-            reason,
-            started=now["started"],
-            ended=_now(),
-            hash_=now["config_hash"],
-            run_id=now["run_id"],
-        )
+        kept = {"started": now["started"], "hash_": now["config_hash"], "run_id": now["run_id"]}
+        self._status(status, reason, ended=_now(), value=value, **kept)
 
     def status(self) -> dict[str, Any]:
         return json.loads((self.path / "status.json").read_text())
@@ -107,7 +101,17 @@ class RunFolder:
     def log_path(self, rank: int) -> Path:
         return self.path / f"log.rank{rank}.txt"
 
-    def _status(self, status: str, reason: str, *, started: str, ended: str | None, hash_: str, run_id: str) -> None:
+    def _status(
+        self,
+        status: str,
+        reason: str,
+        *,
+        started: str,
+        ended: str | None,
+        hash_: str,
+        run_id: str,
+        value: float | None = None,
+    ) -> None:
         assert status in STATUSES, status
         content = {
             "schema": SCHEMA,
@@ -117,6 +121,7 @@ class RunFolder:
             "ended": ended,
             "config_hash": hash_,
             "run_id": run_id,
+            "value": value,  # what the job returned to Hydra, for a sweeper that asks again
             "pid": os.getpid(),
             "host": socket.gethostname(),
         }
@@ -125,10 +130,6 @@ class RunFolder:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def timestamp() -> float:
-    return time.time()
 
 
 def _finite(value: Any) -> Any:

@@ -65,12 +65,12 @@ def run_rank(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU or the host had no memory left: torch reports the latter as a plain RuntimeError."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError)
-        and ("DefaultCPUAllocator: can't allocate memory" in text or "CUDA out of memory" in text)
-    )
+    """Whether a GPU or the host had no memory left: libraries report it in words of their own, as RuntimeErrors."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    words = ("out of memory", "can't allocate memory", "alloc_failed")  # CUDA and NCCL; the CPU allocator; cuBLAS
+    return isinstance(error, RuntimeError) and any(word in text for word in words)
 
 
 def _sizes(job: Job | None) -> str:

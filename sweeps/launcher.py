@@ -6,12 +6,14 @@ out-of-memory harms no other job; finished jobs of a sweep with the same name ar
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import IO
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -42,17 +44,18 @@ class OneByOne(Launcher):
         )
 
         from blockshock.job import reusing_ranks
-        from blockshock.record import RunFolder, check_writable
+        from blockshock.record import RunFolder
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        check_writable(self.config.hydra.sweep.dir)
         jobs = [self._compose(list(o), initial_job_idx + i) for i, o in enumerate(job_overrides)]
         refused = [reason for _, reason in jobs if reason]
         if refused and not self.skip_unsupported:
             self._refuse(refused, len(jobs))
-        folder = Path(self.config.hydra.sweep.dir)
+        sweeps = sorted({Path(config.hydra.sweep.dir) for config, _ in jobs})
+        locks = [_lock(sweep) for sweep in sweeps]
         returns: list[JobReturn] = []
+        kept = 0
         ended: Counter[str] = Counter()
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
@@ -61,24 +64,32 @@ class OneByOne(Launcher):
             bar = progress.add_task("", total=len(jobs))
             for config, reason in jobs:
                 progress.update(bar, description=_title(config))
+                folder = _folder(config)
+                kept += _is_done(folder)
                 returns.append(self._run(config, reason))
-                status = RunFolder(folder / config.hydra.job.id).status()
+                status = RunFolder(folder).status()
                 ended[status["status"]] += 1
                 if status["status"] not in ("ok", "unsupported"):
                     progress.console.print(
                         f"{status['status']}: {config.hydra.job.id}: {status['reason']}", style="red"
                     )
                 progress.advance(bar)
+        for lock in locks:
+            lock.close()
         print(", ".join(f"{count} {status}" for status, count in ended.items()), file=sys.stderr)
+        if kept:
+            print(f"{kept} were measured before and kept; another experiment.name measures anew", file=sys.stderr)
         if self.report and ended["ok"]:
             from sweeps.report import write_report
 
-            print(f"report: {write_report([folder], folder / 'report')}")
+            for sweep in sweeps:
+                print(f"report: {write_report([sweep], sweep / 'report')}")
         return returns
 
     def _compose(self, overrides: list[str], number: int) -> tuple[DictConfig, str | None]:
         """The job's own configuration, and why it can't run."""
-        from blockshock.config import job_label, unchecked
+        from blockshock.config import job_label
+        from blockshock.config import plain as plain_config
         from blockshock.errors import ConfigError
         from blockshock.main import check
 
@@ -91,7 +102,7 @@ class OneByOne(Launcher):
             plain = check(config).config
         except ConfigError as error:
             reason = str(error)
-            plain = unchecked(config)
+            plain = plain_config(config)
         with open_dict(config):
             config.hydra.job.id = job_label(plain)
         return config, reason
@@ -106,18 +117,19 @@ class OneByOne(Launcher):
         sys.exit(REFUSED)
 
     def _run(self, config: DictConfig, reason: str | None) -> JobReturn:
-        from blockshock.config import unchecked
+        from blockshock.config import plain as plain_config
         from blockshock.record import RunFolder
         from blockshock.resolvers import run_id
 
-        folder = RunFolder(Path(config.hydra.sweep.dir) / config.hydra.job.id)
+        folder = RunFolder(_folder(config))
         done = JobReturn(cfg=config, status=JobStatus.COMPLETED)
         done.return_value = None
         if reason:
-            folder.refuse(unchecked(config), reason, run_id())
+            folder.refuse(plain_config(config), reason, run_id())
             return done
-        if (folder.path / "status.json").exists() and folder.status()["status"] == "ok":
-            return done  # the folder's name holds the configuration's hash: this very job has been measured
+        if _is_done(folder.path):
+            done.return_value = folder.status().get("value")
+            return done
         return run_job(
             task_function=self.task_function,
             config=config,
@@ -125,6 +137,33 @@ class OneByOne(Launcher):
             job_subdir_key="hydra.sweep.subdir",
             hydra_context=self.hydra_context,
         )
+
+
+def _folder(config: DictConfig) -> Path:
+    return Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
+
+
+def _is_done(folder: Path) -> bool:
+    """Whether this very job has been measured: a folder's name holds the hash of its configuration."""
+    from blockshock.record import RunFolder
+
+    return (folder / "status.json").exists() and RunFolder(folder).status()["status"] == "ok"
+
+
+def _lock(sweep: Path) -> IO[str]:
+    """The sweep's folder to ourselves, until the file is closed or this process ends, however it ends."""
+    from blockshock.errors import REFUSED
+
+    sweep.mkdir(parents=True, exist_ok=True)
+    lock = open(sweep / ".lock", "w")  # noqa: SIM115 - held while the sweep runs
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(
+            f"blockshock: {sweep}: another sweep is writing here; wait for it or set experiment.name", file=sys.stderr
+        )
+        sys.exit(REFUSED)
+    return lock
 
 
 def _title(config: DictConfig) -> str:

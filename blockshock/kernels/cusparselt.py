@@ -46,6 +46,7 @@ class CuSparseLt(Kernel):
         self._kept = layout.rows * layout.features // 2
         self._metadata = torch._cslt_compress(half.to(dtype)).flatten()[self._kept :].clone()
         self._buffer: torch.Tensor | None = None
+        self._in_mask_order: torch.Tensor | None = None
         self._shape = (layout.rows, layout.features * 9 // 16)
         if self._kept + len(self._metadata) != self._shape[0] * self._shape[1]:
             raise RuntimeError("cuSPARSELt's compressed buffer is not (N, K*9/16) here: use another kernel")
@@ -57,9 +58,17 @@ class CuSparseLt(Kernel):
         return buffer[: self._kept].view(self.layout.rows, -1)
 
     def recompress(self, values: torch.Tensor, dense: torch.Tensor) -> None:
-        # The library's own compression, which takes the places of kept values from the values.
+        # The library's own compression takes the places of kept values from the values: with an exact zero among them
+        # they are not the mask's, and the gradient needs values in the mask's order.
         assert self._buffer is not None
         self._buffer.copy_(torch._cslt_compress(dense).view(self._shape))
+        packed = self.layout.pack(dense)
+        if self._in_mask_order is None:
+            self._in_mask_order = torch.empty_like(packed)
+        self._in_mask_order.copy_(packed)
+
+    def input_grad(self, dy: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return super().input_grad(dy, values if self._in_mask_order is None else self._in_mask_order)
 
     def product(self, x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         assert self._buffer is not None

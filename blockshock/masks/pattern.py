@@ -26,6 +26,8 @@ class PatternMask:
             raise ConfigError(
                 "mask.pattern", self.pattern, "rows of four digits with two ones each, as 1100 or 1100/0011"
             )
+        if len(rows) not in (1, 2, 4):
+            raise ConfigError("mask.pattern", self.pattern, f"has {len(rows)} rows; allowed: 1, 2 or 4")
 
     @property
     def period(self) -> int:

@@ -16,7 +16,6 @@ from blockshock import distributed
 from blockshock.collectives import gather_columns, sum_gradient, sum_over_ranks
 from blockshock.errors import ConfigError
 from blockshock.methods import ParallelLinear, ring_roundings
-from blockshock.packing import LARGEST_PERIOD
 from blockshock.roofline import Cost, all_gather, all_reduce, product
 
 if TYPE_CHECKING:
@@ -60,8 +59,6 @@ class HalvesLinear(ParallelLinear):
         self.sharded_grad = problem.mask.period == 1
         everyone = distributed.subgroup(ranks, 1)
         self.grad_group = self.shard_group if self.sharded_grad else everyone
-        self.halves_work = problem.mask.period is not None and problem.mask.period <= LARGEST_PERIOD
-        self.period = problem.mask.period
 
     def local_halves(self, problem: Problem, weight: torch.Tensor) -> list[torch.Tensor]:
         """The boolean masks (N/q, K) of this rank's halves."""

@@ -52,7 +52,7 @@ class OptimizerOptions:
 
     def check_optimizer(self) -> None:
         one_of("phase.optimizer", self.optimizer, OPTIMIZERS)
-        if self.lr <= 0:
+        if not self.lr > 0:  # not a number is not positive either
             raise ConfigError("phase.lr", self.lr, "must be positive")
 
     def make_optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
+from blockshock.errors import at_least
 from blockshock.workloads import normal, unit_mean_square
+
+if TYPE_CHECKING:
+    from blockshock.config import Job
 
 
 @dataclass
@@ -22,6 +27,10 @@ class AttentionLike:
     sharpness: float = 2.0  # of the softmax
     value_mean: float = 0.5  # size of what the value vectors of a head share, over that of what they do not
     context: int = 256  # tokens attended to
+
+    def check(self, job: Job) -> None:
+        at_least("workload.head_dim", self.head_dim, 1)
+        at_least("workload.context", self.context, 1)
 
     def make(self, batch: int, features: int, generator: torch.Generator) -> torch.Tensor:
         heads = []

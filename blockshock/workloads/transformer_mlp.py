@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
+from blockshock.errors import at_least
 from blockshock.workloads import normal
+
+if TYPE_CHECKING:
+    from blockshock.config import Job
 
 
 @dataclass
@@ -21,6 +26,9 @@ class TransformerMlp:
     shared_rank: int = 16
     outlier_fraction: float = 0.001
     outlier_scale: float = 20.0
+
+    def check(self, job: Job) -> None:
+        at_least("workload.shared_rank", self.shared_rank, 1)
 
     def make(self, batch: int, features: int, generator: torch.Generator) -> torch.Tensor:
         mixing = normal(batch, self.shared_rank, generator=generator)

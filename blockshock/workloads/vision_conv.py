@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
+from blockshock.errors import at_least
 from blockshock.workloads import normal, unit_mean_square
+
+if TYPE_CHECKING:
+    from blockshock.config import Job
 
 
 @dataclass
@@ -19,6 +24,9 @@ class VisionConv:
 
     name: str
     smoothing: int = 5  # width in pixels of the box filter that correlates neighbours
+
+    def check(self, job: Job) -> None:
+        at_least("workload.smoothing", self.smoothing, 1)
 
     def make(self, batch: int, features: int, generator: torch.Generator) -> torch.Tensor:
         side = math.ceil(batch**0.5)

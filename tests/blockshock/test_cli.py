@@ -1,5 +1,6 @@
 """The command line: what works, what is refused in one line, and what is left behind."""
 
+import fcntl
 import json
 import os
 import signal
@@ -54,8 +55,16 @@ def statuses(folder: Path) -> list[dict]:
         (["mask.name=checkerboard"], "select the mask with mask=checkerboard"),
         (["mask.pattern=1110"], "two ones each"),
         (["phase=phasex_drift", "model.K=32"], "needs K = N"),
-        (["phase=phase3_train_step", "phase.optimizer=adam"], "did you mean 'adamw'?"),
+        (["phase=phase3_train_step", "phase.optimizer=sdg"], "did you mean 'sgd'?"),
         (["phase=phase3_train_step", "phase.lr=-1"], "must be positive"),
+        (["phase=phase3_train_step", "phase.lr=nan"], "must be positive"),
+        (["phase=phase3_train_step", "phase.optimizr=sgd"], "did you mean 'phase.optimizer'?"),
+        (["mask.pattern=1100/0011/1010"], "has 3 rows; allowed: 1, 2 or 4"),
+        (["workload=attention_like", "workload.head_dim=0"], "must be at least 1"),
+        (["method._target_=nowhere.Mine"], "can't be imported"),
+        (["model.N=${nowhere}"], "nowhere"),
+        (["hydra.run.dir=/proc/nowhere"], "choose another folder"),
+        (["hydra.mode=MULTIRUN", "experiment.output_dir=/proc/nowhere"], "choose another folder"),
         (["experiment.output_dir=/proc/nowhere"], "choose another folder"),
     ],
 )
@@ -85,9 +94,10 @@ def test_bf16_on_a_gpu_without_it_is_refused(cli, monkeypatch):
     assert "has no bf16 arithmetic" in cli("hardware=local_gpu", "model.dtype=bf16").err
 
 
-def test_hydra_full_error_shows_the_trace():
+@pytest.mark.parametrize("argument", ["modle.N=3", "model.N=66"])
+def test_hydra_full_error_shows_the_trace(argument):
     environment = {**os.environ, "HYDRA_FULL_ERROR": "1"}
-    command = [sys.executable, "-m", "blockshock", "modle.N=3"]
+    command = [sys.executable, "-m", "blockshock", argument]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert "Traceback" in done.stderr
     assert done.returncode != 0
@@ -167,6 +177,27 @@ def test_a_method_is_added_by_one_class_and_one_yaml_outside_of_the_package(cli,
     assert (refused.code, "method.power=much" in refused.err) == (2, True)
 
 
+def test_a_mask_that_is_not_complementary_2_of_4_is_refused(cli, tmp_path):
+    (tmp_path / "mask_three.py").write_text(
+        "from dataclasses import dataclass\n"
+        "@dataclass\n"
+        "class Three:\n"
+        "    name: str\n"
+        "    period: int | None = None\n"
+        "    column_wise: bool = False\n"
+        "    def make(self, weight, generator):\n"
+        "        mask = weight == weight\n"
+        "        mask[:, ::4] = False\n"
+        "        return mask\n"
+    )
+    (tmp_path / "conf" / "mask").mkdir(parents=True)
+    (tmp_path / "conf" / "mask" / "three.yaml").write_text("_target_: mask_three.Three\nname: three\n")
+    sys.path.insert(0, str(tmp_path))
+    done = cli(*SMALL, f"hydra.searchpath=[file://{tmp_path}/conf]", "mask=three")
+    assert (done.code, "not 2:4 along rows" in done.err) == (2, True)
+    assert not list(tmp_path.rglob("status.json"))
+
+
 def write_method(folder: Path, name: str, result: str) -> None:
     """A method in a module of its own, found through Python's path, and its YAML file."""
     (folder / f"method_{name}.py").write_text(
@@ -220,6 +251,39 @@ def test_a_sweep_of_the_same_name_measures_nothing_twice(cli, tmp_path):
     assert before.items() <= after.items()
 
 
+def test_two_sweeps_cannot_write_into_one_folder(cli, tmp_path):
+    folder = tmp_path / "outputs/sweeps/same"
+    folder.mkdir(parents=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = cli("-m", *SMALL, "experiment.name=same", "model.B=8,16")
+        assert (done.code, "another sweep is writing here" in done.err) == (2, True)
+    assert cli("-m", *SMALL, "experiment.name=same", "model.B=8,16").code == 0
+
+
+def test_what_is_kept_from_before_is_said(cli):
+    sweep = ("-m", *SMALL, "phase=phase0_correctness", "experiment.name=twice", "hydra.launcher.report=false")
+    assert "kept" not in cli(*sweep).err
+    assert "1 were measured before and kept" in cli(*sweep).err
+
+
+def test_hydras_own_folder_names_can_be_overridden(cli, tmp_path):
+    sweep = ("-m", *SMALL, "phase=phase0_correctness", "model.B=8,16", "hydra.launcher.report=false")
+    assert cli(*sweep, "hydra.sweep.dir=here", "hydra.sweep.subdir=job_${hydra.job.num}").code == 0
+    assert {p.parent.name for p in (tmp_path / "here").rglob("status.json")} == {"job_0", "job_1"}
+    assert cli(*SMALL, "phase=phase0_correctness", "hydra.run.dir=there").code == 0
+    assert (tmp_path / "there" / "status.json").exists()
+
+
+def test_settled_values_are_what_is_recorded(cli, tmp_path):
+    assert cli(*SMALL).code == 0
+    (folder,) = (path.parent for path in tmp_path.rglob("status.json"))
+    config = folder / "config.yaml"
+    assert "timing: sync" in config.read_text()
+    assert "flush_l2: false" in config.read_text()
+    assert "auto" not in config.read_text().replace("kernel: auto", "").replace("name: auto", "")
+
+
 def test_a_failing_job_in_a_sweep_is_reported_and_the_others_run(cli, tmp_path):
     write_method(tmp_path, "crashing", "y / 0 if len(x) == 16 else 1 / (len(x) - 16) * 0 * y + y")
     search = f"hydra.searchpath=[file://{tmp_path}/conf]"
@@ -262,6 +326,17 @@ def test_ranks_that_torchrun_has_started_are_joined(tmp_path):
     (record,) = load_runs([tmp_path]).to_dict("records")
     assert record["world_size"] == 2
     assert record["timings_ms.allreduce.count"] == 20
+
+
+def test_a_world_size_other_than_torchruns_is_refused(tmp_path):
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "blockshock",
+        *SMALL, f"experiment.output_dir={tmp_path}", "hardware.world_size=4",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "torchrun or srun has started 2 ranks" in done.stderr
+    assert statuses(tmp_path) == []
 
 
 def test_a_rank_that_fails_under_torchrun_fails_the_job(tmp_path):

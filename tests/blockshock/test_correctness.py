@@ -32,13 +32,22 @@ def test_right_layers_pass_and_leave_no_gradients(method, dtype):
 
 
 def test_the_limit_is_the_margin_times_the_roundings_times_what_dense_measures():
-    problem, layer = build("block_shock")
+    problem, layer = build("block_shock", B=128)
     verdict = check(problem, layer, ("Y",))["Y"]
     exact = problem.inputs().double() @ problem.weight().double().t()
     dense = (problem.inputs() @ problem.weight().t()).double()
     dense_error = float((dense - exact).norm() / exact.norm())
     assert verdict["dense_relative_error"] == pytest.approx(dense_error)
     assert verdict["limit"] == pytest.approx(1.2 * 2**0.5 * dense_error)  # two halves on one rank: one addition more
+
+
+@pytest.mark.parametrize("method", ["dense_single", "masked_split_dense", "block_shock"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_layers_of_few_elements_pass_as_surely_as_large_ones(method, dtype):
+    for seed in range(12):
+        problem, layer = build(method, dtype=dtype, N=64, K=64, B=1, seed=seed)
+        verdicts = check(problem, layer)
+        assert failure(verdicts) is None
 
 
 def test_in_float64_the_limit_is_absolute():

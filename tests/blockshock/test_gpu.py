@@ -72,6 +72,21 @@ def test_gradients_on_the_gpu_are_those_of_the_masked_matrix(kind, name):
         assert float((got.double() - exact).norm()) <= 1.2 * float((dense.double() - exact).norm())
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", sorted(PERIODS))
+def test_gradients_are_right_after_masked_weights_with_zeros_were_compressed_again(kind):
+    mask, weight, x = case(kind, torch.bfloat16)
+    dy = torch.randn(len(x), len(mask), device=CUDA).bfloat16()
+    kernel = make("cusparselt", mask, PERIODS[kind], len(x), torch.bfloat16)
+    values = kernel.adopt(kernel.layout.pack(torch.zeros_like(weight)))
+    kernel.recompress(values, weight)
+    for got, dense, exact in (
+        (kernel.product(x, values), x @ weight.t(), x.double() @ weight.double().t()),
+        (kernel.input_grad(dy, values), dy @ weight, dy.double() @ weight.double()),
+    ):
+        assert float((got.double() - exact).norm()) <= 1.2 * float((dense.double() - exact).norm())
+
+
 PHASES = "phase0_correctness,phase1_forward,phase2_backward_input,phase3_train_step,phasex_drift"
 
 

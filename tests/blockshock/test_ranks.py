@@ -10,7 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from blockshock import ranks
 from blockshock.ranks import RankPool
+from blockshock.worker import is_out_of_memory
 from tests.blockshock import rank_tasks
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +49,26 @@ def test_a_rank_that_dies_takes_the_job_down_within_seconds_and_says_why(how, re
         assert not any(gone_wrong(p) for p in processes)
 
 
+def test_the_first_rank_to_fail_is_blamed_whatever_order_the_reports_are_read_in(monkeypatch):
+    """The parent looks late: both ranks' reports are there, and rank 0's is only an echo."""
+    wait = ranks.mpc.wait
+    monkeypatch.setattr(ranks.mpc, "wait", lambda *args: (time.sleep(1.5), wait(*args))[1])
+    with RankPool(2) as pool:
+        outcome = pool.run(rank_tasks.misbehave, "raise")
+    assert outcome.reason == "rank 1: ValueError: boom on rank 1"
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["CUDA error: out of memory", "Cuda failure 2 'out of memory'", "CUBLAS_STATUS_ALLOC_FAILED when calling x",
+     "DefaultCPUAllocator: can't allocate memory"],
+)  # fmt: skip
+def test_running_out_of_memory_is_known_in_any_librarys_words(message):
+    assert is_out_of_memory(RuntimeError(message))
+    assert not is_out_of_memory(ValueError(message))
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+
+
 def test_a_job_that_hangs_is_ended_at_its_time_limit():
     with RankPool(2) as pool:
         processes = [psutil.Process(r.process.pid) for r in pool._ranks]
@@ -78,9 +100,17 @@ def test_no_rank_outlives_the_process_that_started_it(tmp_path, signal_):
     os.kill(parent.pid, signal_)
     parent.wait(20)
     deadline = time.monotonic() + 20
-    while any(psutil.pid_exists(pid) for pid in pids) and time.monotonic() < deadline:
+    while any(is_alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert not any(is_alive(pid) for pid in pids)
+
+
+def is_alive(pid: int) -> bool:
+    """A process that nobody has waited for yet is an entry only: it does not run."""
+    try:
+        return gone_wrong(psutil.Process(pid))
+    except psutil.NoSuchProcess:
+        return False
 
 
 def gone_wrong(process: psutil.Process) -> bool:

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 def test_a_sleep_of_50_ms_reads_50_ms():
     samples = Timer("sync", CPU).measure("total_step", lambda: time.sleep(0.050), 1, 5)["total_step"]
     assert min(samples) >= 50.0
-    assert statistics.median(samples) < 55.0
+    assert min(samples) < 52.0  # the least disturbed one: tests run on busy machines
 
 
 def test_regions_nest_and_repeated_ones_add_up():
