@@ -12,6 +12,7 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from profiler.memory import CATEGORIES, MemoryCurve
 from profiler.report import in_bytes, in_time
@@ -161,6 +162,10 @@ def plot_inactive_times(activations: pd.DataFrame, nodes: pd.DataFrame) -> Figur
         lw=0,
     )
     right.set_xscale("log")
+    # whole numbers at 1, 2 and 5 of each decade: the default labels run into one another within two decades
+    right.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    right.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    right.xaxis.set_minor_formatter(NullFormatter())
     right.set_yscale("log")
     right.set_xlabel("time to make it again, all others kept [µs]")
     right.set_ylabel(f"size [{byte_name}]")
