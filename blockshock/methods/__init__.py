@@ -16,7 +16,6 @@ from blockshock import distributed
 from blockshock.roofline import Cost
 
 if TYPE_CHECKING:
-    from blockshock.config import Job
     from blockshock.problem import Problem
 
 
@@ -36,7 +35,7 @@ class ParallelLinear(nn.Module):
 
         A collective: all ranks must call it. Parts are disjoint, so the sum over ranks is exact.
         """
-        return distributed.allreduce_sum(self._place_weight(like_parameters))
+        return distributed.allreduce_sum(self.place_weight(like_parameters))
 
     def assemble_input_grad(self, dx: torch.Tensor) -> torch.Tensor:
         """All of dX (B, K) from what the ranks' backward passes left. A collective."""
@@ -61,15 +60,14 @@ class ParallelLinear(nn.Module):
         """Bytes a rank holds for its weights: parameters and what the kernel needs beside them."""
         return sum(p.numel() * p.element_size() for p in self.parameters())
 
-    def _place_weight(self, parts: list[torch.Tensor]) -> torch.Tensor:
+    def place_weight(self, parts: list[torch.Tensor]) -> torch.Tensor:
         """This rank's parts in a dense (N, K) tensor, zeros elsewhere."""
         raise NotImplementedError(f"{type(self).__name__} can't place its weights")
 
 
 class Method(Protocol):
-    name: str
+    name: str  # and, where not every job can run, check(self, job: Job) -> None
 
-    def check(self, job: Job) -> None: ...
     def build(self, problem: Problem, weight: torch.Tensor) -> ParallelLinear: ...
 
 

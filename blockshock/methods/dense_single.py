@@ -43,7 +43,7 @@ class DenseSingleLinear(ParallelLinear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(x, self.weight)
 
-    def _place_weight(self, parts: list[torch.Tensor]) -> torch.Tensor:
+    def place_weight(self, parts: list[torch.Tensor]) -> torch.Tensor:
         return parts[0].clone()
 
     def costs(self) -> dict[str, Cost]:

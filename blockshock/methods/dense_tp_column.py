@@ -50,7 +50,7 @@ class DenseTpColumnLinear(ParallelLinear):
         x = sum_gradient(x, dist.group.WORLD)
         return gather_columns(nn.functional.linear(x, self.weight), dist.group.WORLD)
 
-    def _place_weight(self, parts: list[torch.Tensor]) -> torch.Tensor:
+    def place_weight(self, parts: list[torch.Tensor]) -> torch.Tensor:
         full = parts[0].new_zeros(self.outputs, parts[0].shape[1])
         full[self.rows] = parts[0]
         return full

@@ -68,7 +68,7 @@ class DenseTpRowLinear(ParallelLinear):
         full[:, self.columns] = dx
         return distributed.allreduce_sum(full)
 
-    def _place_weight(self, parts: list[torch.Tensor]) -> torch.Tensor:
+    def place_weight(self, parts: list[torch.Tensor]) -> torch.Tensor:
         full = parts[0].new_zeros(len(parts[0]), self.features)
         full[:, self.columns] = parts[0]
         return full

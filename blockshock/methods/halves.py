@@ -83,7 +83,7 @@ class HalvesLinear(ParallelLinear):
     def assemble_input_grad(self, dx: torch.Tensor) -> torch.Tensor:
         return distributed.allreduce_sum(dx.clone(), self.pair) if self.sharded_grad and self.pair else dx
 
-    def _place_weight(self, parts: list[torch.Tensor]) -> torch.Tensor:
+    def place_weight(self, parts: list[torch.Tensor]) -> torch.Tensor:
         full = parts[0].new_zeros(self.outputs, self.features)
         for half, part in enumerate(parts):
             full[self.rows] += self.dense_half(part, half)
