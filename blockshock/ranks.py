@@ -11,10 +11,13 @@ without harm to the next job.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import multiprocessing
 import multiprocessing.connection as mpc
 import os
+import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -60,11 +63,34 @@ def launched() -> RankInfo | None:
         local = int(env.get("LOCAL_RANK", env["RANK"]))
         return RankInfo(int(env["RANK"]), local, world, int(env.get("LOCAL_WORLD_SIZE", world)), None)
     if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in env:
-        from submitit.helpers import TorchDistributedEnvironment
-
-        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        env |= _slurm_rendezvous()
         return launched()
     return None
+
+
+def _slurm_rendezvous() -> dict[str, str]:
+    """What torch.distributed's env:// rendezvous asks for, from this srun step's variables.
+
+    The address is the one by which SLURM itself reaches the step's first node; the port follows from job and step, so
+    that every rank finds the same and two steps on a node do not.
+    """
+    env = os.environ
+    names = _scontrol("show", "hostnames", env["SLURM_STEP_NODELIST"]).split()
+    address = re.search(r"NodeAddr=(\S+)", _scontrol("show", "node", names[0]))
+    tasks = int(env["SLURM_STEP_NUM_TASKS"])
+    digest = hashlib.sha256(f"{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}".encode()).digest()
+    return {
+        "MASTER_ADDR": address.group(1) if address else names[0],
+        "MASTER_PORT": str(20000 + int.from_bytes(digest[:4], "big") % 40000),
+        "RANK": env["SLURM_PROCID"],
+        "WORLD_SIZE": str(tasks),
+        "LOCAL_RANK": env["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": str(-(-tasks // len(names))),
+    }
+
+
+def _scontrol(*arguments: str) -> str:
+    return subprocess.run(["scontrol", *arguments], check=True, capture_output=True, text=True, timeout=60).stdout
 
 
 def share_run_id() -> None:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -326,6 +327,22 @@ def test_ranks_that_torchrun_has_started_are_joined(tmp_path):
     (record,) = load_runs([tmp_path]).to_dict("records")
     assert record["world_size"] == 2
     assert record["timings_ms.allreduce.count"] == 20
+
+
+def slurm_answers() -> bool:
+    return bool(shutil.which("srun")) and subprocess.run(["sinfo"], capture_output=True, timeout=20).returncode == 0
+
+
+@pytest.mark.skipif(not slurm_answers(), reason="no SLURM controller answers here (slurm-wlm and munge, configured)")
+@pytest.mark.parametrize("shape", [["-N1", "-n2"], ["-N2", "--ntasks-per-node=1"]])
+def test_ranks_that_srun_has_started_are_joined(tmp_path, shape):
+    command = ["srun", "--kill-on-bad-exit=1", *shape, sys.executable, "-m", "blockshock", *SMALL]
+    done = subprocess.run(
+        [*command, f"experiment.output_dir={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    (record,) = load_runs([tmp_path]).to_dict("records")
+    assert (record["status"], record["world_size"]) == ("ok", 2)
 
 
 def test_a_world_size_other_than_torchruns_is_refused(tmp_path):
