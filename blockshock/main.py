@@ -34,7 +34,9 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and we explain
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        ranks.share_run_id()
+        if ranks.launched():
+            ranks.share_run_id(resolvers.run_id())  # before Hydra names a folder with it
+            resolvers.run_id.cache_clear()
         _app()
     except JobFailed as error:
         sys.exit(f"blockshock: {error}")  # exit status 1

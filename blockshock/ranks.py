@@ -93,21 +93,18 @@ def _scontrol(*arguments: str) -> str:
     return subprocess.run(["scontrol", *arguments], check=True, capture_output=True, text=True, timeout=60).stdout
 
 
-def share_run_id() -> None:
-    """Under torchrun or srun: let every rank use rank 0's run id, before Hydra names a folder with it."""
+def share_run_id(own: str) -> None:
+    """Under torchrun or srun: put rank 0's `own` run id into every rank's BLOCKSHOCK_RUN_ID."""
     found = launched()
     if found is None:
         return
     import torch.distributed as dist
 
-    from blockshock.resolvers import run_id
-
     global _joined_store
     _joined_store, _, _ = next(iter(dist.rendezvous("env://")))
     if found.rank == 0:
-        _joined_store.set("blockshock/run_id", run_id())
+        _joined_store.set("blockshock/run_id", own)
     os.environ["BLOCKSHOCK_RUN_ID"] = _joined_store.get("blockshock/run_id").decode()
-    run_id.cache_clear()
 
 
 _joined_store: Any = None
