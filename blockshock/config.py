@@ -212,7 +212,7 @@ _FOR = {
     },
     "model": {
         "workload": "use workload=resnet152, bert, gpt2, llama, vit or a tiny_* of them",
-        "method": "use method=keep_all",
+        "method": "use method=keep_all, recompute_optimal or another training step",
     },
 }
 

@@ -1,0 +1,165 @@
+"""Phase checkpoint: what a training step needs in memory and time when activations are kept or made again.
+
+Every method is measured in the same way: the allocator's peak, each step's time, the time of its kernels, and a
+comparison of all that the step leaves with the unchanged step. A recomputed step that differs fails the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from blockshock import timing
+from blockshock.correctness import CheckFailed
+from blockshock.errors import ConfigError, at_least, one_of
+from blockshock.execution import Execution
+from blockshock.phases import OptimizerOptions
+from blockshock.problem import DTYPES
+
+if TYPE_CHECKING:
+    from blockshock.config import Job
+    from checkpointing import Plan, Proof
+
+
+@dataclass
+class CheckpointStep(OptimizerOptions):
+    of: ClassVar[str] = "model"
+
+    name: str = "checkpoint"
+    warmup_iters: int = 2
+    timed_iters: int = 10
+    timing: str = "sync"  # each step by itself; cuda_events: steps queued, as in training
+    verify: bool = True
+
+    def check(self, job: Job) -> None:
+        self.check_optimizer()
+        at_least("phase.warmup_iters", self.warmup_iters, 1)
+        at_least("phase.timed_iters", self.timed_iters, 1)
+        one_of("phase.timing", self.timing, ("sync", "cuda_events"))
+        if self.timing == "cuda_events" and job.hardware.device != "cuda":
+            raise ConfigError("phase.timing", self.timing, "needs a GPU; on a CPU use sync")
+
+    def run(self, execution: Execution) -> float:
+        """Record peak, time, plan and proof; the median step in ms."""
+        job = execution.job
+        execution.log("building %s", job.workload.name)
+        problem = job.workload.build(DTYPES[job.model.dtype], execution.device, job.experiment.seed)
+        optimizer = self.make_optimizer(list(problem.model.parameters()))
+        execution.log("preparing the step: %s", job.method.name)
+        step = job.method.build_step(problem, optimizer)
+        plan: Plan | None = getattr(step, "plan", None)
+        if plan is not None:
+            _save_plan(execution, step, plan)
+        execution.log("timing %d steps", self.timed_iters)
+        samples, memory = self._measure(execution, lambda: step(*problem.batch))
+        if plan is not None:
+            memory |= {
+                "baseline_peak_bytes": plan.problem.unchanged_peak,
+                "predicted_static_bytes": plan.problem.static_bytes,
+            }
+        proof: Proof | None = None
+        if self.verify and hasattr(step, "verify"):
+            execution.log("comparing with the unchanged step")
+            proof = step.verify(problem.batch)
+            proof.table.to_csv(execution.folder.path / "proof.csv", index=False)
+            execution.log("%s", proof.summary())
+        execution.write(
+            None,
+            {"total_step": timing.summarize(samples)},
+            N=None,
+            K=None,
+            B=job.workload.batch_size,
+            mask=None,
+            timing_mode=self.timing,
+            memory_peak_bytes=memory["peak_bytes"],
+            memory=memory,
+            device_ms=_device_ms(step, problem.batch, execution.device),
+            plan=None if plan is None else _plan_fields(plan),
+            proof=None if proof is None else _proof_fields(proof),
+        )
+        if proof is not None and not proof.passed and getattr(job.method, "exact", False):
+            raise CheckFailed(f"the recomputed step differs from the unchanged one: {proof.summary().splitlines()[-1]}")
+        return timing.summarize(samples)["p50_ms"]
+
+    def _measure(self, execution: Execution, step: Callable[[], object]) -> tuple[list[float], dict[str, Any]]:
+        """Milliseconds of each step, and on a GPU the allocator's bytes between steps and at the peak."""
+        timer = timing.Timer(self.timing, execution.device)
+        cuda = execution.device.type == "cuda"
+        for _ in range(self.warmup_iters):
+            step()
+        memory: dict[str, Any] = {"peak_bytes": None, "static_bytes": None, "above_static_bytes": None}
+        if cuda:
+            torch.cuda.synchronize(execution.device)
+            static = torch.cuda.memory_allocated(execution.device)
+            torch.cuda.reset_peak_memory_stats(execution.device)
+        samples = timer.measure("total_step", step, self.warmup_iters, self.timed_iters)["total_step"]
+        if cuda:
+            peak = torch.cuda.max_memory_allocated(execution.device)
+            memory = {"peak_bytes": peak, "static_bytes": static, "above_static_bytes": peak - static}
+        return samples, memory
+
+
+def _save_plan(execution: Execution, step: Any, plan: Plan) -> None:
+    from checkpointing import memory_of
+    from checkpointing.plots import plot_memory
+    from profiler import simulate
+    from profiler.storage import analyse
+
+    folder, batch_size = execution.folder.path, execution.job.workload.batch_size
+    execution.log("%s", plan.summary())
+    plan.to_csv(folder / f"ac_decisions_bs{batch_size}.csv")
+    after = memory_of(step)
+    before = simulate(analyse(step.baseline), plan.problem.measured_memory)
+    for name, curve in (("before", before), ("after", after)):
+        curve.table.to_csv(folder / f"memory_{name}.csv", index=False)
+    plot_memory(before, after, plan.budget_bytes, folder / "memory_against_rank.png")
+
+
+def _plan_fields(plan: Plan) -> dict[str, Any]:
+    return {
+        "solver": plan.solver,
+        "budget_bytes": plan.budget_bytes,
+        "predicted_peak_bytes": plan.predicted_peak_bytes,
+        "predicted_step_s": plan.predicted_step_s,
+        "predicted_added_s": plan.predicted_added_s,
+        "predicted_added_share": plan.predicted_added_s / sum(plan.problem.time),
+        "planning_s": plan.planning_s,
+        "bound_added_s": plan.bound_s,
+        "gap": plan.gap,
+        "recomputed": len(plan.recomputed),
+        "activations": len(plan.problem.activations),
+        "elementwise_batch_norms": len(plan.problem.substitutes),
+        "note": plan.note,
+    }
+
+
+def _proof_fields(proof: Proof) -> dict[str, Any]:
+    differing = proof.table[~proof.table["identical"]]
+    failing = proof.table[~proof.table["passed"]]
+    return {
+        "passed": proof.passed,
+        "identical": proof.identical,
+        "deterministic": proof.deterministic,
+        "tensors": len(proof.table),
+        "differing": len(differing),
+        "failing": len(failing),
+        "failing_by_kind": failing.groupby("kind").size().to_dict(),
+        "largest_difference": float(failing["difference"].max()) if len(failing) else 0.0,
+    }
+
+
+def _device_ms(step: Callable[..., object], batch: tuple[torch.Tensor, ...], device: torch.device) -> float | None:
+    """Milliseconds of a step's kernels, copies and fills, from a trace of three steps; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    from profiler.kineto import node_trace
+
+    count = 3
+    with node_trace(device, cpu=False) as trace:
+        for _ in range(count):
+            step(*batch)
+        torch.cuda.synchronize(device)
+    return sum(event.end - event.start for event in trace.events() if event.kind == "kernel") / count / 1e6

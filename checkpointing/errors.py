@@ -1,0 +1,17 @@
+"""What this library refuses, each with one sentence that says what was given and what to do."""
+
+
+class CheckpointingError(ValueError):
+    """The parent of every error that this library raises on purpose."""
+
+
+class BudgetError(CheckpointingError):
+    """The budget cannot be read, or no plan meets it."""
+
+
+class IllegalPlanError(CheckpointingError):
+    """The plan belongs to another graph, or recomputes what may not be recomputed."""
+
+
+class DecisionsFileError(CheckpointingError):
+    """A file of decisions lacks a column, has an empty cell, or names what the step does not have."""

@@ -1,0 +1,21 @@
+"""What no plan can go below: the memory that a node needs while it runs, whatever is kept."""
+
+import numpy as np
+
+from checkpointing.problem import Problem
+from checkpointing.schedule import make_schedule
+
+
+def unavoidable(problem: Problem) -> tuple[int, int]:
+    """(bytes, rank): the highest sum over a node of what the user owns, what the node reads and makes, its
+    workspace, and all values alive that no plan can free. A lower budget has no plan."""
+    schedule = make_schedule(problem, problem.default_kept)
+    total = schedule.total.copy()
+    movable = set(problem.candidates)
+    for life in schedule.lifetimes:
+        if life.storage in movable:
+            busy = np.zeros(len(total), dtype=bool)
+            busy[[life.first, *life.uses]] = True
+            total[life.first : life.last + 1][~busy[life.first : life.last + 1]] -= problem.size[life.storage]
+    position = int(total.argmax())
+    return int(total[position]), schedule.runs[position].rank

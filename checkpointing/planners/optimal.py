@@ -1,0 +1,127 @@
+"""The plan of least added time under a memory budget, by mixed-integer programming (HiGHS), with a proof of how near.
+
+`program` states the problem. Its solution is judged by the exact schedule; where that is above the budget, because
+the program sees memory only once a stage, the excess is withheld from the stage and the program solved again. The
+bound comes from a linear program that allows more than any plan can do.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from checkpointing.planners.program import Program, Solution
+from checkpointing.planners.values import NEGLIGIBLE, Values, find_values
+from checkpointing.problem import Problem
+from checkpointing.schedule import Schedule, make_schedule
+
+GAP = 0.005
+SMALL = 40  # values up to which every one counts and the program has no window
+WINDOWS = ((1, 16), (1, 48))  # (stages merged, window), narrow first
+ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The best schedule found (None: none meets the budget), what it keeps, and a bound on the added seconds."""
+
+    schedule: Schedule | None
+    kept: frozenset[int]
+    bound_s: float | None
+    note: str
+
+
+def optimal(problem: Problem, budget: int, seconds: float = 25.0) -> Optimum:
+    """Minimise the added time under `budget` bytes within about `seconds` of solving."""
+    deadline = time.perf_counter() + seconds
+    small = len(problem.candidates) + len(problem.keepable) <= SMALL
+    values = find_values(problem, 0.0 if small else NEGLIGIBLE)
+    always = frozenset(problem.activations) - frozenset(values.of) | frozenset(problem.pinned)
+    bound = _bound(problem, values, budget, small)
+    if bound is None:
+        return Optimum(None, always, None, "no plan meets the budget")
+    best: tuple[Schedule, frozenset[int]] | None = None
+    windows = ((1, len(values.of)),) if small else WINDOWS
+    for merged, window in windows:
+        left = deadline - time.perf_counter()
+        if best is not None and (best[0].added_seconds <= bound * (1 + 2 * GAP) or left < seconds / 3):
+            break
+        found = _search(problem, values, budget, always, merged, window, 0.0 if small else GAP, left)
+        if found is not None and (best is None or found[0].added_seconds < best[0].added_seconds):
+            best = found
+    if best is None:
+        return Optimum(None, always, bound, "the solver found no plan in time")
+    best = _keep_more(problem, values, budget, best, time.perf_counter() + seconds / 10)
+    if best[0].added_seconds > bound * (1 + 2 * GAP):  # is the plan not good, or the bound weak?
+        bound = max(bound, _bound(problem, values, budget, small, deadline - time.perf_counter()) or 0.0)
+    return Optimum(best[0], best[1], min(bound, best[0].added_seconds), "")
+
+
+def _keep_more(
+    problem: Problem, values: Values, budget: int, best: tuple[Schedule, frozenset[int]], deadline: float
+) -> tuple[Schedule, frozenset[int]]:
+    """Keep what there is still room for, most time first: the program is a little too careful where stages are long."""
+    again = [value for value in values.of.values() if value.is_activation and value.index not in best[1]]
+    for value in sorted(again, key=lambda v: -sum(problem.again_time[rank] for rank in v.nodes)):
+        if time.perf_counter() > deadline:
+            break
+        kept = best[1] | {value.index}
+        schedule = make_schedule(problem, kept)
+        if schedule.added_seconds < best[0].added_seconds and schedule.peak <= budget:
+            best = (schedule, kept)
+    return best
+
+
+def _bound(problem: Problem, values: Values, budget: int, small: bool, seconds: float | None = None) -> float | None:
+    """Seconds that every plan adds at the least; None if there is none. With `seconds`, by branch and bound."""
+    program = Program(problem, values, budget, len(values.of) if small else WINDOWS[-1][1], restricted=False)
+    solution = program.solve(max(1.0, seconds or 10.0), GAP if seconds else 0.0, integral=small or seconds is not None)
+    return None if solution.status == "infeasible" else max(0.0, solution.bound)
+
+
+def _search(
+    problem: Problem,
+    values: Values,
+    budget: int,
+    always: frozenset[int],
+    merged: int,
+    window: int,
+    gap: float,
+    seconds: float,
+) -> tuple[Schedule, frozenset[int]] | None:
+    """Solve, judge by the exact schedule, withhold what is missing, and solve again."""
+    deadline = time.perf_counter() + seconds
+    withheld: dict[int, int] = {}
+    for _ in range(ROUNDS):
+        left = deadline - time.perf_counter()
+        if left <= 0:
+            return None
+        program = Program(problem, values, budget, window, restricted=True, withheld=withheld, merged=merged)
+        solution: Solution = program.solve(left, gap)
+        if solution.share is None:
+            return None
+        kept = always | solution.kept
+        schedule = make_schedule(problem, kept)
+        if schedule.peak <= budget:
+            return schedule, kept
+        for stage, excess in _excess(schedule, program, budget).items():
+            withheld[stage] = withheld.get(stage, 0) + excess
+    return None
+
+
+def _excess(schedule: Schedule, program: Program, budget: int) -> Mapping[int, int]:
+    """Stage → bytes above the budget; -1 is the forward. A copy counts where it is needed."""
+    found: dict[int, int] = {}
+    stage = -1
+    following = [0] * len(schedule.runs)
+    rank = schedule.problem.count
+    for position in range(len(schedule.runs) - 1, -1, -1):
+        run = schedule.runs[position]
+        if not run.is_copy:
+            rank = run.rank
+        following[position] = rank
+    for position, total in enumerate(schedule.total):
+        if total > budget:
+            at = following[position]
+            stage = program.stage_at(at) if at >= schedule.problem.backward_start else -1
+            found[stage] = max(found.get(stage, 0), int(total) - budget)
+    return found

@@ -1,0 +1,256 @@
+"""The choice of what to keep as a mixed-integer linear program.
+
+The backward is cut into *stages*: stage τ begins with the first backward use of an activation. With sizes m, node
+times t and the budget M, for every value s with a decision of its own
+
+    k[s]     1 if s is kept                          (an activation is kept or made again: r[s] = 1 - k[s])
+    c[s,τ]   1 if a copy of s has been made by the end of stage τ; it rises with τ and ends at r[s]
+    o[u,τ]   1 if a temporary u occupies memory in stage τ: it is there, and something is still to be made of it
+    y[n]     1 if node n runs again
+
+    minimise    Σ t[n] y[n]
+    closure     c[s,τ] ≤ k[u] + c[u,τ]               for every source u of s: it is there when s is made
+    memory      fixed[τ] + Σ m[s] (k[s] + c[s,τ]) + Σ m[u] o[u,τ] ≤ M      s used after τ in the backward
+                fixed[r] + Σ m[s] k[s] ≤ M                                 s no more used at r in the forward
+
+`fixed` is what no plan changes, an activation between its first and its last backward use included. The variables
+of a value reach `window` stages back from where it is needed. A copy made earlier is forbidden if `restricted`, and
+otherwise costs no memory, so that the program bounds every plan from below.
+"""
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
+
+from checkpointing.planners.values import Value, Values
+from checkpointing.problem import Problem
+
+MICROSECOND, MIB = 1e-6, 2.0**20  # the program's units: HiGHS works with absolute tolerances
+
+Expression = dict[int, float]  # variable → coefficient; -1 is the constant
+CONSTANT = -1
+
+
+@dataclass(frozen=True)
+class Solution:
+    """k of every value, None where none was found. Seconds; `bound` is proved: no solution takes less."""
+
+    share: dict[int, float] | None
+    seconds: float
+    bound: float
+    status: str
+
+    @property
+    def kept(self) -> frozenset[int]:
+        """The values of which more than half is kept."""
+        return frozenset(index for index, share in (self.share or {}).items() if share > 0.5)
+
+
+class Program:
+    """Build with the budget in bytes, then `solve`. `withheld` maps a stage to bytes to leave free in it."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        values: Values,
+        budget: int,
+        window: int,
+        restricted: bool,
+        withheld: Mapping[int, int] | None = None,
+        merged: int = 1,
+    ) -> None:
+        self.problem, self.values, self.budget = problem, values, budget
+        self.window, self.restricted, self.withheld = window, restricted, withheld or {}
+        self.upper: list[float] = []
+        self.integer: list[int] = []
+        self.cost: list[float] = []
+        self.rows: list[tuple[list[int], list[float], float, float]] = []
+        self.stages = sorted({v.first_use for v in values.of.values() if v.is_activation})[::merged]
+        self.k = {index: self._variable(integer=True) for index in values.of}
+        self.c: dict[int, tuple[int, list[int]]] = {}  # value → first stage, variables from there on
+        self._copies()
+        self._costs()
+        self._closure()
+        self._forward_memory()
+        self._backward_memory()
+
+    def stage_at(self, rank: int) -> int:
+        """The stage in which a backward rank lies; -1 for the forward and what comes before the first stage."""
+        return bisect_right(self.stages, rank) - 1
+
+    def solve(self, seconds: float, gap: float, integral: bool = True) -> Solution:
+        """Solve with HiGHS within `seconds`, to a relative `gap`; the linear relaxation if not `integral`."""
+        count = len(self.cost)
+        columns = [column for row in self.rows for column in row[0]]
+        data = [value for row in self.rows for value in row[1]]
+        pointers = np.cumsum([0] + [len(row[0]) for row in self.rows])
+        matrix = csr_array((data, columns, pointers), shape=(len(self.rows), count))
+        result = milp(
+            np.array(self.cost),
+            constraints=LinearConstraint(matrix, [row[2] for row in self.rows], [row[3] for row in self.rows]),
+            bounds=Bounds(0, np.array(self.upper)),
+            integrality=np.array(self.integer) if integral else np.zeros(count),
+            options={"time_limit": seconds, "mip_rel_gap": gap, "presolve": True},
+        )
+        bound = result.mip_dual_bound if integral else result.fun
+        if result.x is None:
+            infeasible = result.status == 2
+            return Solution(None, np.inf, np.inf if infeasible else 0.0, "infeasible" if infeasible else result.message)
+        share = {index: float(result.x[variable]) for index, variable in self.k.items()}
+        return Solution(share, float(result.fun) * MICROSECOND, float(bound or 0.0) * MICROSECOND, "ok")
+
+    def _variable(self, upper: float = 1.0, integer: bool = False, cost: float = 0.0) -> int:
+        self.upper.append(upper)
+        self.integer.append(int(integer))
+        self.cost.append(cost)
+        return len(self.cost) - 1
+
+    def _row(self, expression: Expression, lower: float, upper: float) -> None:
+        constant = expression.get(CONSTANT, 0.0)
+        terms = [(variable, value) for variable, value in expression.items() if variable != CONSTANT and value]
+        self.rows.append(([v for v, _ in terms], [x for _, x in terms], lower - constant, upper - constant))
+
+    def _copies(self) -> None:
+        """The variables c, and that they rise."""
+        for index, value in self.values.of.items():
+            first, last = self._range(value)
+            variables = [self._variable() for _ in range(first, last)]
+            if not value.is_activation:
+                variables.append(self._variable())
+            self.c[index] = (first, variables)
+            for stage in range(first, last):
+                self._row(_sum((1, self._made(index, stage)), (-1, self._made(index, stage + 1))), -np.inf, 0)
+
+    def _range(self, value: Value) -> tuple[int, int]:
+        """The first stage for which there is a variable c, and the stage from which on c is r."""
+        first = max(0, self.stage_at(value.first_use) - self.window)
+        return first, self.stage_at(value.first_use if value.is_activation else value.last_use)
+
+    def _made(self, index: int, stage: int) -> Expression:
+        """c[index, stage]"""
+        first, variables = self.c[index]
+        if stage < first:
+            return {}
+        if stage - first < len(variables):
+            return {variables[stage - first]: 1.0}
+        return {self.k[index]: -1.0, CONSTANT: 1.0} if self.values.of[index].is_activation else {variables[-1]: 1.0}
+
+    def _again(self, index: int) -> Expression:
+        """r[index]"""
+        return self._made(index, len(self.stages))
+
+    def _costs(self) -> None:
+        needed_by: dict[int, list[int]] = {}
+        for value in self.values.of.values():
+            for rank in value.nodes:
+                needed_by.setdefault(rank, []).append(value.index)
+        groups: dict[tuple[int, ...], float] = {}
+        for rank, needing in needed_by.items():
+            key = tuple(sorted(needing))
+            groups[key] = groups.get(key, 0.0) + self.problem.again_time[rank] / MICROSECOND
+        for indices, time in groups.items():
+            y = self._variable(cost=time)
+            for index in indices:
+                self._row(_sum((1, self._again(index)), (-1, {y: 1.0})), -np.inf, 0)
+
+    def _closure(self) -> None:
+        for index, value in self.values.of.items():
+            first, last = self._range(value)
+            for source in value.sources:
+                begins = self.c[source][0]
+                for stage in range(first, last + 1):
+                    if stage < begins and not self.restricted:
+                        continue
+                    made, there = self._made(index, stage), self._made(source, stage)
+                    expression = _sum((1, made), (-1, there), (-1, {self.k[source]: 1.0}))
+                    if any(variable != CONSTANT and x for variable, x in expression.items()):
+                        self._row(expression, -np.inf, 0)
+
+    def _room(self, fixed: float, stage: int) -> float:
+        """MiB that the budget leaves beside `fixed` bytes."""
+        return (self.budget - self.withheld.get(stage, 0) - fixed) / MIB
+
+    def _forward_memory(self) -> None:
+        problem, values = self.problem, sorted(self.values.of.values(), key=lambda v: v.last_forward_use)
+        start = problem.backward_start
+        fixed = self.values.fixed[:start].copy()
+        for value in values:
+            fixed[value.created : value.last_forward_use + 1] += problem.size[value.index]
+        total: Expression = {}
+        everything = sum(problem.size[v.index] for v in values)
+        ends = [v.last_forward_use for v in values] + [start - 1]
+        worst = 0.0
+        for value, end in zip(values, ends[1:], strict=True):
+            total = self._accumulate(total, value)
+            segment = fixed[value.last_forward_use + 1 : end + 1]
+            if len(segment):
+                highest = float(segment.max())
+                if highest + everything > self.budget and highest >= worst:
+                    self._row(total, -np.inf, self._room(highest, -1))
+
+    def _accumulate(self, total: Expression, value: Value) -> Expression:
+        """A variable for `total` + m k, so that each sum of many values is one variable."""
+        variable = self._variable(upper=np.inf)
+        size = self.problem.size[value.index] / MIB
+        self._row(_sum((1, total), (1, {self.k[value.index]: size}), (-1, {variable: 1.0})), 0, 0)
+        return {variable: 1.0}
+
+    def _backward_memory(self) -> None:
+        problem, stages = self.problem, self.stages
+        ends = [*stages[1:], problem.count]
+        fixed, between = self.values.fixed.copy(), self.values.between.copy()
+        waiting = self._waiting()
+        starting: list[list[Value]] = [[] for _ in stages]
+        for value in self.values.of.values():
+            starting[self.stage_at(value.first_use)].append(value)
+            if value.is_activation:
+                fixed[value.first_use : value.last_use + 1] += problem.size[value.index]
+                between[value.first_use + 1 : value.last_use + 1] += problem.size[value.index]
+        later: Expression = {}  # what is kept for stages after this one
+        for stage in reversed(range(len(stages))):
+            occupied = _sum((1, later), *waiting[stage])
+            self._row(occupied, -np.inf, self._room(float(fixed[stages[stage] : ends[stage]].max()), stage))
+            arriving = [v for v in starting[stage] if v.is_activation]
+            before = float(between[stages[stage]]) + sum(problem.size[v.index] for v in arriving)
+            self._row(occupied, -np.inf, self._room(before, stage))
+            for value in starting[stage]:
+                if value.extra:
+                    running = _sum((value.extra / MIB, self._again(value.index)))
+                    self._row(_sum((1, occupied), (1, running)), -np.inf, self._room(before, stage))
+            for value in starting[stage]:
+                later = self._accumulate(later, value)
+
+    def _waiting(self) -> list[list[tuple[float, Expression]]]:
+        """Stage → copies made before their time, and temporaries that something is still to be made of; in MiB."""
+        found: list[list[tuple[float, Expression]]] = [[] for _ in self.stages]
+        dependents: dict[int, list[Value]] = {}
+        for value in self.values.of.values():
+            for source in value.sources:
+                dependents.setdefault(source, []).append(value)
+        for index, value in self.values.of.items():
+            begins, last = self._range(value)
+            size = self.problem.size[index] / MIB
+            natural = self.stage_at(value.first_use)
+            for stage in range(begins, natural):
+                found[stage].append((size, self._made(index, stage)))
+            for stage in range(natural, natural if value.is_activation else last):
+                occupied = self._variable()
+                there = _sum((1, self._made(index, stage)), (1, {self.k[index]: 1.0}), (-1, {occupied: 1.0}))
+                for dependent in dependents.get(index, ()):
+                    if stage < self._range(dependent)[1]:
+                        made = self._made(dependent.index, stage)
+                        self._row(_sum((1, there), (1, self._again(dependent.index)), (-1, made)), -np.inf, 1)
+                found[stage].append((size, {occupied: 1.0}))
+        return found
+
+
+def _sum(*terms: tuple[float, Expression]) -> Expression:
+    total: Expression = {}
+    for factor, expression in terms:
+        for variable, coefficient in expression.items():
+            total[variable] = total.get(variable, 0.0) + factor * coefficient
+    return total

@@ -1,0 +1,242 @@
+"""The question that a planner answers, as plain arrays: what each node of a step reads, makes and costs.
+
+    problem = problem_of(profiler)              # a GraphProfiler that has run
+    problem.candidates                          # indices of the activations that may be recomputed
+
+A *forward value* is a storage that the forward makes. In the original step an activation is kept until its last
+use in the backward, and any other forward value (a temporary) is freed in the forward. A planner chooses the set
+of forward values that are kept; what the backward needs and is not kept is made again from what is.
+
+Ranks and storage indices are those of the profiler's analysis. Times are in seconds, sizes in bytes.
+"""
+
+from collections.abc import Container
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from checkpointing.batch_norm import elementwise_batch_norms
+from checkpointing.legality import why_not_recomputable
+from checkpointing.purity import consumes_randomness
+from checkpointing.substitute import Substitute
+from profiler import GraphProfiler, Region, StorageAnalysis
+from profiler.memory import MeasuredMemory, default_rounding, rounded
+
+_FORWARD = (Region.FORWARD, Region.LOSS)
+
+
+@dataclass
+class Problem:
+    """One profiled step. `inputs`, `held`, `created` map a rank to ranks, storages, storages."""
+
+    names: list[str]  # of the nodes
+    modules: list[str]
+    regions: list[Region]
+    time: list[float]
+    workspace: list[int]
+    inputs: list[tuple[int, ...]]
+    held: list[tuple[int, ...]]
+    created: list[tuple[int, ...]]
+    runs_once: list[bool]  # must run exactly where it is: writes, draws random numbers, is an input or the output
+    storage_names: list[str]
+    size: list[int]  # on the step's device, as the allocator counts them
+    owned: list[bool]  # by the user: there throughout
+    writers: list[tuple[int, ...]]  # forward writers of each storage, its producer first
+    activations: list[int]  # storages, in the order of their creation
+    pinned: dict[int, str]  # forward value → why it may not be made again
+    resident: int  # bytes there throughout, beyond the storages
+    step_time: float  # of the plain step, as profiled
+    measured_peak: int
+    targets: list[str]  # the nodes' operators
+    measured_memory: MeasuredMemory = field(default_factory=MeasuredMemory)
+    substitutes: dict[int, Substitute] = field(default_factory=dict)  # rank → how its value is made again
+
+    @property
+    def count(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def backward_start(self) -> int:
+        """Rank of the first node after the forward."""
+        forward = [rank for rank, region in enumerate(self.regions) if region in _FORWARD]
+        return max(forward) + 1
+
+    @cached_property
+    def forward_values(self) -> list[int]:
+        """Storages that the forward makes, what is read before what is made from it."""
+        made = [i for i, writers in enumerate(self.writers) if not self.owned[i] and writers]
+        return sorted(made, key=lambda index: self.writers[index][-1])
+
+    @cached_property
+    def candidates(self) -> list[int]:
+        """Activations that may be recomputed."""
+        return [index for index in self.activations if index not in self.pinned]
+
+    @cached_property
+    def keepable(self) -> list[int]:
+        """Temporaries of the forward that a plan may keep, so that others are made again from them."""
+        active = set(self.activations)
+        return [i for i in self.forward_values if i not in active and i not in self.pinned and self.size[i] > 0]
+
+    @cached_property
+    def default_kept(self) -> frozenset[int]:
+        """What the original step keeps."""
+        return frozenset(self.activations)
+
+    @cached_property
+    def holders(self) -> list[list[int]]:
+        """Storage → ranks of the forward nodes whose values alias it."""
+        found: list[list[int]] = [[] for _ in self.size]
+        for rank in range(self.backward_start):
+            for index in self.held[rank]:
+                found[index].append(rank)
+        return found
+
+    @cached_property
+    def elements(self) -> dict[int, list[int]]:
+        """Rank of a forward node with several results → ranks of the nodes that take one of them out."""
+        several = {rank for rank in range(self.backward_start) if len(self.held[rank]) > 1}
+        found: dict[int, list[int]] = {rank: [] for rank in several}
+        for rank in range(self.backward_start):
+            for source in self.inputs[rank]:
+                if source in several and len(self.held[rank]) == 1:
+                    found[source].append(rank)
+        return found
+
+    @cached_property
+    def again_time(self) -> list[float]:
+        """Rank → seconds of a second run."""
+        return [self.substitutes[r].seconds if r in self.substitutes else t for r, t in enumerate(self.time)]
+
+    def again_workspace(self, rank: int) -> int:
+        return self.substitutes[rank].workspace if rank in self.substitutes else self.workspace[rank]
+
+    def again_inputs(self, rank: int) -> tuple[int, ...]:
+        """What a second run of the node reads (ranks)."""
+        return self.substitutes[rank].inputs if rank in self.substitutes else self.inputs[rank]
+
+    def again_created(self, rank: int) -> tuple[int, ...]:
+        """The storages that a second run makes."""
+        return self.held[rank] if rank in self.substitutes else self.created[rank]
+
+    def again_writers(self, index: int) -> tuple[int, ...]:
+        """The forward nodes (ranks) that make a forward value again, in order."""
+        first, *rest = self.writers[index]
+        for rank in self.elements.get(first, ()):
+            if rank in self.substitutes and self.held[rank] == (index,):
+                first = rank
+        return (first, *rest)
+
+    @cached_property
+    def sources(self) -> dict[int, tuple[int, ...]]:
+        """Forward value → the forward values that making it reads."""
+        found: dict[int, tuple[int, ...]] = {}
+        for index in self.forward_values:
+            read = {h for rank in self.again_writers(index) for i in self.again_inputs(rank) for h in self.held[i]}
+            found[index] = tuple(sorted(h for h in read if h != index and not self.owned[h]))
+        return found
+
+    @cached_property
+    def first_backward_use(self) -> dict[int, int]:
+        """Activation → rank of the first node after the forward that needs it."""
+        found: dict[int, int] = {}
+        active = set(self.activations)
+        for rank in range(self.backward_start, self.count):
+            for source in self.inputs[rank]:
+                if source < self.backward_start:
+                    for index in self.held[source]:
+                        if index in active:
+                            found.setdefault(index, rank)
+        return found
+
+    def nodes_to_make(self, index: int, there: Container[int]) -> tuple[set[int], set[int]]:
+        """Ranks of the nodes that make a forward value, views among them, and the values of `there` that they read."""
+        nodes: set[int] = set()
+        read: set[int] = set()
+        made = {index}
+        pending = list(self.again_writers(index))
+        while pending:
+            rank = pending.pop()
+            if rank in nodes:
+                continue
+            nodes.add(rank)
+            for source in self.again_inputs(rank):
+                held = [i for i in self.held[source] if not self.owned[i]]
+                missing = [i for i in held if i not in there or i in made]
+                read |= {i for i in held if i not in missing}
+                if missing:
+                    pending.append(source)
+                for value in missing:
+                    if value not in made:
+                        made.add(value)
+                        pending += self.again_writers(value)
+        return nodes, read
+
+    @cached_property
+    def unchanged_peak(self) -> int:
+        """Bytes at the peak of the step as it is, simulated."""
+        from checkpointing.schedule import make_schedule
+
+        return make_schedule(self, self.default_kept).peak
+
+    @cached_property
+    def static_bytes(self) -> int:
+        """Parameters, buffers, optimizer state, inputs, and what libraries hold."""
+        return self.resident + sum(size for size, owned in zip(self.size, self.owned, strict=True) if owned)
+
+
+def problem_of(profiler: GraphProfiler) -> Problem:
+    """The planner's view of a profiled step. Raises NotProfiledError where nothing has been measured.
+
+    On a GPU a few kernels run, to learn whether batch norm's output can be made again elementwise.
+    """
+    analysis, profile = profiler.analysis, profiler.profile
+    problem = problem_from(
+        analysis, [float(t) for t in profile.run_time_s], profile.memory, profile.step_time_s, profile.step_peak_bytes
+    )
+    for rank, substitute, statistics in elementwise_batch_norms(analysis, problem.time):
+        problem.substitutes[rank] = substitute
+        for index in statistics:
+            problem.pinned.setdefault(index, "lets batch norm's output be made again elementwise")
+    return problem
+
+
+def problem_from(
+    analysis: StorageAnalysis, time: list[float], memory: MeasuredMemory, step_time: float, measured_peak: int
+) -> Problem:
+    """The same from an analysis and measurements (all zero for a plan by size alone)."""
+    nodes, rank_of = analysis.nodes, analysis.rank_of
+    regions: list[Region] = [node.meta["region"] for node in nodes]
+    rounding = default_rounding(analysis.device)
+    size = [
+        rounded(storage.bytes, rounding) + memory.excess.get(storage.index, 0)
+        if storage.device == analysis.device
+        else 0
+        for storage in analysis.storages
+    ]
+    forward = {rank for rank, region in enumerate(regions) if region in _FORWARD}
+    written_storages = {rank for storage in analysis.storages for rank in storage.writers[1:]}
+    return Problem(
+        names=[node.name for node in nodes],
+        modules=[node.meta["module"] for node in nodes],
+        regions=regions,
+        time=time,
+        workspace=[memory.workspace.get(rank, 0) for rank in range(len(nodes))],
+        inputs=[tuple(rank_of[node] for node in n.all_input_nodes) for n in nodes],
+        held=[tuple(indices) for indices in analysis.held],
+        created=[tuple(indices) for indices in analysis.created],
+        runs_once=[
+            node.op != "call_function" or rank in written_storages or consumes_randomness(node)
+            for rank, node in enumerate(nodes)
+        ],
+        storage_names=[storage.name for storage in analysis.storages],
+        size=size,
+        owned=[storage.owned_by_user for storage in analysis.storages],
+        writers=[tuple(rank for rank in storage.writers if rank in forward) for storage in analysis.storages],
+        activations=[activation.storage.index for activation in analysis.activations],
+        pinned=why_not_recomputable(analysis),
+        resident=memory.resident,
+        step_time=step_time,
+        measured_peak=measured_peak,
+        targets=[str(node.target) for node in nodes],
+        measured_memory=memory,
+    )

@@ -1,0 +1,59 @@
+"""How an operator that is not a pure function of its arguments can still be run a second time.
+
+Two kinds occur in the forward of a training step. A random operator (dropout, attention with dropout) gives the
+same numbers when it starts from the same state of the generator: the rewritten step remembers that state at the
+first run and goes back to it for the second. Batch norm in training updates its running statistics as it goes;
+without them it computes the same output and the same batch statistics, so the second run is given none.
+"""
+
+from typing import Any
+
+import torch
+from torch import fx
+
+# Operator → positions of the running mean, the running variance and the flag `training`. Their schemas do not
+# say that the first two are written.
+BATCH_NORMS: dict[Any, tuple[int, int, int]] = {
+    torch.ops.aten.native_batch_norm.default: (3, 4, 5),
+    torch.ops.aten._native_batch_norm_legit.default: (3, 4, 5),
+    torch.ops.aten._batch_norm_with_update.default: (3, 4, -1),
+    torch.ops.aten.cudnn_batch_norm.default: (3, 4, 5),
+    torch.ops.aten.miopen_batch_norm.default: (3, 4, 5),
+}
+
+
+def consumes_randomness(node: fx.Node) -> bool:
+    """Whether the node draws random numbers. Attention with a `dropout_p` of 0 draws none."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    return bool(_argument(node, "dropout_p", default=1.0) != 0)
+
+
+def updates_running_statistics(node: fx.Node) -> bool:
+    """Whether the node is a batch norm that updates running statistics."""
+    if node.target not in BATCH_NORMS:
+        return False
+    mean, _, training = BATCH_NORMS[node.target]
+    return node.args[mean] is not None and (training < 0 or bool(node.args[training]))
+
+
+def without_running_statistics(node: fx.Node) -> tuple[Any, tuple[Any, ...]]:
+    """Operator and arguments of the same batch norm that leaves the running statistics alone."""
+    mean, variance, training = BATCH_NORMS[node.target]
+    args = list(node.args)
+    args[mean] = args[variance] = None
+    if training < 0:  # with_update has no flag: its functional sibling takes one
+        return torch.ops.aten._native_batch_norm_legit.no_stats, (*args[:3], True, *args[5:])
+    if node.target is torch.ops.aten._native_batch_norm_legit.default:
+        return torch.ops.aten._native_batch_norm_legit.no_stats, (*args[:3], True, *args[6:])
+    return node.target, tuple(args)
+
+
+def _argument(node: fx.Node, name: str, default: Any) -> Any:
+    """The value of the argument `name` of the node's operator; `default` where the operator has none such."""
+    target: Any = node.target
+    for position, parameter in enumerate(target._schema.arguments):
+        if parameter.name == name:
+            given = node.args[position] if position < len(node.args) else node.kwargs.get(name)
+            return parameter.default_value if given is None else given
+    return default

@@ -1,0 +1,226 @@
+"""Where each recomputation goes, given what is kept: the mechanism, without any policy.
+
+    schedule = make_schedule(problem, kept)
+    schedule.peak, schedule.added_seconds
+
+The backward is walked in its order. When a node reads a forward value that is not kept and of which there is no
+copy, the nodes that make it run again just before, in the order of the forward, from what is kept and from copies
+that are still there. A copy is made at its first need and serves all later ones, unless `fresh` asks for a new one
+from some rank on: then memory is free between the uses, and time is spent twice. What a forward node made only for
+the backward, and is now made there, is no longer made in the forward.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from checkpointing.problem import Problem
+
+
+@dataclass(frozen=True)
+class Run:
+    """One execution of a node. `inputs` are positions of runs in the schedule, in the order of the node's inputs."""
+
+    rank: int
+    is_copy: bool
+    inputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Lifetime:
+    """One piece of memory: of forward value or other storage `storage`, alive from `first` to `last` inclusive."""
+
+    storage: int
+    is_copy: bool
+    first: int
+    last: int
+    uses: tuple[int, ...]  # positions at which it is used
+
+
+@dataclass
+class Schedule:
+    """A rewritten step as a list of runs; positions are indices of `runs`."""
+
+    problem: Problem
+    runs: list[Run]
+
+    @cached_property
+    def added_seconds(self) -> float:
+        """Time of the copies less that of the forward nodes that no longer run."""
+        time, again = self.problem.time, self.problem.again_time
+        copies = sum(again[run.rank] for run in self.runs if run.is_copy)
+        there = {run.rank for run in self.runs if not run.is_copy}
+        return copies - sum(time[rank] for rank in range(self.problem.count) if rank not in there)
+
+    @cached_property
+    def lifetimes(self) -> list[Lifetime]:
+        """Of all storages that the step makes, those of no size left out."""
+        problem = self.problem
+        held_by_run: list[dict[int, int]] = []  # storage → instance
+        storage_of: list[int] = []
+        first: list[int] = []
+        last: list[int] = []
+        uses: list[list[int]] = []
+        copied: list[bool] = []
+        for position, run in enumerate(self.runs):
+            created = problem.again_created(run.rank) if run.is_copy else problem.created[run.rank]
+            mine: dict[int, int] = {}
+            for index in problem.held[run.rank]:
+                if problem.owned[index]:
+                    continue
+                if index in created:
+                    mine[index] = len(first)
+                    storage_of.append(index)
+                    first.append(position)
+                    last.append(position)
+                    uses.append([])
+                    copied.append(run.is_copy)
+                    continue
+                for source in run.inputs:
+                    instance = held_by_run[source].get(index)
+                    if instance is not None:
+                        mine[index] = instance
+                        break
+            held_by_run.append(mine)
+            for source in run.inputs:
+                for instance in held_by_run[source].values():
+                    last[instance] = position
+                    uses[instance].append(position)
+        size = problem.size
+        return [
+            Lifetime(storage_of[i], copied[i], first[i], last[i], tuple(uses[i]))
+            for i in range(len(first))
+            if size[storage_of[i]]
+        ]
+
+    @cached_property
+    def total(self) -> np.ndarray:
+        """Bytes during each run: what is alive, its workspace, and what belongs to the user."""
+        problem = self.problem
+        change = np.zeros(len(self.runs) + 1, dtype=np.int64)
+        for life in self.lifetimes:
+            change[life.first] += problem.size[life.storage]
+            change[life.last + 1] -= problem.size[life.storage]
+        workspace = np.array(
+            [problem.again_workspace(r.rank) if r.is_copy else problem.workspace[r.rank] for r in self.runs]
+        )
+        return np.cumsum(change[:-1]) + workspace + problem.static_bytes
+
+    @property
+    def peak_position(self) -> int:
+        return int(self.total.argmax())
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the peak, the user's tensors included."""
+        return int(self.total.max())
+
+    @cached_property
+    def first_copy(self) -> dict[int, int]:
+        """Forward value → position of the run that begins its first copy."""
+        found: dict[int, int] = {}
+        for life in self.lifetimes:
+            if life.is_copy:
+                found.setdefault(life.storage, life.first)
+        return found
+
+
+def make_schedule(
+    problem: Problem, kept: Collection[int], fresh: Mapping[int, Collection[int]] | None = None
+) -> Schedule:
+    """The runs of the step when the forward values `kept` (storages) are kept and the others made again.
+
+    `fresh` maps a forward value to backward ranks from which on a new copy is made, if one is needed there.
+    """
+    return _Builder(problem, frozenset(kept) | frozenset(problem.pinned), fresh or {}).build()
+
+
+class _Builder:
+    def __init__(self, problem: Problem, kept: frozenset[int], fresh: Mapping[int, Collection[int]]) -> None:
+        self.problem, self.kept = problem, kept
+        self.fresh_at: dict[int, list[int]] = {}
+        for index, ranks in fresh.items():
+            for rank in ranks:
+                self.fresh_at.setdefault(rank, []).append(index)
+        self.runs: list[Run] = []
+        self.original: list[int] = [-1] * problem.count  # rank → position
+        self.copy: dict[int, int] = {}  # rank of a forward node → position of its copy
+        self.copied: set[int] = set()  # forward values of which there is a copy
+
+    def build(self) -> Schedule:
+        problem, kept, start = self.problem, self.kept, self.problem.backward_start
+        gone = {index for index in problem.forward_values if index not in kept}
+        self.gone = gone
+        lost = [any(index in gone for index in problem.held[rank]) for rank in range(start)]
+        self.lost = lost
+        for rank in range(start):
+            self._run(rank)
+        for rank in range(start, problem.count):
+            for index in self.fresh_at.get(rank, ()):
+                self._forget(index)
+            inputs = problem.inputs[rank]
+            missing = [i for i in inputs if i < start and lost[i]]
+            if missing:
+                self._copy([i for i in missing if i not in self.copy])
+                redirected = tuple(self.copy[i] if i < start and lost[i] else self.original[i] for i in inputs)
+                self.original[rank] = len(self.runs)
+                self.runs.append(Run(rank, False, redirected))
+            else:
+                self._run(rank)
+        return Schedule(problem, _without_dead(problem, self.runs))
+
+    def _run(self, rank: int) -> None:
+        position = len(self.runs)
+        self.runs.append(Run(rank, False, tuple([self.original[i] for i in self.problem.inputs[rank]])))
+        self.original[rank] = position
+
+    def _forget(self, index: int) -> None:
+        self.copied.discard(index)
+        for rank in self.problem.holders[index]:
+            self.copy.pop(rank, None)
+
+    def _copy(self, wanted: list[int]) -> None:
+        """Append the runs that make copies of the forward nodes `wanted`."""
+        problem, lost = self.problem, self.lost
+        pending, needed = list(wanted), set[int]()
+        while pending:
+            rank = pending.pop()
+            if rank in needed or rank in self.copy:
+                continue
+            needed.add(rank)
+            for index in problem.held[rank]:
+                if index in self.gone and index not in self.copied:
+                    self.copied.add(index)
+                    pending += problem.again_writers(index)
+            pending += [i for i in problem.elements.get(rank, ()) if lost[i] and i not in problem.substitutes]
+            pending += [i for i in problem.again_inputs(rank) if lost[i]]
+        for rank in sorted(needed):
+            inputs = tuple([self.copy[i] if lost[i] else self.original[i] for i in problem.again_inputs(rank)])
+            self.copy[rank] = len(self.runs)
+            self.runs.append(Run(rank, True, inputs))
+
+
+def _without_dead(problem: Problem, runs: list[Run]) -> list[Run]:
+    """Drop runs whose result nobody uses, where running them has no other effect."""
+    users = [0] * len(runs)
+    for run in runs:
+        for source in run.inputs:
+            users[source] += 1
+    alive = [True] * len(runs)
+    start = problem.backward_start
+    for position in range(len(runs) - 1, -1, -1):
+        run = runs[position]
+        if users[position] or problem.runs_once[run.rank] or run.rank >= start:
+            continue
+        alive[position] = False
+        for source in run.inputs:
+            users[source] -= 1
+    new = {}
+    kept: list[Run] = []
+    for position, run in enumerate(runs):
+        if alive[position]:
+            new[position] = len(kept)
+            kept.append(Run(run.rank, run.is_copy, tuple([new[i] for i in run.inputs])))
+    return kept
