@@ -64,10 +64,14 @@ def with_repeats(table: pd.DataFrame, found: Repeats, name: str) -> pd.DataFrame
     columns: dict[str, Any] = {
         f"{name}_lo_ms": edges[:, 0],
         f"{name}_hi_ms": edges[:, 1],
-        f"{name}_repeated": [f"{len(row[0])} {row[1]}" if row[0] else "" for row in rows],
+        f"{name}_repeated": [_counted(*row) for row in rows],
         f"{name}_ms": pd.Series([row[0] for row in rows], index=table.index, dtype=object),
     }
     return table.assign(**columns)
+
+
+def _counted(values: list[float], of_what: str) -> str:
+    return "" if not values else f"{len(values)} {of_what if len(values) > 1 else of_what.removesuffix('s')}"
 
 
 def compare(table: pd.DataFrame, name: str, prefix: str, also: Sequence[str] = ()) -> pd.DataFrame:

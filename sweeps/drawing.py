@@ -23,6 +23,7 @@ def draw(measured: Measured, folder: Path) -> list[Picture]:
                 continue
             figure = plot.draw(data)
             figure.savefig(base.with_suffix(".svg"), metadata={"Date": None})
+            figure.set_layout_engine("none")  # it is laid out now, and that takes as long as drawing
             figure.savefig(base.with_suffix(".png"), dpi=150)
             data.to_csv(base.with_suffix(".csv"), index=False)
             pictures.append(

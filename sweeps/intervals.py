@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MIN_REPEATS = 5
-RESAMPLES = 4000
+RESAMPLES = 2000
 Values = NDArray[np.float64]
 NONE = (float("nan"), float("nan"))
 
@@ -51,7 +51,7 @@ def _percentiles(above: Sequence[Sequence[float]], below: Sequence[Sequence[floa
         if min(sizes) >= MIN_REPEATS:
             alike.setdefault((sizes[0], 0 if bottom is None else sizes[1]), []).append(row)
     for (n, m), rows in alike.items():
-        for start in range(0, len(rows), 500):  # 500 rows: 16 MB
+        for start in range(0, len(rows), 500):  # 500 rows: 8 MB
             part = rows[start : start + 500]
             medians = _resampled([above[row] for row in part], n, seed=1)
             if m:

@@ -47,12 +47,11 @@ def when(found: pd.DataFrame) -> str:
 def machines(runs: pd.DataFrame) -> dict[str, str]:
     """Versions and devices from the runs' env.json; several values are all named."""
     found = {name: _values(runs, f"env.{column}") for name, column in FACTS.items()}
-    gpus = [
-        f"{len(value)} × {value[0]['name']}"
-        for value in runs.drop_duplicates("folder").get("env.gpus", [])
-        if isinstance(value, list) and value
-    ]
-    found = {"GPU": sorted(set(gpus)), **found}
+    gpus: dict[str, int] = {}
+    for value in runs.drop_duplicates("folder").get("env.gpus", []):
+        if isinstance(value, list) and value:  # a job sees those that it may use
+            gpus[value[0]["name"]] = max(len(value), gpus.get(value[0]["name"], 0))
+    found = {"GPU": [f"{count} × {name}" for name, count in sorted(gpus.items())], **found}
     return {name: ", ".join(values) for name, values in found.items() if values}
 
 

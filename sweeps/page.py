@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
+from markupsafe import Markup
 
 from sweeps.dark import in_the_dark
 from sweeps.verdicts import Verdict
@@ -54,9 +56,12 @@ class Listing:
         numbers = {name: _numbers(self.shown[name]) for name in self.shown}
         return [(str(name), numbers[name], name in CHOICES or not numbers[name]) for name in self.shown]
 
-    @cached_property
-    def rows(self) -> list[list[str]]:
-        return self.shown.to_numpy().tolist()
+    @property
+    def body(self) -> Markup:
+        """The rows. Not in the template, which takes ten times as long for a hundred thousand cells."""
+        opened = ['<td class="number{}">' if number else '<td class="{}">' for _, number, _ in self.columns]
+        rows = self.shown.to_numpy().tolist()
+        return Markup("\n".join(f"<tr>{''.join(map(_cell, opened, row))}</tr>" for row in rows))
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,11 @@ def _numbers(column: pd.Series) -> bool:
     """Do most of the cells that say something begin with a number?"""
     told = column[column != ""].astype(str)
     return len(told) > 0 and bool(told.str.match(r"-?\d[\d.]*(e[-+]\d+)?(\s|×|%|$)").mean() > 0.9)
+
+
+def _cell(opened: str, text: str) -> str:
+    kind = " pass" if text == "pass" else " fail" if text.startswith("FAIL") else ""
+    return f"{opened.format(kind)}{html.escape(text)}</td>"
 
 
 def _resource(name: str) -> str:

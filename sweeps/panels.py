@@ -60,7 +60,7 @@ def canvas(count: int, width: float, height: float, title: str) -> tuple[Figure,
     return figure, axes
 
 
-def cut(found: list[tuple[str, pd.DataFrame]], title: str, most: int = 9) -> tuple[list[tuple[str, pd.DataFrame]], str]:
+def cut(found: list[tuple[str, pd.DataFrame]], title: str, most: int = 6) -> tuple[list[tuple[str, pd.DataFrame]], str]:
     """The panels that are drawn, of many the last (largest), and the title, which says when some are not."""
     if len(found) <= most:
         return found, title

@@ -31,7 +31,7 @@ function setUp(box) {
   tools.className = "tools";
   const search = document.createElement("input");
   search.type = "search";
-  search.placeholder = "filter: words that a row must hold";
+  search.placeholder = "filter rows by words";
   search.setAttribute("aria-label", "Filter rows by words");
   tools.append(search);
 

@@ -57,6 +57,7 @@ def results(runs: pd.DataFrame) -> pd.DataFrame:
     training = _training(records[records["phase"] == "phase3_train_step"])
     timed = forward.merge(backward, on=list(TIMED), how="outer").merge(training, on=list(TIMED), how="outer")
     table = timed.merge(_accuracy(records), on=list(PROBLEM), how="outer")
+    table["memory_peak_kind"] = table["memory_peak_kind"].where(table["memory_peak_kind"].notna(), table.pop("_kind"))
     for key in ("timing_mode", "flush_l2", *TRAINING):
         table[key] = table[key].fillna("")
     table = compare(compare(table, "forward", ""), "step", "step_", also=TRAINING)
@@ -144,8 +145,7 @@ def _forward(records: pd.DataFrame) -> pd.DataFrame:
     }
     found = _medians(records, TIMED, columns)
     texts = {"bound": "roofline.bound", "memory_peak_kind": "memory_peak_kind"}
-    firsts = records[list(TIMED)].assign(**{new: _column(records, old) for new, old in texts.items()})
-    found = found.merge(firsts.drop_duplicates(list(TIMED)), on=list(TIMED), how="left")
+    found = found.merge(_firsts(records, TIMED, texts), on=list(TIMED), how="left")
     found = with_repeats(found, repeats(records, list(TIMED), "forward"), "forward")
     local = with_repeats(found, repeats(records, list(TIMED), "forward", COLLECTIVES), "local")
     return found.assign(local_ms=local["local_ms"])
@@ -164,6 +164,7 @@ def _training(records: pd.DataFrame) -> pd.DataFrame:
     found = _medians(records, TRAINED, columns)
     parts = found[[f"step_{part}_p50_ms" for part in PARTS]].sum(axis=1, min_count=1)
     found["step_rest_p50_ms"] = (found["step_p50_ms"] - parts).clip(lower=0.0)
+    found = found.merge(_firsts(records, TRAINED, {"_kind": "memory_peak_kind"}), on=list(TRAINED), how="left")
     return with_repeats(found, repeats(records, list(TRAINED), "total_step"), "step")
 
 
@@ -202,6 +203,11 @@ def _accuracy(records: pd.DataFrame) -> pd.DataFrame:
 def _medians(records: pd.DataFrame, keys: dict[str, str], columns: dict[str, str]) -> pd.DataFrame:
     values = records[list(keys)].assign(**{new: _numbers(records, old) for new, old in columns.items()})
     return values.groupby(list(keys), dropna=False)[list(columns)].median().reset_index()
+
+
+def _firsts(records: pd.DataFrame, keys: dict[str, str], columns: dict[str, str]) -> pd.DataFrame:
+    found = records[list(keys)].assign(**{new: _column(records, old) for new, old in columns.items()})
+    return found.drop_duplicates(list(keys))
 
 
 def _in_order(table: pd.DataFrame, then: list[str] | None = None) -> pd.DataFrame:

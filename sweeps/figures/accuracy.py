@@ -94,7 +94,7 @@ def drift(data: pd.DataFrame) -> Figure:
 ERRORS = Plot(
     "errors",
     "Errors",
-    "Further left is more exact: each mark is one layer's error in Y, dX or dW against float64, and the short black "
+    "Further left is more exact: each mark is one layer's error in Y, dX or dW against float64, and the short upright "
     "line is what the roundings allow (docs/method.md); a mark right of its line is a failed check.",
     select_errors,
     errors,

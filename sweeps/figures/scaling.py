@@ -45,7 +45,7 @@ def heat_maps(data: pd.DataFrame, speedup: str, title: str) -> Figure:
 
     places = {name: i for i, name in enumerate(ordered(data["method"]))}
     data = data.assign(_place=data["method"].map(places))
-    found, title = cut(panels(data, ["_place", "world_size"]), title)
+    found, title = cut(panels(data, ["_place", "world_size"]), title, most=9)
     sizes = data[["N", "B"]].nunique()
     figure, axes = canvas(len(found), max(3.1, 0.62 * sizes["B"] + 1.7), 0.42 * sizes["N"] + 1.1, title)
     ends = max(1.25, np.exp(np.abs(np.log(data[speedup])).max()))
@@ -63,6 +63,8 @@ def heat_maps(data: pd.DataFrame, speedup: str, title: str) -> Figure:
             annot_kws={"fontsize": "small"},
             ax=axis,
         )
+        for text in axis.texts:  # two inks that a dark page leaves alone, since the cells stay as they are (dark.py)
+            text.set_color("#fdfdfd" if text.get_color() == "w" else "#161616")
         method, world_size = rows["method"].iloc[0], rows["world_size"].iloc[0]
         extra = [rows[key].iloc[0] for key in ("device", "dtype", "workload") if data[key].nunique() > 1]
         axis.set_title(", ".join([f"{method}, {ranks(world_size)}", *extra]), fontsize="small")
@@ -86,7 +88,7 @@ def strong_scaling(data: pd.DataFrame, title: str) -> Figure:
     """Speedup over the dense layer on one rank, against the number of ranks; grey: ideal."""
     from matplotlib.lines import Line2D
 
-    found, title = cut(panels(data, ["N", "B"], TRAINING), title, most=6)
+    found, title = cut(panels(data, ["N", "B"], TRAINING), title)
     colours = palette(data["method"])
     figure, axes = canvas(len(found), 3.8, 3.1, title)
     for axis, (label, rows) in zip(axes, found, strict=True):

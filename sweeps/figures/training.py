@@ -26,10 +26,10 @@ def select(measured: Measured) -> pd.DataFrame:
 
 
 def training_step(data: pd.DataFrame) -> Figure:
-    """The parts of a training step, stacked; the black mark is the whole step."""
+    """The parts of a training step, stacked; the upright mark is the whole step."""
     from matplotlib.patches import Patch
 
-    found, title = cut(panels(data, ["N", "B"], TRAINING), "One training step", most=6)
+    found, title = cut(panels(data, ["N", "B"], TRAINING), "One training step")
     colours = palette(data["method"])
     bars = max(rows[["method", "world_size"]].drop_duplicates().shape[0] for _, rows in found)
     figure, axes = canvas(len(found), 4.4, 0.3 * bars + 0.8, title)
@@ -59,9 +59,9 @@ def training_step(data: pd.DataFrame) -> Figure:
 TRAINING_STEP = Plot(
     "training_step",
     "Where a training step goes",
-    "Shorter is better: the coloured parts are timed inside the step, each with its own clock, the thin dark bar is "
-    "the time of all-reduce and all-gather within forward and backward, and the black mark is the whole step timed by "
-    "itself; of several kernels or masks, the fastest is drawn.",
+    "Shorter is better: the coloured parts are timed inside the step, each with its own clock, the thin inner bar is "
+    "the time of all-reduce and all-gather within forward and backward, and the upright mark is the whole step timed "
+    "by itself; of several kernels or masks, the fastest is drawn.",
     select,
     training_step,
 )
