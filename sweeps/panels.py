@@ -64,7 +64,7 @@ def cut(found: list[tuple[str, pd.DataFrame]], title: str, most: int = 6) -> tup
     """The panels that are drawn, of many the last (largest), and the title, which says when some are not."""
     if len(found) <= most:
         return found, title
-    return found[-most:], f"{title} (the last {most} of {len(found)} panels; all numbers are in table.csv)"
+    return found[-most:], f"{title} (the last {most} of {len(found)} panels; the tables have all numbers)"
 
 
 def legend(figure: Figure, handles: Sequence[Artist]) -> None:

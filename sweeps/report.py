@@ -178,6 +178,7 @@ def _evidence(verdict: Verdict) -> Listing | None:
         shown = rows.astype({"share_of_limit": object})
         shown["share_of_limit"] = rows["share_of_limit"].map(lambda value: f"{value:.0%}")
         shown = shown.rename(columns={"share_of_limit": "of the limit, at most", "world_size": "P"}).astype(str)
+    shown = shown[[name for name in shown if (shown[name] != "").any()]]
     return Listing(f"evidence-{verdict.name}", f"{verdict.name}: comparisons", "", shown)
 
 

@@ -62,19 +62,23 @@ def errors(data: pd.DataFrame) -> Figure:
 
 
 def select_drift(measured: Measured) -> pd.DataFrame:
-    return measured.drift
+    """The runs of one method and world size together, step by step: least, median and largest error."""
+    keys = [key for key in KEYS if key in measured.drift]
+    groups = measured.drift.groupby([*keys, "N", "K", "B", "mode", "method", "world_size", "step"])
+    found = groups["error"].agg(["min", "median", "max"]).join(groups["dense_error"].median())
+    return found.reset_index()
 
 
 def drift(data: pd.DataFrame) -> Figure:
     """Relative error of Y against the number of steps; dashed, what a dense layer in the same dtype drifts."""
     from matplotlib.lines import Line2D
 
-    found, title = cut(panels(data, ["N", "B"], ["mode"]), "Drift from exact arithmetic")
+    found, title = cut(panels(data, ["N", "B"], ["mode"]), "Drift from exact arithmetic", most=9)
     colours, order = palette(data["method"]), ordered(data["method"])
     widths = {name: 4.0 - 2.8 * i / max(1, len(order) - 1) for i, name in enumerate(order)}  # equal curves stay visible
     figure, axes = canvas(len(found), 4.4, 3.3, title)
     for axis, (label, rows) in zip(axes, found, strict=True):
-        several = rows.groupby(["method", "world_size", "step"])["error"].agg(["min", "median", "max"])
+        several = rows.set_index(["method", "world_size", "step"]).sort_index()
         for method in order:
             for world_size in sorted(set(rows.loc[rows["method"] == method, "world_size"])):
                 curve = several.loc[(method, world_size)]

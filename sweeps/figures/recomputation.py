@@ -37,7 +37,7 @@ def bars(data: pd.DataFrame, column: str, unit: float, label: str, title: str) -
     found, title = cut(list(_panels(data, also=())), title)
     names, colours = _order(data), palette(data["variant"])
     groups = max(rows["B"].nunique() for _, rows in found)
-    figure, axes = canvas(len(found), max(3.8, 0.16 * len(names) * groups + 1.6), 3.1, title)
+    figure, axes = canvas(len(found), max(3.8, 0.11 * len(names) * groups + 1.2), 3.1, title)
     for axis, (panel, rows) in zip(axes, found, strict=True):
         batches = sorted(set(rows["B"]))
         width = 0.84 / len(names)
@@ -52,17 +52,21 @@ def bars(data: pd.DataFrame, column: str, unit: float, label: str, title: str) -
                 )
         axis.set_xticks(range(len(batches)), [f"{batch:.0f}" for batch in batches])
         axis.grid(visible=False, axis="x")
-        axis.set(xlabel="batch size", ylabel=label)
+        spare = 0.5 * (min(groups, 3) - min(len(batches), 3)) + 0.5  # one batch's bars are no wider than three's
+        axis.set(xlabel="batch size", ylabel=label, xlim=(-spare, len(batches) - 1 + spare))
         axis.set_title(panel, fontsize="small")
     legend(figure, [Patch(color=colours[name], label=name) for name in names])
     return figure
 
 
 def select_pareto(measured: Measured) -> pd.DataFrame:
-    """Every measured point, and the bound's (`variant` "LP bound"), where there are two points or more."""
+    """Every measured point of the batch size with the most of them (of equals the largest), two or more, for each model
+    and setting; and the bound's, as `variant` "LP bound"."""
     table = measured.recomputed
     points = table[table["peak_bytes"].notna() & table["step_p50_ms"].notna()]
-    points = points[points.groupby(list(SETTING))["variant"].transform("size") > 1]
+    counts = points.groupby(list(SETTING)).size().rename("points").reset_index().sort_values(["points", "B"])
+    fullest = counts[counts["points"] > 1].drop_duplicates([key for key in SETTING if key != "B"], keep="last")
+    points = points.merge(fullest[list(SETTING)], on=list(SETTING))
     line = bound(table).rename(columns={"budget_bytes": "peak_bytes", "bound_ms": "step_p50_ms"})
     line = line.merge(points[list(SETTING)].drop_duplicates(), on=list(SETTING)).assign(variant=BOUND)
     parts = [points[[*SETTING, *DRAWN]], line]
@@ -73,7 +77,7 @@ def pareto(data: pd.DataFrame) -> Figure:
     """Step time against peak memory; a line joins one method's budgets, the dashed line is the bound."""
     from matplotlib.lines import Line2D
 
-    found, title = cut(list(_panels(data, also=("B",))), "Memory and time of one step")
+    found, title = cut(list(_panels(data, also=("B",))), "Memory and time of one step", most=9)
     names, colours = _order(data[data["variant"] != BOUND]), palette(data["variant"])
     figure, axes = canvas(len(found), 4.4, 3.5, title)
     for axis, (panel, rows) in zip(axes, found, strict=True):
@@ -105,7 +109,7 @@ def pareto(data: pd.DataFrame) -> Figure:
 def _panels(data: pd.DataFrame, also: tuple[str, ...]) -> Iterator[tuple[str, pd.DataFrame]]:
     """Title and rows, one a model and whatever else tells settings apart."""
     keys = [key for key in SETTING if key != "B" and (key == "model" or data[key].nunique() > 1)] + list(also)
-    units = {"seq_len": "{} tokens a row", "dropout": "dropout {}", "B": "B = {:.0f}"}
+    units = {"seq_len": "{:g} tokens a row", "dropout": "dropout {:g}", "B": "B = {:g}"}
     for value, rows in data.groupby(keys, sort=True):
         said = [units.get(key, "{}").format(one) for key, one in zip(keys, value, strict=True) if one != ""]
         yield textwrap.fill(", ".join(said), 48), rows
@@ -138,7 +142,8 @@ RECOMPUTATION_FIGURES = (
         "pareto",
         "Memory against time",
         "Nearer to the lower left corner is better: each mark is one method at one budget, and below the dashed line, "
-        "the linear program's bound on the time that recomputation must add to keep_all's step, no plan can be.",
+        "the linear program's bound on the time that, by the cost model, recomputation must add to keep_all's step, no "
+        "plan can be; of several batch sizes of a model, the one with the most marks is drawn.",
         select_pareto,
         pareto,
     ),

@@ -137,7 +137,7 @@ SPEEDUP_OVER_ROW = Plot(
 )
 IDEAL = (
     "A line along the grey one would use every further rank fully; below 1, that many ranks are slower than one with "
-    "the dense layer. Bars are 95% intervals over repeats."
+    "the dense layer. Marks of as many ranks stand side by side; bars are 95% intervals over repeats."
 )
 SCALING = Plot(
     "strong_scaling",
