@@ -129,14 +129,17 @@ def size_axis(axis: Axes, sizes: Iterable[int], spoken: Callable[[int], str] = s
 
 
 def log_axes(axis: Axes, *, x: bool = False, y: bool = False) -> None:
-    """Logarithmic, with four to seven round ticks in plain numbers, whatever the range is."""
+    """Logarithmic, with three to seven round ticks in plain numbers, whatever the range is."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
     for which, wanted in ((axis.xaxis, x), (axis.yaxis, y)):
         if wanted:
             (axis.set_xscale if which is axis.xaxis else axis.set_yscale)("log")
             low, high = which.get_view_interval()
-            which.set_major_locator(FixedLocator(round_ticks(low, high)))
+            ticks = round_ticks(low, high)
+            if which is axis.xaxis and max((len(f"{tick:g}") for tick in ticks), default=0) > 5:
+                ticks = round_ticks(low, high, most=4)  # long labels beside one another would touch
+            which.set_major_locator(FixedLocator(ticks))
             which.set_minor_locator(NullLocator())
             which.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             which.set_minor_formatter(NullFormatter())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,8 @@ def heat_maps(data: pd.DataFrame, speedup: str, title: str) -> Figure:
             text.set_color("#fdfdfd" if text.get_color() == "w" else "#161616")
         method, world_size = rows["method"].iloc[0], rows["world_size"].iloc[0]
         extra = [rows[key].iloc[0] for key in ("device", "dtype", "workload") if data[key].nunique() > 1]
-        axis.set_title(", ".join([f"{method}, {ranks(world_size)}", *extra]), fontsize="small")
+        named = ", ".join([f"{method}, {ranks(world_size)}", *extra])
+        axis.set_title(textwrap.fill(named, 38), fontsize="small")
         axis.tick_params(axis="y", rotation=0)
         axis.grid(visible=False)
     return figure

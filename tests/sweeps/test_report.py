@@ -176,6 +176,23 @@ def test_log_ticks_are_round_and_few(low, high, ticks):
     assert round_ticks(low, high) == pytest.approx(ticks)
 
 
+def test_long_tick_labels_of_small_errors_do_not_touch(write_run, record, tmp_path):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    for i, error in enumerate((7.2e-8, 3e-7, 5e-7)):
+        for device in ("one", "two"):  # panels side by side are narrower
+            line = record("phase1_forward", "dense_single", forward=1.0, error=error, limit=6e-7, B=8 * (i + 1))
+            write_run(f"{device}{i}", [{**line, "device": device}])
+    (plot,) = (plot for plot in FIGURES if plot.name == "errors")
+    figure = plot.draw(plot.select(measured(tmp_path)))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    for axes in figure.axes:
+        boxes = [label.get_window_extent(canvas.get_renderer()) for label in axes.get_xticklabels()]
+        assert len(boxes) >= 2
+        assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
+
+
 def test_figures_of_an_earlier_report_that_have_nothing_to_show_are_removed(mixed, write_run, tmp_path):
     write_report([mixed], tmp_path / "out")
     write_report([write_run("alone", None, "failed", "x")], tmp_path / "out")
