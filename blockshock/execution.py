@@ -77,15 +77,21 @@ class Execution:
         clocks: dict[str, float] = {}
         timer.while_running = lambda: clocks.update(nvml.clocks(self.device))
         log.info(
-            "timing %d iterations (%s) after %d to warm up",
+            "timing %d blocks of %d iterations (%s) after %d to warm up",
+            phase.blocks,
             phase.timed_iters,
             phase.timing,
             phase.warmup_iters,
         )
-        distributed.barrier()
-        measured = {**(samples or {}), **timer.measure(outer, step, phase.warmup_iters, phase.timed_iters)}
+        blocks = []
+        for _ in range(phase.blocks):
+            distributed.barrier()
+            blocks.append(timer.measure(outer, step, phase.warmup_iters, phase.timed_iters))
+        measured = {name: [values] for name, values in (samples or {}).items()}
+        measured |= {name: [block[name] for block in blocks] for name in blocks[0]}
         timings = {
-            name: timing.summarize(distributed.max_over_ranks(values)) for name, values in sorted(measured.items())
+            name: timing.summarize_blocks([distributed.max_over_ranks(values) for values in found])
+            for name, found in sorted(measured.items())
         }
         fields = {
             "timing_mode": phase.timing,

@@ -253,6 +253,13 @@ def summarize(samples: list[float]) -> dict[str, float]:
     }
 
 
+def summarize_blocks(blocks: list[list[float]]) -> dict[str, Any]:
+    """`summarize` of all iterations together, and `blocks_p50_ms`: the median of each block, of which intervals are
+    made. Iterations of one block follow one another and are not independent; blocks warm up and capture anew."""
+    together = [value for block in blocks for value in block]
+    return {**summarize(together), "blocks_p50_ms": [statistics.median(block) for block in blocks]}
+
+
 def quick_time_ms(work: Callable[[], Any], device: torch.device, repeats: int = 10) -> float:
     """A median for choosing between candidates: graph replays on a GPU, wall clock on a CPU."""
     timer = Timer("cuda_graph" if device.type == "cuda" else "sync", device, flush_l2=True)

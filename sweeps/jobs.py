@@ -16,9 +16,8 @@ def jobs(runs: pd.DataFrame) -> pd.DataFrame:
     """One row a run folder: `folder`, `label`, `status`, `reason`, `started`, `ended`, `name` (experiment)."""
     one = runs.drop_duplicates("folder").reset_index(drop=True)
     named = one["config.experiment.name"] if "config.experiment.name" in one else pd.Series("", index=one.index)
-    labels = [_label(row) for _, row in one.iterrows()]
     kept = one[["folder", "status", "reason", "started", "ended"]]
-    return kept.assign(label=labels, name=named.fillna("").astype(str))
+    return kept.assign(label=_labels(one), name=named.fillna("").astype(str))
 
 
 def counts(found: pd.DataFrame) -> dict[str, int]:
@@ -48,11 +47,37 @@ def when(found: pd.DataFrame) -> str:
 def machines(runs: pd.DataFrame) -> dict[str, str]:
     """Versions and devices from the runs' env.json; several values are all named."""
     found = {name: _values(runs, f"env.{column}") for name, column in FACTS.items()}
-    gpus = [
-        f"{len(value)} × {value[0]['name']}" for value in runs.get("env.gpus", []) if isinstance(value, list) and value
-    ]
-    found = {"GPU": sorted(set(gpus)), **found}
+    gpus: dict[str, int] = {}
+    for value in runs.drop_duplicates("folder").get("env.gpus", []):
+        if isinstance(value, list) and value:  # a job sees those that it may use
+            gpus[value[0]["name"]] = max(len(value), gpus.get(value[0]["name"], 0))
+    found = {"GPU": [f"{count} × {name}" for name, count in sorted(gpus.items())], **found}
     return {name: ", ".join(values) for name, values in found.items() if values}
+
+
+def environments(runs: pd.DataFrame) -> list[dict[str, str]]:
+    """The facts of each machine and set of versions that differs, and its `jobs`, the one with most of them first."""
+    one = runs.drop_duplicates("folder")
+    facts = pd.DataFrame(index=one.index)
+    for name, column in {"host": "host", **FACTS, "platform": "platform"}.items():
+        facts[name] = _spoken(one, f"env.{column}")
+    gpus = [_gpus(value) for value in one["env.gpus"]] if "env.gpus" in one else [("", 0)] * len(one)
+    facts.insert(1, "GPU", [name for name, _ in gpus])
+    facts = facts.assign(_count=[count for _, count in gpus])[(facts != "").any(axis=1)]
+    found = []
+    for values, rows in facts.groupby([name for name in facts if name != "_count"], sort=False):
+        named = {str(key): str(value) for key, value in zip(facts.columns, values, strict=False) if value != ""}
+        if "GPU" in named:
+            named["GPU"] = f"{rows['_count'].max()} × {named['GPU']}"  # a job sees those that it may use
+        found.append((len(rows), named))
+    return [{**named, "jobs": str(count)} for count, named in sorted(found, key=lambda pair: -pair[0])]
+
+
+def _gpus(found: object) -> tuple[str, int]:
+    """`NVIDIA H200, 140 GiB`, and how many a job saw."""
+    if not isinstance(found, list) or not found:
+        return "", 0
+    return "; ".join(sorted({f"{gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB" for gpu in found})), len(found)
 
 
 FACTS = {
@@ -70,20 +95,29 @@ FACTS = {
 
 
 def _values(runs: pd.DataFrame, column: str) -> list[str]:
+    return sorted(set(_spoken(runs, column)) - {""})
+
+
+def _spoken(runs: pd.DataFrame, column: str) -> pd.Series:
+    """As text: whole numbers without a point, nothing as an empty string."""
     if column not in runs:
-        return []
-    values = runs[column].dropna().unique()
-    return sorted({str(int(v)) if isinstance(v, float) and v.is_integer() else str(v) for v in values})
+        return pd.Series("", index=runs.index)
+    return runs[column].map(
+        lambda v: "" if v is None or v != v else str(int(v)) if isinstance(v, float) and v.is_integer() else str(v)
+    )
 
 
-def _label(row: pd.Series) -> str:
-    """`phase1_forward block_shock complement_1100_0011 N=4096 B=64 bf16 P=2`, from the configuration."""
-    keys = {"phase.name": "", "method.name": "", "mask.name": "", "model.N": "N=", "model.K": "K=", "model.B": "B="}
-    keys |= {"model.dtype": "", "hardware.world_size": "P="}
-    parts = []
-    for key, prefix in keys.items():
-        value = row.get(f"config.{key}")
-        if value is None or value != value or (key == "model.K" and value == row.get("config.model.N")):
-            continue  # missing (NaN is not itself), or K = N
-        parts.append(f"{prefix}{int(value) if isinstance(value, float) else value}")
-    return " ".join(parts)
+def _labels(one: pd.DataFrame) -> list[str]:
+    """`phase1_forward block_shock complement_1100_0011 N=4096 B=64 bf16 P=2` of each run, from its configuration."""
+    keys = {"phase.name": "", "method.name": "", "mask.name": "", "workload.name": "", "model.N": "N=", "model.K": "K="}
+    keys |= {"model.B": "B=", "workload.batch_size": "B=", "model.dtype": "", "hardware.world_size": "P="}
+    columns = [key for key in keys if f"config.{key}" in one]
+    labels = []
+    for values in one[[f"config.{key}" for key in columns]].itertuples(index=False, name=None):
+        given = {key: value for key, value in zip(columns, values, strict=True) if value is not None and value == value}
+        if given.get("model.K") == given.get("model.N"):
+            given.pop("model.K", None)
+        labels.append(
+            " ".join(f"{keys[key]}{int(v) if isinstance(v, float) else v}" for key, v in given.items() if v != "")
+        )
+    return labels

@@ -8,7 +8,9 @@ runs[["method", "N", "timings_ms.forward.p50_ms", "status"]]
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,11 @@ def load_runs(paths: Iterable[str | PathLike[str]]) -> pd.DataFrame:
     """One row a record, from every run folder at or below `paths`; a run without records has one row of its status.
 
     Columns: the record's fields, `config.*` and `env.*`, flattened with dots (`timings_ms.forward.p50_ms`), `status`,
-    `reason`, `started`, `ended`, `config_hash` and `folder`. A run found through two of the paths counts once. Works
-    while runs are going on. Raises FileNotFoundError for a missing path.
+    `reason`, `started`, `ended`, `config_hash`, `host` and `folder`. A run found through two of the paths counts once.
+    Works while runs are going on. Raises FileNotFoundError for a missing path, ValueError for a file that is no record.
     """
     folders = {folder.resolve(): folder for path in paths for folder in run_folders(Path(path))}
-    return pd.json_normalize([row for folder in folders.values() for row in _rows(folder)])
+    return pd.DataFrame([row for folder in folders.values() for row in _rows(folder)])
 
 
 def run_folders(path: Path) -> list[Path]:
@@ -36,8 +38,11 @@ def run_folders(path: Path) -> list[Path]:
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
-    status = json.loads((folder / "status.json").read_text())
-    config, env = folder / "config.yaml", folder / "env.json"
+    try:
+        status = _json(folder / "status.json", (folder / "status.json").read_text())
+    except FileNotFoundError:
+        return  # a job that starts again has just cleared its folder
+    config, env = _text(folder / "config.yaml"), _text(folder / "env.json")
     common = {
         "folder": str(folder),
         "status": status["status"],
@@ -45,21 +50,57 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
         "started": status["started"],
         "ended": status["ended"],
         "config_hash": status["config_hash"],
-        "config": yaml.load(config.read_text(), _YAML) if config.exists() else {},
-        "env": json.loads(env.read_text()) if env.exists() else {},
+        "host": status.get("host"),
+        **{f"config.{key}": value for key, value in _configuration(config).items()},
+        **(_environment(env) if env else {}),
     }
-    records = list(_records(folder / "metrics.jsonl"))
-    yield from ({**record, **common} for record in records)
-    if not records:
-        yield common
+    records = [_flat(record) | common for record in _records(folder / "metrics.jsonl")]
+    yield from records or [common]
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
     """The complete lines of a metrics.jsonl; one that is still being written has no newline yet."""
-    if path.exists():
-        for line in path.read_text().splitlines(keepends=True):
-            if line.endswith("\n"):
-                yield json.loads(line)
+    for line in _text(path).splitlines(keepends=True):
+        if line.endswith("\n"):
+            yield _json(path, line)
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def _json(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error}); move this run folder away to report on the others") from error
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _configuration(text: str) -> dict[str, Any]:
+    """A config.yaml, flattened. Jobs of a sweep share most sections, so each different section is parsed once."""
+    sections = re.split(r"(?m)^(?=[^\s#-])", text)
+    return {key: value for section in sections for key, value in _section(section).items()}
+
+
+@lru_cache(maxsize=4096)
+def _section(text: str) -> dict[str, Any]:
+    return _flat(yaml.load(text, _YAML) or {})
+
+
+@lru_cache(maxsize=256)
+def _environment(text: str) -> dict[str, Any]:
+    return {f"env.{key}": value for key, value in _flat(json.loads(text)).items()}
 
 
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML was built with libyaml

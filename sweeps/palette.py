@@ -23,6 +23,16 @@ PARTS = {
     "compress": "#fde725",
     "rest": "#c9c9c9",
 }
+INSIDE = "#1d1d1d"  # a part of the parts
+# Ways of running a whole model's step: never in one figure with the layer's methods.
+RECOMPUTATION = {
+    "keep_all": "#3b3b3b",
+    "torch_checkpoint": "#0072b2",
+    "torch_memory_budget, aot_eager": "#56b4e9",
+    "torch_memory_budget, inductor": "#882255",
+    "recompute_greedy": "#e69f00",
+    "recompute_optimal": "#d55e00",
+}
 MARKERS = {1: "o", 2: "s", 4: "^", 8: "D"}
 DASHES: dict[int, tuple[float, ...]] = {1: (), 2: (4, 1.5), 4: (1, 1.2), 8: (5, 1.2, 1, 1.2)}
 
@@ -35,7 +45,8 @@ def palette(methods: Iterable[str]) -> dict[str, str]:
         free = [
             colour for i in range(len(OTHERS)) if (colour := OTHERS[(start + i) % len(OTHERS)]) not in chosen.values()
         ]
-        chosen[method] = COLOURS.get(method) or (free[0] if free else OTHERS[start % len(OTHERS)])
+        known = COLOURS.get(method) or RECOMPUTATION.get(method)
+        chosen[method] = known or (free[0] if free else OTHERS[start % len(OTHERS)])
     return chosen
 
 

@@ -56,7 +56,8 @@ def draw_batches(runs: pd.DataFrame, out: Path) -> list[Picture]:
         from profiler.batch_analysis import plot_peak, plot_step_time, read_batches
 
         table = read_batches(folders)
-        table.to_csv(out / f"batch_analysis_{name}.csv", index=False)
+        data = out / f"batch_analysis_{name}.csv"
+        table.to_csv(data, index=False)
         peak = "Each bar is as high as the measured peak and shows what it consists of."
         time = "The plain step, and the sum of its nodes' times: the gap is time in which the device waits."
         for kind, plot, reading in (("peak_memory", plot_peak, peak), ("step_time", plot_step_time, time)):
@@ -65,7 +66,7 @@ def draw_batches(runs: pd.DataFrame, out: Path) -> list[Picture]:
             figure.savefig(base.with_suffix(".svg"), metadata={"Date": None})
             figure.savefig(base.with_suffix(".png"), dpi=150)
             title = f"{name}: {kind.replace('_', ' ')} against batch size"
-            pictures.append(Picture(base.name, title, reading, base.with_suffix(".svg")))
+            pictures.append(Picture(base.name, title, reading, base.with_suffix(".svg"), data))
     return pictures
 
 

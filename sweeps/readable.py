@@ -6,6 +6,8 @@ print(markdown(shown))
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from sweeps.tables import PARTS, TRAINING, in_use
@@ -61,6 +63,15 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
+def key_columns(table: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
+    """What tells the rows apart, as text under the names people know: the method first, then the sizes."""
+    settings = [key for key in (*OPTIONAL, *also) if key in table and in_use(table, key)]
+    near = [key for key in ("kernel", "mask", "options") if key in settings]
+    sizes = ["N", *(["K"] if (table["K"] != table["N"]).any() else []), "B", "world_size", "dtype"]
+    found = table[["method", *near, *sizes, *(key for key in settings if key not in near)]]
+    return found.astype(str).rename(columns=NAMES)
+
+
 def the_same(table: pd.DataFrame) -> dict[str, str]:
     """What every row shares and `readable` therefore leaves out, for a line above the table."""
     single = {key: set(table[key]) - {""} for key in OPTIONAL + TRAINING if not in_use(table, key)}
@@ -111,6 +122,27 @@ def number(value: float) -> str:
 
 def mebibytes(size: float) -> str:
     return number(size / 2**20)
+
+
+def times(value: float) -> str:
+    return "" if pd.isna(value) else f"{value:.2f}×"
+
+
+def bounds(table: pd.DataFrame, low: str, high: str) -> list[str]:
+    """`1.02 – 1.31`, empty where there is no interval."""
+    return ["" if pd.isna(a) else f"{number(a)} – {number(b)}" for a, b in zip(table[low], table[high], strict=True)]
+
+
+def percent(fractions: pd.Series, of: pd.Series | None = None) -> list[str]:
+    names = of if of is not None else pd.Series("", index=fractions.index)
+    return [_fraction(f, name).rstrip() for f, name in zip(fractions, names, strict=True)]
+
+
+def errors(found: pd.Series, limits: pd.Series | None = None) -> list[str]:
+    """`1.66e-03 (1.99e-03)`, or without the limit."""
+    if limits is None:
+        return ["" if pd.isna(e) else f"{e:.2e}" for e in found]
+    return [_error(e, limit) for e, limit in zip(found, limits, strict=True)]
 
 
 def _fraction(fraction: float, bound: object) -> str:

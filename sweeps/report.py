@@ -1,4 +1,4 @@
-"""From run folders to a report: report.html, table.csv, table.md and figures/, readable while a sweep still goes on.
+"""From run folders to a report: report.html, tables/, table.csv, table.md and figures/, also while a sweep goes on.
 
 write_report(["outputs/sweeps/first_picture"], "outputs/sweeps/first_picture/report")
 """
@@ -9,17 +9,43 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 import pandas as pd
 
-from sweeps.jobs import BROKEN, counts, jobs, machines, reasons, when
+from sweeps.drawing import draw
+from sweeps.figures import Measured
+from sweeps.jobs import BROKEN, counts, environments, jobs, machines, reasons, when
+from sweeps.law import law
 from sweeps.load import load_runs
-from sweeps.page import Content, Picture, page
+from sweeps.page import Content, Listing, page
 from sweeps.profiles import draw_batches, profile_table
-from sweeps.readable import markdown, readable, short, the_same
+from sweeps.readable import key_columns, markdown, number, readable, short, the_same
+from sweeps.recomputation import recomputation_table, recomputed
 from sweeps.tables import drift, results
+from sweeps.topics import topics
+from sweeps.verdicts import Verdict, verdicts
+
+
+@dataclass(frozen=True)
+class Found:
+    """What run folders hold, as tables."""
+
+    runs: pd.DataFrame
+    table: pd.DataFrame
+    drift: pd.DataFrame
+    law: pd.DataFrame
+    recomputed: pd.DataFrame
+    profiles: pd.DataFrame
+
+    @property
+    def nothing(self) -> bool:
+        return self.table.empty and self.drift.empty and self.profiles.empty and self.recomputed.empty
+
+
+TABLES = ("verdicts", "forward", "training_step", "law", "memory", "errors", "recomputation", "profiles")
 
 
 def write_report(paths: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> Path:
@@ -27,8 +53,7 @@ def write_report(paths: Sequence[str | PathLike[str]], out: str | PathLike[str])
 
     Raises FileNotFoundError for a missing path and ValueError where there is no run folder.
     """
-    runs = _load(paths)
-    return _write(runs, results(runs), paths, Path(out))
+    return _write(_find(paths), paths, Path(out))
 
 
 def main() -> None:
@@ -36,51 +61,53 @@ def main() -> None:
     arguments = _parser().parse_args()
     out = arguments.out or arguments.folders[0] / "report"
     try:
-        runs = _load(arguments.folders)
-        table = results(runs)
-        written = _write(runs, table, arguments.folders, out)
+        found = _find(arguments.folders)
+        written = _write(found, arguments.folders, out)
     except (OSError, ValueError) as error:
         _refuse(str(error))
-    if table.empty and drift(runs).empty and profile_table(runs).empty:
-        ended = ", ".join(f"{count} {status}" for status, count in counts(jobs(runs)).items())
+    if found.nothing:
+        ended = ", ".join(f"{count} {status}" for status, count in counts(jobs(found.runs)).items())
         _refuse(f"{_listed(arguments.folders)}: no records in {ended} runs; why stands in {written}")
-    _print(table, written)
+    _print(found, written)
 
 
-def _load(paths: Sequence[str | PathLike[str]]) -> pd.DataFrame:
+def _find(paths: Sequence[str | PathLike[str]]) -> Found:
     runs = load_runs(paths)
     if runs.empty:
         raise ValueError(f"{_listed(paths)}: no run folder here (a run folder holds a status.json)")
-    return runs
+    table = results(runs)
+    return Found(runs, table, drift(runs), law(table), recomputed(runs), profile_table(runs))
 
 
-def _write(runs: pd.DataFrame, table: pd.DataFrame, paths: Sequence[str | PathLike[str]], out: Path) -> Path:
-    figures = out / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
-    shown = readable(table)
-    table.to_csv(out / "table.csv", index=False)
-    (out / "table.md").write_text(markdown(shown), encoding="utf-8")
-    profiles = profile_table(runs)
-    if not profiles.empty:
-        (out / "profiles.md").write_text(markdown(profiles), encoding="utf-8")
-    found = jobs(runs)
-    sizes = [tuple(row) for row in table[["N", "K", "B"]].to_numpy().tolist()]
+def _write(found: Found, paths: Sequence[str | PathLike[str]], out: Path) -> Path:
+    figures, tables = out / "figures", out / "tables"
+    for folder in (figures, tables):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in TABLES:  # of an earlier report, which may have had more to show
+        for ending in (".csv", ".md"):
+            (tables / name).with_suffix(ending).unlink(missing_ok=True)
+    _text_lists(found.table).to_csv(out / "table.csv", index=False)
+    (out / "table.md").write_text(markdown(readable(found.table)), encoding="utf-8")
+    ran = jobs(found.runs)
+    broken = ran[ran["status"].isin(BROKEN)]
+    judged = verdicts(found.table, found.drift)
+    _write_table(tables / "verdicts", _verdict_rows(judged))
     content = Content(
-        title=", ".join(sorted(set(found["name"]) - {""})) or Path(paths[0]).resolve().name,
-        when=when(found),
-        machines=machines(runs),
-        counts=counts(found),
-        shown=shown,
-        profiles=profiles,
-        sizes=sizes,
-        fastest=_fastest(table),
-        the_same=the_same(table),
-        above_one=bool((table["roofline_fraction"] > 1).any()),
-        resident=bool(table["memory_peak_kind"].astype(str).str.startswith("resident").any()),
-        pictures=[*_draw(runs, table, figures), *draw_batches(runs, out)],
-        broken=_listing(found[found["status"].isin(BROKEN)]),
-        running=_listing(found[found["status"] == "running"]),
-        unsupported=reasons(found, "unsupported"),
+        title=", ".join(sorted(set(ran["name"]) - {""})) or Path(paths[0]).resolve().name,
+        when=when(ran),
+        machines=machines(found.runs),
+        environments=environments(found.runs),
+        counts=counts(ran),
+        verdicts=[(verdict, _evidence(verdict)) for verdict in judged],
+        the_same=the_same(found.table),
+        listings=_listings(found, tables),
+        pictures=[
+            *draw(Measured(found.table, found.drift, found.law, found.recomputed), figures),
+            *draw_batches(found.runs, out),
+        ],
+        broken=_broken(broken) if len(broken) else None,
+        running=_listing(ran[ran["status"] == "running"]),
+        unsupported=reasons(ran, "unsupported"),
         command=shlex.join(["blockshock-report", *map(_shown, paths), "--out", _shown(out)]),
     )
     target = out / "report.html"
@@ -88,35 +115,88 @@ def _write(runs: pd.DataFrame, table: pd.DataFrame, paths: Sequence[str | PathLi
     return target
 
 
-def _draw(runs: pd.DataFrame, table: pd.DataFrame, folder: Path) -> list[Picture]:
-    """Each figure that has something to show, as PNG and SVG. Those of an earlier report that have nothing now go."""
-    import matplotlib as mpl
-    import seaborn as sns
+def _listings(found: Found, folder: Path) -> list[Listing]:
+    """Every table of the page, written as CSV (numbers) and Markdown (text) as well."""
+    listings = []
+    for topic in topics(found.table, found.law):
+        files = _write_table(folder / topic.name, topic.shown, _text_lists(topic.numbers))
+        listings.append(Listing(topic.name, topic.title, topic.note, topic.shown, files))
+    if not found.recomputed.empty:
+        shown = recomputation_table(found.recomputed)
+        files = _write_table(folder / "recomputation", shown, found.recomputed)
+        note = (
+            "Of each setting, method and memory budget. Predicted: by the plan's cost model. LP: the linear program's "
+        )
+        note += (
+            "lower bound on the time that any plan within the budget adds. Same numbers: the rewritten step's loss, "
+        )
+        note += "gradients and states against the plain step's."
+        listings.append(Listing("recomputation", "Recomputation", note, shown, files))
+    if not found.profiles.empty:
+        files = _write_table(folder / "profiles", found.profiles)
+        note = "The simulated peak comes from the step's graph and its nodes' workspaces, the measured one from the "
+        note += "allocator. The sum of the nodes' times belongs beside the step as a CUDA graph, which has no gaps "
+        note += "between kernels; with the idle time it belongs beside the eager step."
+        listings.append(Listing("profiles", "Profiled training steps", note, found.profiles, files))
+    return listings
 
-    from sweeps.figures import FIGURES, Measured
 
-    measured = Measured(table, drift(runs))
-    pictures = []
-    with sns.axes_style("whitegrid"), mpl.rc_context({"svg.hashsalt": "block-shock"}):
-        for plot in FIGURES:
-            svg, png = folder / f"{plot.name}.svg", folder / f"{plot.name}.png"
-            figure = plot.draw(measured)
-            if figure is None:
-                svg.unlink(missing_ok=True)
-                png.unlink(missing_ok=True)
-                continue
-            figure.savefig(svg, metadata={"Date": None})
-            figure.savefig(png, dpi=150)
-            pictures.append(Picture(plot.name, plot.title, plot.reading, svg))
-    return pictures
+def _write_table(base: Path, shown: pd.DataFrame, numbers: pd.DataFrame | None = None) -> tuple[str, ...]:
+    """<base>.csv and <base>.md; their paths from the report."""
+    if shown.empty:
+        return ()
+    (shown if numbers is None else numbers).to_csv(base.with_suffix(".csv"), index=False)
+    base.with_suffix(".md").write_text(markdown(shown.astype(str)), encoding="utf-8")
+    return tuple(f"{base.parent.name}/{base.name}{ending}" for ending in (".csv", ".md"))
 
 
-def _fastest(table: pd.DataFrame) -> list[bool]:
-    """Is a row the fastest forward of its size, among those timed alike on the same device?"""
-    alike = ["device", "dtype", "workload", "timing_mode", "flush_l2", "N", "K", "B"]
-    best = table.groupby(alike)["forward_p50_ms"].transform("min")
-    rivals = table.groupby(alike)["forward_p50_ms"].transform("count")
-    return ((table["forward_p50_ms"] == best) & (rivals > 1)).tolist()
+def _text_lists(table: pd.DataFrame) -> pd.DataFrame:
+    """Repeats as `0.5;0.6;0.4`, which a spreadsheet can split."""
+    lists = [name for name in ("forward_ms", "local_ms", "step_ms") if name in table]
+    as_text = {name: table[name].map(lambda v: ";".join(map(repr, v)) if isinstance(v, list) else "") for name in lists}
+    return table.assign(**as_text)
+
+
+def _verdict_rows(judged: list[Verdict]) -> pd.DataFrame:
+    return pd.DataFrame([[v.name, v.outcome, v.claim, v.because, v.hardware] for v in judged], columns=VERDICT)
+
+
+VERDICT = ["hypothesis", "verdict", "claim", "because", "measured on"]
+
+
+def _evidence(verdict: Verdict) -> Listing | None:
+    """A verdict's comparisons as text."""
+    rows = verdict.evidence
+    if rows.empty:
+        return None
+    if "method" not in rows and "ratio" in rows:
+        shown = key_columns(rows.assign(method="block_shock"))
+        for old, new in EVIDENCE.items():
+            if old in rows:
+                shown[new] = rows[old].map(number) if rows[old].dtype.kind == "f" else rows[old].astype(str)
+    else:
+        shown = rows.astype({"share_of_limit": object})
+        shown["share_of_limit"] = rows["share_of_limit"].map(lambda value: f"{value:.0%}")
+        shown = shown.rename(columns={"share_of_limit": "of the limit, at most", "world_size": "P"}).astype(str)
+    shown = shown[[name for name in shown if (shown[name] != "").any()]]
+    return Listing(f"evidence-{verdict.name}", f"{verdict.name}: comparisons", "", shown)
+
+
+EVIDENCE = {
+    "ours_ms": "Block-Shock, ms",
+    "rival_method": "against",
+    "rival_ms": "its time, ms",
+    "ratio": "ratio",
+    "lo": "from",
+    "hi": "to",
+    "memory_over_row": "memory / row-parallel's",
+    "memory_over_dense": "memory / dense's",
+}
+
+
+def _broken(found: pd.DataFrame) -> Listing:
+    shown = found.assign(folder=found["folder"].map(_shown))[["status", "label", "reason", "folder"]]
+    return Listing("jobs", "Jobs without a result", "", shown.rename(columns={"label": "job"}).astype(str))
 
 
 def _listing(found: pd.DataFrame) -> list[dict[str, str]]:
@@ -124,13 +204,13 @@ def _listing(found: pd.DataFrame) -> list[dict[str, str]]:
     return [{str(key): str(value) for key, value in row.items()} for row in shown.to_dict("records")]
 
 
-def _print(table: pd.DataFrame, written: Path) -> None:
+def _print(found: Found, written: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 200)
-    if not table.empty:
-        rows, left_out = short(table)
+    if not found.table.empty:
+        rows, left_out = short(found.table)
         printed = Table(box=None, header_style="bold", padding=(0, 1))
         for name in rows.columns:
             text = name in ("method", "kernel", "mask", "timing")
@@ -140,13 +220,15 @@ def _print(table: pd.DataFrame, written: Path) -> None:
         console.print(printed)
         if left_out:
             console.print(f"{left_out} more rows in {written.with_name('table.md')}", soft_wrap=True, highlight=False)
+    for verdict in verdicts(found.table, found.drift):
+        console.print(f"{verdict.name}: {verdict.outcome}: {verdict.because}", soft_wrap=True, highlight=False)
     console.print(f"report: {written}", soft_wrap=True, highlight=False)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="blockshock-report",
-        description="Write a report on run folders: report.html (one file), table.csv, table.md and figures.",
+        description="Write a report on run folders: report.html (one file), tables and figures.",
         epilog="Works while a sweep is still going on. Example: blockshock-report outputs/sweeps/first_picture. "
         "Exit status: 0, or 2 when a folder is missing or holds no records.",
     )

@@ -1,7 +1,7 @@
 """What was measured, one row per way of computing one size: the numbers behind the report.
 
 from sweeps.tables import drift, results
-table = results(load_runs([...]))       # forward, training step, errors, bytes
+table = results(load_runs([...]))       # forward, training step, comparisons, errors, bytes
 curves = drift(load_runs([...]))        # error against step
 """
 
@@ -11,9 +11,13 @@ from typing import Any
 
 import pandas as pd
 
+from sweeps.comparisons import compare, repeats, with_repeats
+
 DENSE = ("dense_single", "dense_tp_row", "dense_tp_column")
 METHODS = (*DENSE, "masked_split_dense", "block_shock")
 PARTS = ("forward", "backward", "opt_step", "compress")
+COLLECTIVES = ("allreduce", "allgather")  # nested in forward and backward
+QUANTITIES = ("Y", "dX", "dW")
 SIZES = ("N", "K", "B", "world_size")
 
 # What makes two measurements comparable as repetitions of one another: the table's key and where records hold it.
@@ -35,14 +39,17 @@ PROBLEM = {
 TIMED = {**PROBLEM, "timing_mode": "timing_mode", "flush_l2": "flush_l2"}
 TRAINING = ("optimizer", "loss", "input_grad")
 TRAINED = {**TIMED, "optimizer": "training.optimizer", "loss": "training.loss", "input_grad": "config.phase.input_grad"}
-BASELINE = ["device", "threads_per_rank", "dtype", "workload", "N", "K", "B", "timing_mode", "flush_l2"]
 
 
 def results(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per method, kernel, mask, size, world size and whatever else was varied; repetitions become medians.
 
-    Times in ms (p50 of the slowest rank), sizes in bytes. `speedup` is over `dense_single` at world size 1 on the same
-    device with the same inputs, size, dtype and timing. `passed` covers every quantity checked, in any phase.
+    Times in ms (p50 of the slowest rank), sizes in bytes, errors relative. `speedup` is over `dense_single` at world
+    size 1 on the same device with the same inputs, size, dtype and timing, `speedup_row` over `dense_tp_row` on as many
+    ranks; `step_speedup` and `step_speedup_row` are those of a training step. `*_lo` and `*_hi` are bootstrap 95%
+    intervals (sweeps/intervals.py), empty where there are too few repeats; `forward_ms` and `step_ms` list the repeats
+    and `*_repeated` says what they are. `local_ms` is the forward without its collectives: the rank-local product.
+    `passed` covers every quantity checked, in any phase.
     """
     records = _records(runs)
     forward = _forward(records[records["phase"] == "phase1_forward"])
@@ -50,14 +57,14 @@ def results(runs: pd.DataFrame) -> pd.DataFrame:
     training = _training(records[records["phase"] == "phase3_train_step"])
     timed = forward.merge(backward, on=list(TIMED), how="outer").merge(training, on=list(TIMED), how="outer")
     table = timed.merge(_accuracy(records), on=list(PROBLEM), how="outer")
+    table["memory_peak_kind"] = table["memory_peak_kind"].where(table["memory_peak_kind"].notna(), table.pop("_kind"))
     for key in ("timing_mode", "flush_l2", *TRAINING):
         table[key] = table[key].fillna("")
-    base = table[(table["method"] == "dense_single") & (table["world_size"] == 1)]
-    dense = base.groupby(BASELINE)["forward_p50_ms"].median().rename("dense").reset_index()
-    table = table.merge(dense, on=BASELINE, how="left")
-    table["speedup"] = table.pop("dense") / table["forward_p50_ms"]
+    table = compare(compare(table, "forward", ""), "step", "step_", also=TRAINING)
     table["roofline_fraction"] = table["forward_floor_ms"] / table["forward_p50_ms"]
+    table["step_roofline_fraction"] = table["step_floor_ms"] / table["step_p50_ms"]
     table["tflops"] = 2 * table["B"] * table["N"] * table["K"] / table["forward_p50_ms"] / 1e9
+    table["step_rows_per_s"] = table["B"] / table["step_p50_ms"] * 1e3
     table[list(SIZES)] = table[list(SIZES)].astype("int64")
     return _in_order(table)[list(COLUMNS)]
 
@@ -65,10 +72,20 @@ def results(runs: pd.DataFrame) -> pd.DataFrame:
 COLUMNS = (
     *("method", "kernel", "mask", "options", "workload", "N", "K", "B", "dtype", "world_size", "device", "backend"),
     *("threads_per_rank", "timing_mode", "flush_l2", *TRAINING),
-    *("forward_p50_ms", "speedup", "tflops", "forward_floor_ms", "roofline_fraction", "bound"),
-    *("y_relative_error", "y_error_limit", "passed", "failed_checks", "backward_input_p50_ms"),
-    *("step_p50_ms", *(f"step_{part}_p50_ms" for part in PARTS), "step_rest_p50_ms", "step_floor_ms"),
-    *("weight_bytes_per_rank", "forward_memory_peak_bytes", "step_memory_peak_bytes", "memory_peak_kind"),
+    *("forward_p50_ms", "forward_lo_ms", "forward_hi_ms", "forward_repeated", "forward_ms"),
+    *("local_ms", "link_gbs"),
+    *("speedup", "speedup_lo", "speedup_hi", "speedup_row", "speedup_row_lo", "speedup_row_hi"),
+    *("tflops", "forward_floor_ms", "roofline_fraction", "bound"),
+    *(f"forward_{name}_p50_ms" for name in COLLECTIVES),
+    *("y_relative_error", "y_error_limit", "dx_relative_error", "dx_error_limit", "dw_relative_error"),
+    *("dw_error_limit", "dense_relative_error", "passed", "failed_checks", "backward_input_p50_ms"),
+    *("step_p50_ms", "step_lo_ms", "step_hi_ms", "step_repeated", "step_ms"),
+    *("step_speedup", "step_speedup_lo", "step_speedup_hi"),
+    *("step_speedup_row", "step_speedup_row_lo", "step_speedup_row_hi", "step_rows_per_s"),
+    *(f"step_{part}_p50_ms" for part in (*PARTS, *COLLECTIVES)),
+    *("step_rest_p50_ms", "step_floor_ms", "step_roofline_fraction"),
+    *("weight_bytes_per_rank", "gradient_bytes_per_rank", "optimizer_bytes_per_rank"),
+    *("forward_memory_peak_bytes", "step_memory_peak_bytes", "memory_peak_kind"),
 )
 
 
@@ -108,11 +125,14 @@ def _options(records: pd.DataFrame) -> pd.Series:
     prefix = "config.method."
     known = {f"{prefix}{name}" for name in ("_target_", "name", "kernel")}
     columns = sorted(name for name in map(str, records) if name.startswith(prefix) and name not in known)
-
-    def text(row: Any) -> str:
-        return ", ".join(f"{name.removeprefix(prefix)}={_text(row[name])}" for name in columns if pd.notna(row[name]))
-
-    return pd.Series([text(row) for _, row in records[columns].iterrows()], index=records.index, dtype=object)
+    texts = pd.Series("", index=records.index, dtype=object)
+    for name in columns:
+        given = records[name].notna()
+        if not given.any():
+            continue
+        parts = f"{name.removeprefix(prefix)}=" + records.loc[given, name].map(_text)
+        texts[given] = texts[given].where(texts[given] == "", texts[given] + ", ") + parts
+    return texts
 
 
 def _forward(records: pd.DataFrame) -> pd.DataFrame:
@@ -120,11 +140,15 @@ def _forward(records: pd.DataFrame) -> pd.DataFrame:
         "forward_p50_ms": "timings_ms.forward.p50_ms",
         "forward_floor_ms": "roofline.floor_ms",
         "forward_memory_peak_bytes": "memory_peak_bytes",
+        "link_gbs": "roofline.rates.link_gbs",
+        **{f"forward_{name}_p50_ms": f"timings_ms.{name}.p50_ms" for name in COLLECTIVES},
     }
     found = _medians(records, TIMED, columns)
     texts = {"bound": "roofline.bound", "memory_peak_kind": "memory_peak_kind"}
-    firsts = records[list(TIMED)].assign(**{new: _column(records, old) for new, old in texts.items()})
-    return found.merge(firsts.drop_duplicates(list(TIMED)), on=list(TIMED), how="left")
+    found = found.merge(_firsts(records, TIMED, texts), on=list(TIMED), how="left")
+    found = with_repeats(found, repeats(records, list(TIMED), "forward"), "forward")
+    local = with_repeats(found, repeats(records, list(TIMED), "forward", COLLECTIVES), "local")
+    return found.assign(local_ms=local["local_ms"])
 
 
 def _backward(records: pd.DataFrame) -> pd.DataFrame:
@@ -133,32 +157,45 @@ def _backward(records: pd.DataFrame) -> pd.DataFrame:
 
 def _training(records: pd.DataFrame) -> pd.DataFrame:
     """The step, its parts, and what is left of it; parts are timed inside the step, each with its own clock."""
-    columns = {f"step_{part}_p50_ms": f"timings_ms.{part}.p50_ms" for part in PARTS}
+    columns = {f"step_{part}_p50_ms": f"timings_ms.{part}.p50_ms" for part in (*PARTS, *COLLECTIVES)}
     columns |= {"step_p50_ms": "timings_ms.total_step.p50_ms", "step_floor_ms": "roofline.floor_ms"}
     columns |= {"step_memory_peak_bytes": "memory_peak_bytes"}
+    columns |= {"gradient_bytes_per_rank": "gradient_bytes", "optimizer_bytes_per_rank": "optimizer_bytes"}
     found = _medians(records, TRAINED, columns)
     parts = found[[f"step_{part}_p50_ms" for part in PARTS]].sum(axis=1, min_count=1)
     found["step_rest_p50_ms"] = (found["step_p50_ms"] - parts).clip(lower=0.0)
-    return found
+    found = found.merge(_firsts(records, TRAINED, {"_kind": "memory_peak_kind"}), on=list(TRAINED), how="left")
+    return with_repeats(found, repeats(records, list(TRAINED), "total_step"), "step")
 
 
 def _accuracy(records: pd.DataFrame) -> pd.DataFrame:
-    """The worst error of Y against its limit (phase 0's where it ran), what failed in any phase, the weights' size."""
-    found = records[list(PROBLEM)].copy()
-    found["y_relative_error"] = _numbers(records, "correctness.Y.relative_error")
-    found["y_error_limit"] = _numbers(records, "correctness.Y.limit")
-    found["weight_bytes_per_rank"] = _numbers(records, "weight_bytes")
-    found["ratio"] = found["y_relative_error"] / found["y_error_limit"]
-    verdicts = {name: _column(records, f"correctness.{name}.passed") for name in ("Y", "dX", "dW")}
-    found["checked"] = pd.concat([v.notna() for v in verdicts.values()], axis=1).any(axis=1)
+    """Each quantity's worst error against its limit (phase 0's where it ran), what failed in any phase, the weights'
+    size."""
+    one = pd.DataFrame(index=records.set_index(list(PROBLEM)).index.unique())
+    second_hand = records["phase"] != "phase0_correctness"
+    for name in QUANTITIES:
+        found = records[list(PROBLEM)].copy()
+        found["error"] = _numbers(records, f"correctness.{name}.relative_error")
+        found["limit"] = _numbers(records, f"correctness.{name}.limit")
+        found["dense"] = _numbers(records, f"correctness.{name}.dense_relative_error")
+        ratio = found["error"] / found["limit"]
+        ordered = found.assign(_second=second_hand | ratio.isna(), _ratio=ratio)
+        ordered = ordered.sort_values(["_second", "_ratio"], ascending=[True, False], kind="stable")
+        first = ordered.groupby(list(PROBLEM), sort=False, dropna=False)[["error", "limit", "dense"]].first()
+        one[f"{name.lower()}_relative_error"] = first["error"]
+        one[f"{name.lower()}_error_limit"] = first["limit"]
+        if name == "Y":
+            one["dense_relative_error"] = first["dense"]
+    verdicts = {name: _column(records, f"correctness.{name}.passed") for name in QUANTITIES}
+    checked = pd.concat([verdict.notna() for verdict in verdicts.values()], axis=1).any(axis=1)
+    judged = records[list(PROBLEM)].assign(checked=checked, weight_bytes=_numbers(records, "weight_bytes"))
     for name, verdict in verdicts.items():
-        found[name] = verdict.map(lambda passed: passed is False or passed == 0).astype(bool)
-    found["second_hand"] = (records["phase"] != "phase0_correctness") | found["ratio"].isna()
-    found = found.sort_values(["second_hand", "ratio"], ascending=[True, False], kind="stable")
-    groups = found.groupby(list(PROBLEM), sort=False, dropna=False)
-    one = groups[["y_relative_error", "y_error_limit", "weight_bytes_per_rank"]].first()
-    failed = groups[list(verdicts)].any()
-    one["failed_checks"] = [", ".join(name for name in verdicts if row[name]) for _, row in failed.iterrows()]
+        judged[name] = verdict.map(lambda passed: passed is False or passed == 0).astype(bool)
+    groups = judged.groupby(list(PROBLEM), sort=False, dropna=False)
+    one["weight_bytes_per_rank"] = groups["weight_bytes"].first()
+    failed = groups[list(verdicts)].any().reindex(one.index)
+    rows = failed.to_numpy()
+    one["failed_checks"] = [", ".join(name for name, bad in zip(verdicts, row, strict=True) if bad) for row in rows]
     one["passed"] = (~failed.any(axis=1)).where(groups["checked"].any()).astype("boolean")
     return one.reset_index()
 
@@ -166,6 +203,11 @@ def _accuracy(records: pd.DataFrame) -> pd.DataFrame:
 def _medians(records: pd.DataFrame, keys: dict[str, str], columns: dict[str, str]) -> pd.DataFrame:
     values = records[list(keys)].assign(**{new: _numbers(records, old) for new, old in columns.items()})
     return values.groupby(list(keys), dropna=False)[list(columns)].median().reset_index()
+
+
+def _firsts(records: pd.DataFrame, keys: dict[str, str], columns: dict[str, str]) -> pd.DataFrame:
+    found = records[list(keys)].assign(**{new: _column(records, old) for new, old in columns.items()})
+    return found.drop_duplicates(list(keys))
 
 
 def _in_order(table: pd.DataFrame, then: list[str] | None = None) -> pd.DataFrame:

@@ -24,12 +24,14 @@ class TimedPhase:
     name: str
     warmup_iters: int = 5
     timed_iters: int = 20
+    blocks: int = 5  # how often warm-up and timed iterations are repeated: what intervals are made from
     timing: str = "auto"  # auto: cuda_graph on GPUs, sync on a CPU
     flush_l2: bool | None = None  # start every iteration with cold caches; default: on GPUs
 
     def check(self, job: Job) -> None:
         at_least("phase.warmup_iters", self.warmup_iters, 1)
         at_least("phase.timed_iters", self.timed_iters, 1)
+        at_least("phase.blocks", self.blocks, 1)
         one_of("phase.timing", self.timing, ("auto", *MODES))
         gpu = job.hardware.device == "cuda"
         graphs = gpu and (job.hardware.backend == "nccl" or job.hardware.world_size == 1)

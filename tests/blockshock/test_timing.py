@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockshock.timing import Timer, region, summarize
+from blockshock.timing import Timer, region, summarize, summarize_blocks
 
 CPU = torch.device("cpu")
 
@@ -113,3 +113,9 @@ def test_a_graph_hides_what_the_host_costs_and_events_show_it():
     graph = Timer("cuda_graph", torch.device("cuda")).measure("total_step", slow_host, 3, 20)["total_step"]
     assert statistics.median(events) > 2.0
     assert statistics.median(graph) < 0.1
+
+
+def test_blocks_are_summarised_together_and_each_keeps_its_median():
+    found = summarize_blocks([[1.0, 2.0, 9.0], [4.0, 5.0, 6.0]])
+    assert found["blocks_p50_ms"] == [2.0, 5.0]
+    assert found == {**summarize([1.0, 2.0, 9.0, 4.0, 5.0, 6.0]), "blocks_p50_ms": [2.0, 5.0]}

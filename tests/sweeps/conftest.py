@@ -31,6 +31,9 @@ def write_run(tmp_path: Path) -> WriteRun:
             "model": {"N": first.get("N", 64), "K": first.get("K", 64), "B": first.get("B", 8), "dtype": "fp32"},
             "hardware": {"backend": "gloo", "world_size": first.get("world_size", 1)},
         }
+        if "method_config" in first:
+            config["method"] |= first["method_config"]
+            config["workload"] = {"name": first["workload"], "seq_len": 16}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         (folder / "env.json").write_text(json.dumps({"torch": "9.9.9+hand", "cpu": {"name": "Hand CPU"}}))
         if records is not None:
@@ -63,4 +66,33 @@ def record() -> Callable[..., dict[str, Any]]:
     return make
 
 
-_REGIONS = ("forward", "backward", "opt_step", "compress", "total_step")
+@pytest.fixture
+def checkpointed() -> Callable[..., dict[str, Any]]:
+    """`checkpointed("recompute_optimal", peak, step_ms, budget=0.5, ...)`: a line of phase=checkpoint, in MiB."""
+
+    def make(method: str, peak: float, step_ms: float, **given: Any) -> dict[str, Any]:
+        mib = 2**20
+        budget, backend, added = given.pop("budget", None), given.pop("backend", None), given.pop("added_ms", 1.0)
+        line: dict[str, Any] = {
+            **{"schema": 1, "phase": "checkpoint", "method": method, "workload": "tiny_gpt2", "N": None, "K": None},
+            **{"B": 8, "dtype": "fp32", "world_size": 1, "device": "cpu", "mask": None},
+            "timings_ms": {"total_step": {"p50_ms": step_ms, "p95_ms": step_ms, "min_ms": step_ms, "max_ms": step_ms}},
+            "memory": {
+                **{"peak_bytes": peak * mib, "static_bytes": 10 * mib, "above_static_bytes": (peak - 10) * mib},
+                "baseline_peak_bytes": 80 * mib,
+            },
+            "proof": {"identical": True},
+            "method_config": {"memory_budget": budget, "backend": backend},
+        }
+        if method.startswith("recompute_"):
+            line["plan"] = {
+                **{"solver": method, "budget_bytes": 80 * mib * budget, "predicted_peak_bytes": peak * mib * 0.98},
+                **{"predicted_step_s": step_ms / 1e3, "predicted_added_s": 2e-3, "planning_s": 0.25},
+                **{"bound_added_s": added / 1e3, "recomputed": 3, "activations": 9},
+            }
+        return {**line, **given}
+
+    return make
+
+
+_REGIONS = ("forward", "backward", "opt_step", "compress", "allreduce", "total_step")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -10,19 +11,38 @@ import pytest
 
 from sweeps import load_runs
 from sweeps.figures import FIGURES, Measured
-from sweeps.palette import COLOURS, palette
+from sweeps.law import law
+from sweeps.palette import COLOURS, RECOMPUTATION, palette
+from sweeps.panels import round_ticks
+from sweeps.recomputation import recomputed
 from sweeps.report import main, write_report
 from sweeps.tables import drift, results
 
 
+def measured(folder) -> Measured:
+    runs = load_runs([folder])
+    table = results(runs)
+    return Measured(table, drift(runs), law(table), recomputed(runs))
+
+
 @pytest.fixture
-def mixed(write_run, record, tmp_path):
-    """A sweep with every status."""
+def mixed(write_run, record, checkpointed, tmp_path):
+    """A sweep with every status, and something for every figure."""
+    sparse = {"layer": {"kernel": {"name": "cusparselt"}}}
     for n in (64, 128):
-        for method, time in (("dense_single", 1.0), ("block_shock", 0.5)):
-            write_run(f"{method}{n}", [record("phase1_forward", method, forward=time * n, floor=n / 4, N=n, K=n)])
+        times = [("dense_single", 1, 1.0, {}), ("dense_tp_row", 2, 0.8, {}), ("block_shock", 2, 0.9, sparse)]
+        for method, ranks, time, layer in [*times, ("block_shock", 1, 0.5, sparse)]:
+            given = {"N": n, "K": n, "world_size": ranks, "floor": n / 4, "error": 1e-3, "limit": 2e-3, **layer}
+            given |= {"allreduce": 0.1 * n} if ranks > 1 else {}
+            write_run(f"{method}{n}x{ranks}", [record("phase1_forward", method, forward=time * n, **given)])
     regions = {"forward": 1.0, "backward": 2.0, "opt_step": 0.5, "compress": 0.25, "total_step": 4.0}
     write_run("train", [record("phase3_train_step", "block_shock", **regions)])
+    for ranks in (1, 2):
+        method = "dense_single" if ranks == 1 else "dense_tp_row"
+        write_run(f"train{ranks}", [record("phase3_train_step", method, world_size=ranks, **regions)])
+    for batch in (4, 8):
+        write_run(f"keep{batch}", [checkpointed("keep_all", 80, 2.0 * batch, B=batch)])
+        write_run(f"optimal{batch}", [checkpointed("recompute_optimal", 50, 2.5 * batch, B=batch, budget=0.5)])
     drifted = {"mode": "apply", "output_error": 1e-3, "dense_output_error": 1e-3}
     write_run("drift", [record("phasex_drift", "block_shock", drift={**drifted, "step": s}) for s in (1, 2)])
     write_run("oom", None, "oom", "N=9999 B=9: out of memory")
@@ -61,7 +81,9 @@ def test_every_file_is_written_and_every_link_leads_somewhere(mixed, tmp_path):
     assert report == tmp_path / "out" / "report.html"
     page = Resources(report.read_text())
     assert {"table.csv", "table.md", "figures/throughput.png", "figures/drift.svg"} <= set(page.links)
-    for link in page.links:
+    embedded = [link for link in page.links if link.startswith("data:text/csv;base64,")]
+    assert len(embedded) == len(FIGURES)  # each figure's data
+    for link in set(page.links) - set(embedded):
         assert link[1:] in page.ids if link.startswith("#") else (report.parent / link).stat().st_size > 0
 
 
@@ -76,7 +98,7 @@ def test_the_page_needs_no_other_file_and_no_network(mixed, tmp_path):
 
 def test_every_status_is_counted_and_every_reason_told(mixed, tmp_path):
     text = write_report([mixed], tmp_path / "out").read_text()
-    for chip in ("6 ok", "1 running", "1 failed", "1 oom", "1 timeout", "3 unsupported"):
+    for chip in ("16 ok", "1 running", "1 failed", "1 oom", "1 timeout", "3 unsupported"):
         assert f">{chip}<" in text
     for told in ("out of memory", "no answer for 7 s", "3 × needs two ranks", "9.9.9+hand", "by_hand", "Hand CPU"):
         assert told in text
@@ -84,21 +106,23 @@ def test_every_status_is_counted_and_every_reason_told(mixed, tmp_path):
 
 def test_what_a_run_says_is_text_and_never_markup(mixed, tmp_path):
     text = write_report([mixed], tmp_path / "out").read_text()
-    assert "script" not in Resources(text).tags
+    assert Resources(text).tags.count("script") == 1  # the page's own, which the policy names by its hash
     assert "&lt;script&gt;" in text
 
 
 def test_table_csv_holds_the_raw_numbers(mixed, tmp_path):
     table = pd.read_csv(write_report([mixed], tmp_path / "out").with_name("table.csv"))
-    row = table[(table["method"] == "block_shock") & (table["N"] == 128)].iloc[0]
+    row = table[(table["method"] == "block_shock") & (table["N"] == 128) & (table["world_size"] == 1)].iloc[0]
     assert row[["forward_p50_ms", "speedup", "roofline_fraction"]].tolist() == [64.0, 2.0, 0.5]
+    forward = pd.read_csv(tmp_path / "out" / "tables" / "forward.csv")
+    assert forward["forward_p50_ms"].tolist() == table["forward_p50_ms"].dropna().tolist()
 
 
 @pytest.mark.parametrize(("floor", "said"), [(2.0, True), (0.5, False)])
 def test_a_fraction_above_one_is_explained_beside_the_table(write_run, record, tmp_path, floor, said):
     write_run("a", [record("phase1_forward", "dense_single", forward=1.0, floor=floor)])
     text = write_report([tmp_path], tmp_path / "out").read_text()
-    assert ("means that the data was served from a cache" in text) is said
+    assert ("served from a cache, not from the memory" in text) is said
 
 
 def test_a_sweep_without_any_record_still_tells_why(write_run, tmp_path):
@@ -110,26 +134,63 @@ def test_a_sweep_without_any_record_still_tells_why(write_run, tmp_path):
 
 @pytest.mark.parametrize("plot", FIGURES, ids=lambda plot: plot.name)
 def test_nothing_is_drawn_from_an_empty_selection(plot, write_run, record, tmp_path):
-    write_run("a", [record("phase0_correctness", "dense_single", error=1.0, limit=2.0)])
-    runs = load_runs([tmp_path])
-    assert len(results(runs)) == 1
-    assert plot.draw(Measured(results(runs), drift(runs))) is None
+    write_run("a", [record("phase0_correctness", "dense_single")])
+    found = measured(tmp_path)
+    assert len(found.table) == 1
+    assert plot.select(found).empty
 
 
 @pytest.mark.parametrize("plot", FIGURES, ids=lambda plot: plot.name)
-def test_each_figure_has_labelled_axes_and_no_empty_panel(plot, mixed):
-    runs = load_runs([mixed])
-    figure = plot.draw(Measured(results(runs), drift(runs)))
+def test_a_figure_has_labelled_axes_no_empty_panel_and_no_tick_labels_that_touch(plot, mixed):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = plot.draw(plot.select(measured(mixed)))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    assert figure.axes
     for axes in figure.axes:
         assert axes.has_data()
         assert axes.get_xlabel()
         assert axes.get_legend() is None  # it stands outside
+        for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+            boxes = [label.get_window_extent(canvas.get_renderer()) for label in labels if label.get_text()]
+            assert boxes
+            assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
 
 
 def test_the_sizes_measured_are_the_ticks(mixed):
-    runs = load_runs([mixed])
-    figure = FIGURES[0].draw(Measured(results(runs), drift(runs)))
+    figure = FIGURES[0].draw(FIGURES[0].select(measured(mixed)))
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["64", "128"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.9, 3.2, [1, 1.25, 1.5, 2, 2.5, 3]),
+        (0.3, 70, [0.5, 1, 2, 5, 10, 20, 50]),
+        (1e-9, 2e9, [1e-9, 1e-6, 1e-3, 1, 1e3, 1e6, 1e9]),
+        (0.99, 1.04, [0.99, 1.0, 1.01, 1.02, 1.03, 1.04]),
+    ],
+)
+def test_log_ticks_are_round_and_few(low, high, ticks):
+    assert round_ticks(low, high) == pytest.approx(ticks)
+
+
+def test_long_tick_labels_of_small_errors_do_not_touch(write_run, record, tmp_path):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    for i, error in enumerate((7.2e-8, 3e-7, 5e-7)):
+        for device in ("one", "two"):  # panels side by side are narrower
+            line = record("phase1_forward", "dense_single", forward=1.0, error=error, limit=6e-7, B=8 * (i + 1))
+            write_run(f"{device}{i}", [{**line, "device": device}])
+    (plot,) = (plot for plot in FIGURES if plot.name == "errors")
+    figure = plot.draw(plot.select(measured(tmp_path)))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    for axes in figure.axes:
+        boxes = [label.get_window_extent(canvas.get_renderer()) for label in axes.get_xticklabels()]
+        assert len(boxes) >= 2
+        assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
 
 
 def test_figures_of_an_earlier_report_that_have_nothing_to_show_are_removed(mixed, write_run, tmp_path):
@@ -141,8 +202,9 @@ def test_figures_of_an_earlier_report_that_have_nothing_to_show_are_removed(mixe
 def test_a_method_has_one_colour_everywhere_and_no_two_share_one():
     assert palette(["block_shock"])["block_shock"] == palette(["mine", "block_shock"])["block_shock"]
     assert palette(["mine"])["mine"] == palette(["mine", *COLOURS])["mine"]
-    many = palette([*COLOURS, "mine", "yours", "theirs"])
-    assert len(set(many.values())) == len(many)
+    for family in (COLOURS, RECOMPUTATION):
+        many = palette([*family, "mine", "yours"])
+        assert len(set(many.values())) == len(many)
 
 
 def run_cli(monkeypatch, *arguments: object) -> int:
@@ -159,7 +221,7 @@ def test_the_command_prints_a_table_and_where_the_report_is(mixed, monkeypatch, 
     out = capsys.readouterr().out
     assert f"report: {mixed / 'report' / 'report.html'}" in out
     assert (mixed / "report" / "report.html").exists()
-    assert re.search(r"block_shock +128 +8 +1 +64\.0 +2\.00×", out)
+    assert re.search(r"block_shock +cusparselt +128 +8 +1 +64\.0 +2\.00×", out)
 
 
 def test_the_report_of_a_sweep_does_not_change_the_next_one(mixed, monkeypatch):

@@ -38,6 +38,53 @@ def test_speedup_is_over_dense_single_of_the_same_size(table_of, record):
     assert only(table, method="dense_single", N=64)["speedup"] == 1.0
 
 
+def blocks(line, spread=(0.98, 0.99, 1.0, 1.01, 1.02)):
+    """The record with five blocks around each median."""
+    for found in line["timings_ms"].values():
+        found["blocks_p50_ms"] = [found["p50_ms"] * factor for factor in spread]
+    return line
+
+
+def test_speedups_have_the_intervals_of_both_sides_blocks(table_of, record):
+    table = table_of(
+        blocks(record("phase1_forward", "dense_tp_row", forward=3.0, world_size=2)),
+        blocks(record("phase1_forward", "block_shock", forward=2.0, world_size=2)),
+        record("phase1_forward", "block_shock", forward=2.0, world_size=4),
+    )
+    row = only(table, method="block_shock", world_size=2)
+    assert row["speedup_row"] == pytest.approx(1.5)
+    assert 1.5 * 0.98 / 1.02 <= row["speedup_row_lo"] < 1.5 < row["speedup_row_hi"] <= 1.5 * 1.02 / 0.98
+    assert row[["forward_lo_ms", "forward_hi_ms"]].tolist() == pytest.approx([1.96, 2.04])
+    assert row["forward_repeated"] == "5 blocks"
+    assert only(table, world_size=4)[["speedup_row", "forward_lo_ms"]].isna().all()  # row-parallel ran on two ranks
+    assert only(table, method="dense_tp_row")["speedup_row_lo"] != 1.0  # beside itself nothing was measured
+
+
+def test_five_jobs_are_repeats_and_their_blocks_are_not_counted_again(table_of, record):
+    lines = [blocks(record("phase1_forward", "dense_single", forward=t), (1.0,) * 5) for t in (1.0, 2.0, 3.0, 4.0, 5.0)]
+    row = only(table_of(*lines))
+    assert row["forward_repeated"] == "5 jobs"
+    assert row[["forward_lo_ms", "forward_p50_ms", "forward_hi_ms"]].tolist() == [1.0, 3.0, 5.0]
+
+
+def test_a_training_steps_speedups_compare_steps_trained_alike(table_of, record):
+    given = {"training": {"optimizer": "sgd", "loss": "mse"}}
+    table = table_of(
+        record("phase3_train_step", "dense_tp_row", total_step=3.0, world_size=2, **given),
+        record("phase3_train_step", "block_shock", total_step=2.0, world_size=2, **given),
+        record("phase3_train_step", "block_shock", total_step=1.0, world_size=2),
+    )
+    assert only(table, method="block_shock", optimizer="sgd")["step_speedup_row"] == pytest.approx(1.5)
+    assert only(table, method="block_shock", optimizer="")[["step_speedup_row"]].isna().all()
+
+
+def test_the_rank_local_time_is_the_forward_without_its_collective_block_by_block(table_of, record):
+    line = blocks(record("phase1_forward", "dense_tp_row", forward=3.0, allreduce=1.0, world_size=2))
+    row = only(table_of(line))
+    assert row["local_ms"] == pytest.approx([2 * factor for factor in (0.98, 0.99, 1.0, 1.01, 1.02)])
+    assert row["forward_allreduce_p50_ms"] == 1.0
+
+
 @pytest.mark.parametrize(
     "other",
     [{"dtype": "bf16"}, {"device": "NVIDIA X"}, {"B": 16}, {"K": 32}, {"workload": "uniform"}, {"timing_mode": "none"}],

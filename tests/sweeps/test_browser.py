@@ -1,0 +1,127 @@
+"""The report in a real browser: sorting, filtering, both themes, a phone's width, and nothing asked of the network."""
+
+from __future__ import annotations
+
+import pytest
+from browser import CHROMIUM, Page
+
+from sweeps.report import write_report
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+
+TABLE = 'document.querySelector("[data-table=forward]")'
+COLUMN = f"""(name => {{
+  const at = [...{TABLE}.querySelectorAll("th")].findIndex(th => th.textContent === name);
+  return [...{TABLE}.querySelectorAll("tbody tr")].map(row => row.cells[at].textContent);
+}})"""
+HEADER = f'(name => [...{TABLE}.querySelectorAll("th button")].find(b => b.textContent === name))'
+TOOLS = f"{TABLE}.previousElementSibling"
+
+
+@pytest.fixture
+def report(write_run, record, tmp_path):
+    """Times whose order as text is not their order as numbers; one layer without a speedup."""
+    for n, time in ((64, 9.0), (128, 10.0), (256, 0.5), (512, 100.0)):
+        write_run(f"dense{n}", [record("phase1_forward", "dense_single", forward=time, N=n, K=n)])
+        write_run(f"ours{n}", [record("phase1_forward", "block_shock", forward=2 * time, N=n, K=n)])
+    write_run("alone", [record("phase1_forward", "block_shock", forward=7.0, N=1024, K=1024)])
+    write_run("broken", None, "failed", "<img src=http://example.invalid/x> " + "a long reason " * 20)
+    return write_report([tmp_path / "sweep"], tmp_path / "out")
+
+
+def test_a_press_on_a_heading_sorts_by_number_and_a_second_one_turns_round(report):
+    with Page(report) as page:
+        times = [9.0, 18.0, 10.0, 20.0, 0.5, 1.0, 100.0, 200.0, 7.0]
+        assert sorted(map(float, page.evaluate(f'{COLUMN}("forward, ms")'))) == sorted(times)
+        page.click(f'{HEADER}("forward, ms")')
+        assert list(map(float, page.evaluate(f'{COLUMN}("forward, ms")'))) == sorted(times)
+        page.click(f'{HEADER}("forward, ms")')
+        assert list(map(float, page.evaluate(f'{COLUMN}("forward, ms")'))) == sorted(times, reverse=True)
+        page.click(f'{HEADER}("method")')
+        methods = page.evaluate(f'{COLUMN}("method")')
+        assert methods == sorted(methods)
+        assert page.evaluate(f'{HEADER}("method").parentElement.ariaSort') == "ascending"
+
+
+def test_cells_that_say_nothing_stay_last_whichever_way_one_sorts(report):
+    with Page(report) as page:
+        for _ in range(2):
+            page.click(f'{HEADER}("× dense")')
+            assert page.evaluate(f'{COLUMN}("× dense")')[-1] == ""
+
+
+def test_words_and_choices_filter_rows_together(report):
+    with Page(report) as page:
+        page.click(f'{TOOLS}.querySelector("input")')
+        page.type(
+            "BLOCK_shock gaussian" if page.evaluate(f'{TABLE}.textContent.includes("gaussian")') else "BLOCK_shock"
+        )
+        assert page.evaluate(f'{COLUMN}("method")') == ["block_shock"] * 5
+        assert page.evaluate(f'{TOOLS}.querySelector(".count").textContent') == "5 of 9 rows"
+        select = f'[...{TOOLS}.querySelectorAll("label")].find(l => l.firstChild.data === "N").querySelector("select")'
+        page.evaluate(f'{select}.value = "=256"; {select}.dispatchEvent(new Event("change"))')
+        assert page.evaluate(f'{COLUMN}("N")') == ["256"]
+        page.evaluate(f'{select}.value = "*"; {select}.dispatchEvent(new Event("change"))')
+        page.click(f'{TOOLS}.querySelector("input")')
+        page.type(" nosuchword")
+        assert page.evaluate(f'{COLUMN}("N")') == []
+
+
+def test_a_long_table_shows_two_hundred_rows_at_a_time_and_filters_all_of_them(write_run, record, tmp_path):
+    rows = [record("phase1_forward", "block_shock", forward=1.0 + i, N=64 + 4 * i, K=64) for i in range(250)]
+    write_run("many", rows)
+    with Page(write_report([tmp_path / "sweep"], tmp_path / "out")) as page:
+        assert len(page.evaluate(f'{COLUMN}("N")')) == 200
+        page.click(f'{HEADER}("N")')
+        page.click(f'{HEADER}("N")')
+        assert page.evaluate(f'{COLUMN}("N")')[0] == str(64 + 4 * 249)
+        page.click(f'{TOOLS}.querySelector("button")')
+        assert len(page.evaluate(f'{COLUMN}("N")')) == 250
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_the_page_fits_its_window_and_is_readable(report, width, dark):
+    """No sideways scrolling of the page itself; text at least 4.5 times as bright as its ground, or the other way."""
+    with Page(report, width, dark) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("getComputedStyle(document.body).fontSize") == "16px"
+        colours = "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+        ink, paper = map(luminance, page.evaluate(colours))
+        assert (ink > paper) is dark
+        assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 4.5
+        loaded = "[...document.images].map(image => image.complete && image.naturalWidth > 100)"
+        assert page.evaluate(loaded)
+        assert all(page.evaluate(loaded))
+
+
+def test_nothing_is_asked_of_the_network_and_what_a_run_says_is_shown_as_text(report):
+    with Page(report) as page:
+        page.click(f'{HEADER}("N")')
+        asked = [url for url in page.requested if not url.startswith("data:")]
+        assert asked == [report.resolve().as_uri()]
+        assert "<img src=http://example.invalid/x>" in page.evaluate('document.querySelector("#jobs").textContent')
+
+
+def test_a_request_would_have_been_seen(report):
+    """The control of the test above: without the page's policy, an image from elsewhere is asked for."""
+    text = report.read_text().replace("Content-Security-Policy", "ignored")
+    other = report.with_name("other.html")
+    other.write_text(text.replace("<main>", '<main><img src="http://127.0.0.1:9/x.png">'))
+    with Page(other) as page:
+        assert "http://127.0.0.1:9/x.png" in page.requested
+
+
+def test_the_policy_keeps_the_page_from_asking_even_if_markup_came_through(report):
+    script = '<script>document.title = "taken over"</script><img src="http://127.0.0.1:9/x.png">'
+    report.write_text(report.read_text().replace("<main>", f"<main>{script}"))
+    with Page(report) as page:
+        assert page.evaluate("document.title") != "taken over"
+        assert page.evaluate("document.querySelector('main img').naturalWidth") == 0
+
+
+def luminance(colour: str) -> float:
+    """WCAG 2's relative luminance of `rgb(r, g, b)`."""
+    parts = [int(part) / 255 for part in colour[4:-1].split(",")]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))

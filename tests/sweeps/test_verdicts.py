@@ -1,0 +1,176 @@
+"""Verdicts and the law on records whose answer is known."""
+
+from __future__ import annotations
+
+import pytest
+
+from sweeps import load_runs
+from sweeps.law import AGREES, FASTER, OPEN, SLOWER, law
+from sweeps.tables import drift, results
+from sweeps.verdicts import REFUTED, SUPPORTED, UNDECIDED, verdicts
+
+SPARSE = {"layer": {"kernel": {"name": "cusparselt"}}}
+TIGHT = (0.99, 1.0, 1.0, 1.0, 1.01)
+WIDE = (0.5, 0.8, 1.0, 1.3, 2.0)
+
+
+@pytest.fixture
+def judge(write_run, record, tmp_path):
+    """`judge()` of what `judge.add("phase1_forward", "block_shock", 2.0, ...)` has written: {name: verdict}."""
+
+    class Judge:
+        def add(self, phase, method, time, spread=TIGHT, *, region="forward", ranks=2, error=None, **given):
+            line = record(phase, method, **{region: time}, world_size=ranks, **given)
+            for name, found in line["timings_ms"].items():
+                if spread is not None:
+                    factors = spread if name == region else [1.0] * 5
+                    found["blocks_p50_ms"] = [found["p50_ms"] * factor for factor in factors]
+            if error is not None:
+                line["correctness"] = {
+                    "Y": {
+                        "relative_error": error,
+                        "limit": 1.7e-3,
+                        "dense_relative_error": 1e-3,
+                        "passed": error < 1.7e-3,
+                    }
+                }
+            write_run(f"{len(list(tmp_path.rglob('status.json')))}", [line])
+
+        def runs(self):
+            return load_runs([tmp_path])
+
+        def __call__(self):
+            return {found.name: found for found in verdicts(results(self.runs()), drift(self.runs()))}
+
+    return Judge()
+
+
+def three(judge, ours, row=1.0, column=1.2, spread=TIGHT, **size):
+    judge.add("phase1_forward", "dense_tp_row", row, spread, **size)
+    judge.add("phase1_forward", "dense_tp_column", column, spread, **size)
+    judge.add("phase1_forward", "block_shock", ours, spread, **SPARSE, **size)
+
+
+def test_h1_is_supported_by_one_size_at_which_it_is_faster_than_the_faster_dense_method(judge):
+    three(judge, ours=1.5)
+    three(judge, ours=0.8, N=128)
+    verdict = judge()["H1"]
+    assert verdict.outcome == SUPPORTED
+    assert "1 of 2" in verdict.because
+    assert verdict.evidence["ratio"].tolist() == pytest.approx([1.5, 0.8])
+    assert verdict.evidence["rival_method"].unique().tolist() == ["dense_tp_row"]
+    assert "Hand CPU, gloo, ranks 2" in verdict.hardware
+
+
+def test_faster_than_row_parallel_is_not_enough_where_column_parallel_is_faster_still(judge):
+    three(judge, ours=0.9, column=0.7)
+    assert judge()["H1"].outcome == REFUTED
+
+
+def test_h1_is_refuted_where_every_size_is_slower_and_open_where_an_interval_holds_one(judge):
+    three(judge, ours=1.5)
+    assert judge()["H1"].outcome == REFUTED
+    three(judge, ours=1.1, spread=WIDE, N=128)
+    assert judge()["H1"].outcome == UNDECIDED
+
+
+def test_nothing_is_decided_from_times_that_were_not_repeated(judge):
+    three(judge, ours=0.1, spread=None)
+    verdict = judge()["H1"]
+    assert verdict.outcome == UNDECIDED
+    assert "not repeated 5 times" in verdict.because
+
+
+def test_five_jobs_are_repeats_as_five_blocks_are(judge):
+    for seed in range(5):
+        three(judge, ours=0.8 + 0.001 * seed, spread=None, seed=seed)
+    assert judge()["H1"].outcome == SUPPORTED
+
+
+def test_one_rank_alone_decides_nothing(judge):
+    judge.add("phase1_forward", "dense_single", 1.0, ranks=1)
+    judge.add("phase1_forward", "block_shock", 0.1, ranks=1, **SPARSE)
+    assert {name: found.outcome for name, found in judge().items()} == dict.fromkeys(
+        ("premise", "H1", "H2", "H3"), UNDECIDED
+    )
+
+
+def training(judge, ours=1.0, memory=50, packed=True, **size):
+    sizes = {"weight_bytes": 10, "gradient_bytes": 10}
+    dense = [("dense_single", 1, 2.0, 100), ("dense_tp_row", 2, 1.0, 50), ("block_shock", 2, ours, memory)]
+    for method, ranks, time, bytes_ in dense:
+        options = {"method_config": {"weights": "packed" if packed else "masked"}} if method == "block_shock" else {}
+        given = {**sizes, **size, **options, "optimizer_bytes": bytes_ - 20}
+        judge.add("phase3_train_step", method, time, region="total_step", ranks=ranks, **given)
+
+
+@pytest.mark.parametrize(
+    ("ours", "memory", "outcome"),
+    [(0.9, 50, SUPPORTED), (1.2, 50, REFUTED), (0.9, 60, REFUTED), (1.015, 50, UNDECIDED)],
+)
+def test_h2_asks_for_both_time_and_memory(judge, ours, memory, outcome):
+    training(judge, ours, memory)
+    verdict = judge()["H2"]
+    assert verdict.outcome == outcome
+    assert verdict.evidence["memory_over_row"].tolist() == [memory / 50]
+    assert verdict.evidence["memory_over_dense"].tolist() == [memory / 100]
+
+
+def test_h2_says_nothing_of_masked_weights(judge):
+    training(judge, 5.0, 500, packed=False)
+    assert judge()["H2"].outcome == UNDECIDED
+    assert judge()["H2"].evidence.empty
+
+
+def test_h3_is_refuted_by_one_size_at_which_the_masked_split_is_not_slower(judge):
+    for n, ours in ((64, 0.5), (128, 0.7)):
+        judge.add("phase1_forward", "masked_split_dense", 1.0, N=n)
+        judge.add("phase1_forward", "block_shock", ours, N=n, **SPARSE)
+    assert judge()["H3"].outcome == SUPPORTED
+    judge.add("phase1_forward", "masked_split_dense", 1.0, N=256)
+    judge.add("phase1_forward", "block_shock", 1.2, N=256, **SPARSE)
+    assert judge()["H3"].outcome == REFUTED
+
+
+@pytest.mark.parametrize(
+    ("error", "drifted", "outcome"), [(1e-3, 1.6, SUPPORTED), (2e-3, 1.6, REFUTED), (1e-3, 1.8, REFUTED)]
+)
+def test_the_premise_is_about_errors_and_drift_within_the_roundings(judge, write_run, record, error, drifted, outcome):
+    judge.add("phase1_forward", "block_shock", 1.0, error=error)
+    assert judge()["premise"].outcome == (REFUTED if error > 1.7e-3 else UNDECIDED)  # no drift yet
+    steps = [
+        {"mode": "apply", "step": i, "output_error": drifted * i * 1e-3, "dense_output_error": i * 1e-3} for i in (1, 2)
+    ]
+    write_run("drift", [record("phasex_drift", "block_shock", drift=step, world_size=2) for step in steps])
+    assert judge()["premise"].outcome == outcome
+
+
+def with_law(judge, ours_two, allreduce=0.5, spread=TIGHT, one=1.6):
+    """dense 1.0 on one rank; row-parallel 0.5 + the all-reduce; s = 2/1.6 = 1.25, so 2/s = 1.6."""
+    judge.add("phase1_forward", "dense_single", 1.0, spread, ranks=1)
+    judge.add("phase1_forward", "block_shock", one, spread, ranks=1, **SPARSE)
+    judge.add("phase1_forward", "dense_tp_row", 0.5 + allreduce, spread, allreduce=allreduce)
+    judge.add("phase1_forward", "block_shock", ours_two + allreduce, spread, allreduce=allreduce, **SPARSE)
+    return law(results(judge.runs())).iloc[0]
+
+
+@pytest.mark.parametrize(("local", "finding"), [(0.8, AGREES), (1.2, SLOWER), (0.6, FASTER)])
+def test_the_law_is_checked_on_the_product_without_the_all_reduce(judge, local, finding):
+    row = with_law(judge, ours_two=local)
+    assert row["s"] == pytest.approx(1.25)
+    assert row["predicted"] == pytest.approx(1.6)
+    assert row["local_ratio"] == pytest.approx(local / 0.5)
+    assert row["ratio"] == pytest.approx(local + 0.5)
+    assert row["finding"] == finding
+    assert row["predicted_lo"] < row["predicted"] < row["predicted_hi"]
+
+
+def test_the_law_promises_no_less_than_nine_eighths(judge):
+    row = with_law(judge, ours_two=0.56, one=0.9)
+    assert row["s"] == pytest.approx(2 / 0.9)
+    assert row["predicted"] == row["predicted_lo"] == 9 / 8
+    assert row["finding"] == AGREES
+
+
+def test_the_law_is_open_without_repeats(judge):
+    assert with_law(judge, ours_two=0.8, spread=None)["finding"] == OPEN
