@@ -183,13 +183,10 @@ class KernelDataCollector:
         other.copies = sorted(other.trace.copies, key=lambda copy: copy.start)
         return other
 
-    @property
-    def span(self) -> tuple[int, int]:
-        """From the first kernel's or copy's start to the last one's end. Raises EmptyTraceError if there is none."""
-        everything = together(self.kernels, self.copies)
-        if not everything:
-            raise EmptyTraceError(f"kernel_collector is empty: {self._why_empty()}")
-        return min(thing.start for thing in everything), max(thing.end for thing in everything)
+    def shown_kernels(self) -> list[Kernel]:
+        """What a figure shows: the kernels of the steps, or all if no step was marked. Raises EmptyTraceError."""
+        kernels = self.require_kernels()
+        return [kernel for kernel in kernels if kernel.step >= 0] if self.attribution.steps else kernels
 
     def _why_empty(self) -> str:
         if self.recording:

@@ -24,7 +24,8 @@ def short_name(name: str, limit: int = 46) -> str:
     head = _last_part(head.split("(")[0]) if "::" in head or "(" in head else head
     if head.endswith(" const") or not head:
         head = name
-    telling = next((found for argument in arguments if (found := _functor(argument))), "")
+    words = [found for argument in arguments if (found := _functor(argument))]
+    telling = next((word for word in words if "unctor" in word), words[0] if words else "")
     full = f"{head}<{telling}>" if telling else head
     if len(full) <= limit:
         return full

@@ -13,7 +13,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any
@@ -65,7 +66,7 @@ class StacktraceCollector:
         self._close(0, self._last)
 
     def _sample(self) -> None:
-        while not self._stop.wait(self.interval_s):
+        while True:
             frame = sys._current_frames().get(self.thread)
             now = time.time_ns()
             stack: list[FrameType] = []
@@ -75,6 +76,8 @@ class StacktraceCollector:
             self._see(stack[::-1], now)
             self.samples += 1
             del frame, stack
+            if self._stop.wait(self.interval_s):
+                return
 
     def _see(self, stack: list[FrameType], now: int) -> None:
         """Frames that are still there go on; the others ended, and new ones started, half way since the last look."""
@@ -111,6 +114,16 @@ class StacktraceCollector:
         self._last = now
         self.samples += 1
         return self.trace_calls
+
+    @contextmanager
+    def tracing(self) -> Iterator[None]:
+        """Inside, every call and return is recorded: `sys.settrace(self.trace_calls)`, undone at the end."""
+        before = sys.gettrace()
+        sys.settrace(self.trace_calls)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
 
     @classmethod
     def from_kernels(cls, collector: KernelDataCollector) -> StacktraceCollector:

@@ -19,8 +19,8 @@ _NUMBERED = 12  # points of the scatter that carry a number
 
 
 def kernel_totals(kernel_collector: KernelDataCollector) -> pd.DataFrame:
-    """One row a kernel name, by total duration: `total_ns count mean_ns share cumulative communication`."""
-    kernels = kernel_collector.require_kernels()
+    """One row a kernel name, by total duration, of the steps if any are marked: `total_ns count mean_ns share cumulative communication`."""
+    kernels = kernel_collector.shown_kernels()
     rows = pd.DataFrame([(k.name, k.end - k.start, k.communication) for k in kernels], columns=["name", "ns", "comm"])
     table = rows.groupby("name").agg(
         total_ns=("ns", "sum"), count=("ns", "size"), mean_ns=("ns", "mean"), communication=("comm", "first")
@@ -54,7 +54,7 @@ def plot_bottleneck_analysis(
     places = range(len(top))
     left.barh(places, top["total_ns"] / scale, color=colours, height=0.72)
     left.set_yticks(places, [f"{names[str(name)]}  {n}" for n, name in enumerate(top.index, 1)], fontsize=8.5)
-    left.invert_yaxis()
+    left.set_ylim(len(top) - 0.4, -0.6)
     left.set_xlim(0, 1.22 * top["total_ns"].max() / scale or 1)
     for place, (total, share, cumulative) in enumerate(top[["total_ns", "share", "cumulative"]].to_numpy()):
         left.text(total / scale, place, f" {share:.1%}  (Σ {cumulative:.1%})", va="center", fontsize=8)
@@ -116,17 +116,17 @@ def _diagonals(axes: plt.Axes, table: pd.DataFrame) -> None:
     for share in (0.01, 0.1, 1.0):
         total = share * table["total_ns"].sum()
         axes.plot([low, high], [total / low, total / high], color="#888888", lw=0.8, ls=":", scalex=False, scaley=False)
-        x = min(high / 1.15, max(low * 1.1, total / top))  # where it enters the picture
-        if bottom < total / x <= top * 1.001:
-            inside = total / x < top / 1.02
-            axes.text(
-                x,
-                total / x if inside else top,
+        x = max(low, total / top)  # where the line enters the picture: at its left edge or its upper one
+        y = total / x
+        if x < high / 1.3 and y > bottom * 1.3:
+            axes.annotate(
                 f"{share:.0%}",
+                (x, y),
+                xytext=(4, 3) if y < top / 1.3 else (8, -3),
+                textcoords="offset points",
+                va="bottom" if y < top / 1.3 else "top",
                 fontsize=7.5,
                 color="#666666",
-                ha="right" if inside else "left",
-                va="bottom" if inside else "top",
             )
     handle = Line2D([], [], color="#888888", lw=0.8, ls=":", label="equal total: 1%, 10%, 100% of all")
     axes.legend(handles=[handle], loc="lower left", fontsize=8)

@@ -132,7 +132,7 @@ def _boxes(axes: Axes, sides: dict[str, pd.DataFrame], chosen: Sequence[str], sc
             patch_artist=True,
             boxprops={"facecolor": colour, "alpha": 0.45, "edgecolor": colour},
             medianprops={"color": "black", "lw": 1.2},
-            meanprops={"marker": "D", "markerfacecolor": "white", "markeredgecolor": "black", "markersize": 3.6},
+            meanprops={"marker": "D", "markerfacecolor": colour, "markeredgecolor": "black", "markersize": 3.6},
             whiskerprops={"color": colour},
             capprops={"color": colour},
         )
@@ -141,8 +141,12 @@ def _boxes(axes: Axes, sides: dict[str, pd.DataFrame], chosen: Sequence[str], sc
     light_grid(axes, "x")
 
 
-def _short(name: str, limit: int = 44) -> str:
-    return name if len(name) <= limit else "…" + name[-limit + 1 :]
+def _short(name: str, limit: int = 48) -> str:
+    """The end of a path, from a dot on."""
+    if len(name) <= limit:
+        return name
+    end = name[-limit:]
+    return "…" + (end[end.index(".") :] if "." in end else end)
 
 
 def _titles(figure: Figure, axes: Axes, title: str, profile: ModuleProfile, shown: int, of: int, share: str) -> None:

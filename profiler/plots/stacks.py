@@ -30,16 +30,15 @@ def plot_stacktrace_with_kernels(
     Raises EmptyTraceError if either is empty, MismatchedTracesError if they are of different runs: no kernel was
     launched while the stack was looked at.
     """
-    frames, kernels = stacktrace_collector.require_frames(), kernel_collector.require_kernels()
+    frames, kernels = stacktrace_collector.require_frames(), kernel_collector.shown_kernels()
     stack_start, stack_end = stacktrace_collector.span
-    first, last = kernel_collector.span
-    if last <= stack_start or first >= stack_end:
-        gap = (stack_start - last if last <= stack_start else first - stack_end) / 1e9
+    start, end = min(kernel.start for kernel in kernels), max(kernel.end for kernel in kernels)
+    if end <= stack_start or start >= stack_end:
+        gap = (stack_start - end if end <= stack_start else start - stack_end) / 1e9
         raise MismatchedTracesError(
             "stacktrace_collector and kernel_collector are of different runs: the stack and the kernels have no "
             f"moment in common ({gap:.3f} s apart); collect both at the same time"
         )
-    start, end = min(first, max(stack_start, first)), max(last, min(stack_end, last))
     seen = [frame for frame in frames if frame.end > start and frame.start < end]
     base = _shared_levels(seen, start, end)
     style()
@@ -58,7 +57,7 @@ def plot_stacktrace_with_kernels(
     _draw_kernels(below, rows, start, scale, kernel_collector.on_cpu)
     below.set_xlim(0, (end - start) / scale)
     below.set_xlabel(f"time since the first {'operator' if kernel_collector.on_cpu else 'kernel'} [{unit}]")
-    shared = f"the {base} outermost frames, which never change, are left out; " if base else ""
+    shared = f"without the outermost {base} level{'s' * (base != 1)}, which never change; " if base else ""
     figure.suptitle("Python's call stack and what ran meanwhile")
     above.set_title(f"{shared}{stacktrace_collector.samples:,} samples", fontsize=10)
     cpu_note(figure, kernel_collector.on_cpu)
@@ -89,8 +88,7 @@ def _draw_stack(
         colours.append(_FRAME_COLOURS[crc32(f"{frame.file}:{frame.name}".encode()) % len(_FRAME_COLOURS)])
         room = int((right - left) / width * 190)  # letters of this size that fit
         if room >= 4:
-            name = frame.name.replace(".<locals>", "")
-            text = name if len(name) <= room else name.rsplit(".", 1)[-1][:room]
+            text = _fitting(frame.name.replace(".<locals>", ""), room)
             axes.text((left + right) / 2, level + 0.5, text, ha="center", va="center", fontsize=6.5, clip_on=True)
     axes.add_collection(PolyCollection(boxes, facecolors=colours, edgecolors="white", linewidths=0.4))
     axes.set_ylim(0, levels)
@@ -98,6 +96,12 @@ def _draw_stack(
     deepest = max((frame.depth for frame in frames), default=base) - base + 1
     if deepest > levels:
         axes.text(0.01, 0.98, f"{deepest - levels} deeper levels are left out", transform=axes.transAxes, va="top")
+
+
+def _fitting(name: str, room: int) -> str:
+    """The name, its last part, or the beginning of that, in at most `room` letters."""
+    last = name.rsplit(".", 1)[-1]
+    return name if len(name) <= room else last if len(last) <= room else last[: room - 1] + "…"
 
 
 def _rows(kernels: Sequence[Kernel]) -> dict[tuple[int, int], list[Kernel]]:
@@ -124,6 +128,4 @@ def _draw_kernels(
     axes.set_ylim(len(rows) - 0.4, -0.6)
     light_grid(axes, "x")
     handles = [Patch(color=PASS_COLOUR[kind], label=kind) for kind in PASS_COLOUR if kind in used]
-    axes.legend(
-        handles=handles, ncol=len(handles), fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.32), frameon=False
-    )
+    axes.figure.legend(handles=handles, ncol=len(handles), fontsize=8, loc="outside lower center", frameon=False)

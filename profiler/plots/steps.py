@@ -44,6 +44,8 @@ def plot_step_breakdown(
     places = rows.index + 0.6 * rows["rank"].rank(method="dense")  # a gap between ranks
     left = pd.Series(0.0, index=rows.index)
     for name, (column, colour) in PARTS.items():
+        if not rows[column].sum():
+            continue
         width = rows[column] / scale
         share = rows[column].sum() / rows["step_ns"].sum()
         axes.barh(places, width, left=left, color=colour, height=0.8, label=f"{name} ({share:.1%})")

@@ -62,8 +62,8 @@ def nanosecond_unit(largest: float) -> tuple[float, str]:
 
 
 def in_nanoseconds(duration: float) -> str:
-    """A duration with its unit: 1234567 → '1235 µs'."""
-    scale, unit = nanosecond_unit(duration)
+    """A duration with its unit: 1234567 → '1.23 ms'."""
+    scale, unit = nanosecond_unit(2 * duration)
     value = duration / scale
     return f"{value:.0f} {unit}" if value >= 100 or unit == "ns" else f"{value:.3g} {unit}"
 

@@ -42,10 +42,9 @@ def plot_timeline_memcpy_and_passes(
     copies = [memcpy_info] if isinstance(memcpy_info, MemoryCopy) else list(memcpy_info)
     if not copies:
         raise EmptyTraceError("memcpy_info is empty: no memory copy was recorded in this run")
-    start, end = profile.collector.span
-    start = min(start, int(profile.steps["start_ns"].min()))
-    end = max(end, int(profile.steps["end_ns"].max()))
-    if max(copy.end for copy in copies) < start or min(copy.start for copy in copies) > end:
+    start, end = int(profile.steps["start_ns"].min()), int(profile.steps["end_ns"].max())
+    copies = [copy for copy in copies if copy.end > start and copy.start < end]
+    if not copies:
         raise MismatchedTracesError(
             "memcpy_info and profile are of different runs: no copy falls into the profile's time; take "
             "profile.collector.copies"
@@ -118,7 +117,7 @@ def _draw_copies(
 
 def _draw_passes(axes: Axes, profile: ModuleProfile, start: int, scale: float) -> None:
     intervals: dict[str, list[tuple[int, int]]] = {name: [] for name in PASSES}
-    for kernel in profile.collector.kernels:
+    for kernel in profile.collector.shown_kernels():
         name = "communication" if kernel.communication else kernel.region
         intervals[name].append((kernel.start, kernel.end))
     shown = [name for name in PASSES if intervals[name]]
