@@ -8,6 +8,7 @@ that made it is found, and with that the module: this is the module's real backw
 - The kernels of a replayed CUDA graph share one launch: they go to the module in which the replay was launched.
 - A node that accumulates a gradient has no number; it runs right after the node that made the gradient and goes with
   it. So do the gradient reductions that DDP launches there.
+- What DDP does when the backward is complete runs on autograd's thread outside of any node: it is `(outside)` backward.
 - A forward that is run again in the backward (checkpointing) belongs to its module, and to the backward.
 """
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from profiler.kernels.kineto_trace import RawTrace
 from profiler.kernels.records import (
@@ -115,9 +116,13 @@ def attribute(trace: RawTrace, markers: Sequence[str] = (), operators: bool = Fa
         ranges += sweep.ranges
         host_kernels += sweep.operators
     following = _following(ranges, trace.host)
+    # A GPU's backward has threads of its own: all that happens there is backward.
+    engine = {r.thread for r in ranges if r.node} - {r.thread for r in trace.host if r.name == STEP}
     for number, (thing, thread, time) in enumerate(things):
-        known = thread >= 0
-        _write(thing, owners.get(number) if known else None, time if known else thing.start, steps, following)
+        owner = owners.get(number) if thread >= 0 else None
+        if owner is not None and owner.region is None and thread in engine:
+            owner = replace(owner, region="backward")
+        _write(thing, owner, time if thread >= 0 else thing.start, steps, following)
     for kernel, owner in host_kernels:
         _write(kernel, owner, kernel.start, steps, following)
     return Attribution(steps, ranges, [kernel for kernel, _ in host_kernels])

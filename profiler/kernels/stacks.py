@@ -63,7 +63,7 @@ class StacktraceCollector:
         assert self._sampler is not None
         self._stop.set()
         self._sampler.join()
-        self._close(0, self._last)
+        self._close(0, time.time_ns())  # what is on the stack now has stayed until now, as far as one can see
 
     def _sample(self) -> None:
         while True:

@@ -19,7 +19,10 @@ _NUMBERED = 12  # points of the scatter that carry a number
 
 
 def kernel_totals(kernel_collector: KernelDataCollector) -> pd.DataFrame:
-    """One row a kernel name, by total duration, of the steps if any are marked: `total_ns count mean_ns share cumulative communication`."""
+    """One row a kernel name, by total duration: `total_ns count mean_ns share cumulative communication`.
+
+    Where steps are marked, what ran outside of them does not count.
+    """
     kernels = kernel_collector.shown_kernels()
     rows = pd.DataFrame([(k.name, k.end - k.start, k.communication) for k in kernels], columns=["name", "ns", "comm"])
     table = rows.groupby("name").agg(

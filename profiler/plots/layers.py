@@ -44,7 +44,9 @@ def plot_layer_runtime_stats(
     )
     axes.set_xlim(left=0)
     shown = totals[chosen].sum() / max(1.0, totals.sum())
-    _titles(figure, axes, "Run time of modules", profile, len(chosen), len(totals), f"{shown:.0%} of all modules' time")
+    _titles(
+        figure, axes, "Run time of modules", profile, len(chosen), len(totals), f" ({shown:.0%} of all modules' time)"
+    )
     _legend(axes, [])
     return save(figure, path)
 
@@ -83,8 +85,8 @@ def plot_throughput_analysis(
         top = max(top, profile.peak_tflops)
     axes.set_xlim(0, 1.06 * top / scale)
     axes.set_xlabel(f"{unit} of the module's own matrix products and convolutions over its own device time")
-    unknown = "" if profile.peak_tflops else "; the device's peak is not given"
-    _titles(figure, axes, "Throughput of modules", profile, len(chosen), len(totals), f"the most time{unknown}")
+    note = "" if profile.peak_tflops else "; the device's peak is not given"
+    _titles(figure, axes, "Throughput of modules", profile, len(chosen), len(totals), "", note)
     _legend(axes, lines)
     return save(figure, path)
 
@@ -149,11 +151,13 @@ def _short(name: str, limit: int = 48) -> str:
     return "…" + (end[end.index(".") :] if "." in end else end)
 
 
-def _titles(figure: Figure, axes: Axes, title: str, profile: ModuleProfile, shown: int, of: int, share: str) -> None:
+def _titles(
+    figure: Figure, axes: Axes, title: str, profile: ModuleProfile, shown: int, of: int, share: str = "", note: str = ""
+) -> None:
     steps = profile.steps["step"].nunique()
     figure.suptitle(title)
-    chosen = f"the {shown} of {of} modules with the most time ({share})" if shown < of else f"{of} modules"
-    axes.set_title(f"{chosen}; {steps} step{'s' * (steps != 1)} of rank {profile.rank}", fontsize=10)
+    chosen = f"the {shown} of {of} modules with the most time{share}" if shown < of else f"{of} modules"
+    axes.set_title(f"{chosen}; {steps} step{'s' * (steps != 1)} of rank {profile.rank}{note}", fontsize=10)
     cpu_note(figure, profile.collector.on_cpu)
 
 
