@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
 from blockshock import distributed, timing
 from blockshock.config import kind
@@ -26,6 +28,7 @@ from blockshock.methods import ParallelLinear
 from blockshock.phases import TrainingOptions
 from blockshock.problem import DTYPES
 from profiler import plots
+from profiler.errors import EmptyTraceError
 from profiler.kernels import (
     MEMCPY_KIND_STR,
     FlopCount,
@@ -66,14 +69,15 @@ class Trace(TrainingOptions):
 
     name: str = "trace"
     warmup_iters: int = 3
-    timed_iters: int = 10  # steps without a trace, and as many with one
+    timed_iters: int = 10  # steps without a trace
+    trace_iters: int = 5  # steps with one
     backend: str = "kineto"  # kineto | cupti
     stacks: str = "auto"  # auto | sampled | traced | none
     top_n: int = 20  # kernels in the ranking
 
     def check(self, job: Job) -> None:
         self.check_training()
-        for key in ("warmup_iters", "timed_iters", "top_n"):
+        for key in ("warmup_iters", "timed_iters", "trace_iters", "top_n"):
             at_least(f"phase.{key}", getattr(self, key), 1)
         one_of("phase.backend", self.backend, ("kineto", "cupti"))
         one_of("phase.stacks", self.stacks, STACKS)
@@ -88,20 +92,19 @@ class Trace(TrainingOptions):
         distributed.barrier()
         samples = timer.measure("total_step", subject.step, self.warmup_iters, self.timed_iters)["total_step"]
         untraced = distributed.max_over_ranks(samples)
-        execution.log("tracing %d steps (%s)", self.timed_iters, self.backend)
-        collector = self._collect(execution, subject, self.timed_iters)
+        execution.log("tracing %d steps (%s)", self.trace_iters, self.backend)
+        collector = self._collect(execution, subject, self.trace_iters)
         with_stacks = self._with_stacks(execution, subject, statistics.median(untraced))
         if execution.device.type == "cuda":
             with memory_snapshot(self._path(execution, "memory.pickle")):
                 subject.step()
         execution.log("writing tables and figures")
         profile = self._save(execution, subject, collector)
-        if with_stacks and distributed.rank() == 0:
-            _close(plots.plot_stacktrace_with_kernels(*with_stacks, execution.folder.path / "stacks_and_kernels.png"))
+        if with_stacks:
+            _draw(execution, "stacks_and_kernels", plots.plot_stacktrace_with_kernels, *with_stacks)
         distributed.barrier()  # every rank's tables are there
         tables = read_steps(execution.folder.path)
-        if distributed.rank() == 0:
-            _close(plots.plot_step_breakdown(tables, execution.folder.path / "step_breakdown.png"))
+        _draw(execution, "step_breakdown", plots.plot_step_breakdown, tables)
         step_ms = timing.summarize(untraced)
         traced = distributed.max_over_ranks((tables[distributed.rank()]["step_ns"] / 1e6).tolist())
         found = self._summary(tables, collector, profile)
@@ -171,7 +174,6 @@ class Trace(TrainingOptions):
     def _save(self, execution: Execution, subject: Subject, collector: KernelDataCollector) -> ModuleProfile | None:
         """Write this rank's tables, and on rank 0 its figures. CUPTI alone sees no modules: None."""
         folder, ranks = execution.folder.path, distributed.world_size()
-        first = distributed.rank() == 0
         profile = None
         if self.backend == "kineto":
             profile = ModuleProfile(collector, subject.flops(), self._peak(execution))
@@ -179,16 +181,13 @@ class Trace(TrainingOptions):
         else:
             save_records(collector, folder, ranks)
             step_table(collector).to_csv(self._path(execution, "steps.csv"), index=False)
-        if first:
-            _close(plots.plot_bottleneck_analysis(collector, self.top_n, folder / "bottlenecks.png"))
-        if first and profile is not None:
-            _close(plots.plot_layer_runtime_stats(profile, path=folder / "layer_runtime.png"))
-            _close(plots.plot_throughput_analysis(profile, path=folder / "throughput.png"))
-            if collector.copies:
-                path = folder / "memcpy_and_passes.png"
-                _close(plots.plot_timeline_memcpy_and_passes(collector.copies, profile, MEMCPY_KIND_STR, path))
-            else:
-                execution.log("no memory was copied: memcpy_and_passes.png is left out")
+        _draw(execution, "bottlenecks", plots.plot_bottleneck_analysis, collector, self.top_n)
+        if profile is not None:
+            copies = [copy for copy in collector.copies if copy.step >= 0]
+            _draw(execution, "layer_runtime", plots.plot_layer_runtime_stats, profile, None)
+            _draw(execution, "throughput", plots.plot_throughput_analysis, profile, None)
+            timeline = plots.plot_timeline_memcpy_and_passes
+            _draw(execution, "memcpy_and_passes", timeline, copies, profile, MEMCPY_KIND_STR)
         return profile
 
     def _peak(self, execution: Execution) -> float | None:
@@ -219,7 +218,11 @@ class Trace(TrainingOptions):
         }
 
 
-def _close(figure: Any) -> None:
-    import matplotlib.pyplot as plt
-
-    plt.close(figure)
+def _draw(execution: Execution, name: str, plot: Callable[..., Figure], *arguments: Any) -> None:
+    """Rank 0 draws `name`.png; where there is nothing to draw, the log says what is missing."""
+    if distributed.rank() != 0:
+        return
+    try:
+        plt.close(plot(*arguments, path=execution.folder.path / f"{name}.png"))
+    except EmptyTraceError as error:
+        execution.log("%s.png is left out: %s", name, error)

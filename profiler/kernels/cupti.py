@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from profiler.kernels.collector import KernelDataCollector
 
 _BUFFER_BYTES = 8 << 20  # about 40 000 records
+_TOLERANCE_NS = 1_000_000  # a clock of another kind is off by far more
 _KINDS = ("CONCURRENT_KERNEL", "MEMCPY", "MEMCPY2", "MEMSET")  # MEMCPY2: between devices
 
 
@@ -115,7 +116,7 @@ def setup_cupti_kernels(collector: KernelDataCollector) -> None:
 def finalize_cupti_kernels() -> None:
     """Stop recording and fill the collector: its kernels and copies are then on the clock of `time.time_ns()`.
 
-    Raises CuptiError if nothing was set up, or if records were lost.
+    Raises CuptiError if nothing was set up, if a record can't be read, or if records are on another clock.
     """
     global _session
     if _session is None:
@@ -128,9 +129,14 @@ def finalize_cupti_kernels() -> None:
     _disable(session)
     if session.failure:
         raise CuptiError(f"a record of CUPTI could not be read ({session.failure}); expected cupti-python 13.0")
-    convert = _clock(session.clock)
+    convert, (_, began), (_, ended) = _clock(session.clock), *session.clock
     for thing in together(session.kernels, session.copies):
         thing.start, thing.end = convert(thing.start), convert(thing.end)
+        if not began - _TOLERANCE_NS <= thing.start <= thing.end <= ended + _TOLERANCE_NS:
+            raise CuptiError(
+                "CUPTI's records and its clock disagree: torch.profiler, which has run in this process, gives records "
+                "a clock of its own; record through CUPTI first, or in another process"
+            )
     session.collector.take_cupti(session.kernels, session.copies)
 
 

@@ -147,6 +147,15 @@ def test_a_record_that_cant_be_read_is_no_silent_loss(library: StandIn) -> None:
         finalize_cupti_kernels()
 
 
+def test_records_on_another_clock_are_refused(library: StandIn) -> None:
+    """torch.profiler leaves CUPTI with timestamps of its own, in processor ticks."""
+    setup_cupti_kernels(KernelDataCollector(backend="cupti"))
+    ticks = time.perf_counter_ns() // 3
+    library.records = [record(ActivityKind.MEMSET, ticks, ticks + 10, bytes=4, value=0)]
+    with pytest.raises(CuptiError, match="record through CUPTI first, or in another process"):
+        finalize_cupti_kernels()
+
+
 def test_the_wrong_back_end_is_refused(library: StandIn) -> None:
     with pytest.raises(CuptiError, match="make it with backend='cupti'"):
         setup_cupti_kernels(KernelDataCollector(device="cpu"))
