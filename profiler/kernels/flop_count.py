@@ -54,7 +54,11 @@ class _Counter(TorchDispatchMode):
         self.counts: defaultdict[tuple[str, str], int] = defaultdict(int)
         self.formulas = formulas
         self._stack: list[str] = []
-        self._numbers, self._modules = [0], [OUTSIDE]  # autograd's number, and the module from there on
+        # Autograd's numbers, and the module from each on. Nodes that a forward makes when it runs again in the backward
+        # are numbered apart on a GPU, where the backward has a thread of its own.
+        self._made = ([0], [OUTSIDE])
+        self._made_again: tuple[list[int], list[str]] = ([0], [OUTSIDE])
+        self._outer_task = -1  # the backward in which a forward ran again
 
     def enter(self, name: str) -> None:
         self._stack.append(name)
@@ -65,9 +69,14 @@ class _Counter(TorchDispatchMode):
         self._border()
 
     def _border(self) -> None:
-        if torch._C._current_autograd_node() is None:  # a forward that is run again makes nodes that nobody evaluates
-            self._numbers.append(torch._C._autograd._get_sequence_nr())
-            self._modules.append(self._stack[-1] if self._stack else OUTSIDE)
+        if torch._C._current_autograd_node() is None:
+            numbers, modules = self._made
+            self._made_again = ([0], [OUTSIDE])
+        else:
+            numbers, modules = self._made_again
+            self._outer_task = torch._C._current_graph_task_id()
+        numbers.append(torch._C._autograd._get_sequence_nr())
+        modules.append(self._stack[-1] if self._stack else OUTSIDE)
 
     def _owner(self) -> tuple[str, str]:
         node = torch._C._current_autograd_node()
@@ -75,7 +84,9 @@ class _Counter(TorchDispatchMode):
             return self._stack[-1], "forward" if node is None else "backward"
         if node is None:
             return OUTSIDE, "forward"
-        return self._modules[bisect_right(self._numbers, node._sequence_nr()) - 1], "backward"
+        nested = len(self._made_again[0]) > 1 and torch._C._current_graph_task_id() != self._outer_task
+        numbers, modules = self._made_again if nested else self._made
+        return modules[bisect_right(numbers, node._sequence_nr()) - 1], "backward"
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

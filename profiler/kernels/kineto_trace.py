@@ -11,7 +11,10 @@ converted the device's clock.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,20 +45,34 @@ class RawTrace:
 
 def read_trace(path: Path) -> RawTrace:
     """Parse a trace file. Raises ProfilerError if it is none of torch.profiler's."""
-    content = json.loads(path.read_text(errors="replace"), parse_float=str)
+    with _no_collection():
+        content = json.loads(path.read_text(errors="replace"), parse_float=str)
     if not isinstance(content, dict) or "traceEvents" not in content:
         raise ProfilerError(f"{path} is no trace of torch.profiler: it has no traceEvents")
     base = int(content.get("baseTimeNanoseconds", 0))
     trace = RawTrace()
     flows: dict[int, dict[str, tuple[int, int]]] = {}
-    for event in content["traceEvents"]:
-        kind, phase = event.get("cat"), event.get("ph")
-        if kind == "fwdbwd":
-            flows.setdefault(event["id"], {})[phase] = (event["tid"], base + _nanoseconds(event["ts"]))
-        elif phase == "X" and kind is not None:
-            _add(trace, kind, event, base)
+    with _no_collection():
+        for event in content["traceEvents"]:
+            kind, phase = event.get("cat"), event.get("ph")
+            if kind == "fwdbwd":
+                flows.setdefault(event["id"], {})[phase] = (event["tid"], base + _nanoseconds(event["ts"]))
+            elif phase == "X" and kind is not None:
+                _add(trace, kind, event, base)
     trace.threads = _threads(trace.host, flows)
     return trace
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Inside, Python looks for no garbage: a million small objects that all stay would be searched again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _add(trace: RawTrace, kind: str, event: dict[str, Any], base: int) -> None:

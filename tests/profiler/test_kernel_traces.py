@@ -185,6 +185,23 @@ def test_flops_of_a_linear_layer_by_hand() -> None:
     }
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_flops_of_a_forward_that_runs_again_are_backward(reentrant: bool) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    x = torch.randn(4, 8)
+
+    def step() -> None:
+        model[2](checkpoint(model[1], model[0](x), use_reentrant=reentrant)).sum().backward()
+
+    product = 2 * 4 * 8 * 8
+    assert count_flops(model, step) == {
+        **{(name, "forward"): product for name in "012"},
+        ("0", "backward"): product,  # x needs no gradient
+        ("1", "backward"): 3 * product,  # the forward again, both gradients
+        ("2", "backward"): 2 * product,
+    }
+
+
 def test_an_operator_without_a_formula_can_be_given_one() -> None:
     model = Applies("sigmoid")
     formulas = {torch.ops.aten.sigmoid: lambda x, out_val: 7 * x.numel()}
