@@ -37,6 +37,7 @@ class Content:
     counts: dict[str, int]
     shown: pd.DataFrame  # from readable()
     profiles: pd.DataFrame  # from profile_table()
+    traces: pd.DataFrame  # from trace_table()
     sizes: list[tuple[int, ...]]  # of each row, so that a rule separates them
     fastest: list[bool]  # of each row: the fastest of its size
     the_same: dict[str, str]
@@ -60,6 +61,8 @@ def page(content: Content) -> str:
         columns=[(name, name not in LEFT) for name in content.shown.columns],
         profile_columns=list(content.profiles.columns),
         profile_rows=content.profiles.to_numpy().tolist(),
+        trace_columns=list(content.traces.columns),
+        trace_rows=content.traces.to_numpy().tolist(),
         rows=[(cells, fast, i > 0 and size != rows[i - 1][1]) for i, (cells, size, fast) in enumerate(rows)],
     )
 

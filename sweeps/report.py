@@ -20,6 +20,7 @@ from sweeps.page import Content, Picture, page
 from sweeps.profiles import draw_batches, profile_table
 from sweeps.readable import markdown, readable, short, the_same
 from sweeps.tables import drift, results
+from sweeps.traces import trace_table
 
 
 def write_report(paths: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> Path:
@@ -41,7 +42,7 @@ def main() -> None:
         written = _write(runs, table, arguments.folders, out)
     except (OSError, ValueError) as error:
         _refuse(str(error))
-    if table.empty and drift(runs).empty and profile_table(runs).empty:
+    if table.empty and drift(runs).empty and profile_table(runs).empty and trace_table(runs).empty:
         ended = ", ".join(f"{count} {status}" for status, count in counts(jobs(runs)).items())
         _refuse(f"{_listed(arguments.folders)}: no records in {ended} runs; why stands in {written}")
     _print(table, written)
@@ -63,6 +64,9 @@ def _write(runs: pd.DataFrame, table: pd.DataFrame, paths: Sequence[str | PathLi
     profiles = profile_table(runs)
     if not profiles.empty:
         (out / "profiles.md").write_text(markdown(profiles), encoding="utf-8")
+    traces = trace_table(runs)
+    if not traces.empty:
+        (out / "traces.md").write_text(markdown(traces), encoding="utf-8")
     found = jobs(runs)
     sizes = [tuple(row) for row in table[["N", "K", "B"]].to_numpy().tolist()]
     content = Content(
@@ -72,6 +76,7 @@ def _write(runs: pd.DataFrame, table: pd.DataFrame, paths: Sequence[str | PathLi
         counts=counts(found),
         shown=shown,
         profiles=profiles,
+        traces=traces,
         sizes=sizes,
         fastest=_fastest(table),
         the_same=the_same(table),

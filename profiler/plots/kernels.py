@@ -5,7 +5,6 @@ import os
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -73,7 +72,7 @@ def plot_bottleneck_analysis(
     _scatter(right, table, len(top))
     right.set_xlabel("launches")
     right.set_ylabel("mean duration of a launch")
-    right.set_title("many short or few long ones? numbers as on the left", fontsize=10)
+    right.set_title("numbered as on the left; dotted: equal total, in % of all", fontsize=10)
     total, count = table["total_ns"].sum(), int(table["count"].sum())
     figure.suptitle(f"Where the time goes: {count:,} launches, {in_nanoseconds(total)} in all")
     cpu_note(figure, kernel_collector.on_cpu)
@@ -88,7 +87,7 @@ def _scatter(axes: plt.Axes, table: pd.DataFrame, top: int) -> None:
     axes.set_yscale("log")
     axes.set_xlim(0.7 * table["count"].min(), 1.6 * table["count"].max())
     low, high = mean.min(), mean.max()
-    axes.set_ylim(low / 2, high * 2)
+    axes.set_ylim(low / 2.5, high * 2.5)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: in_nanoseconds(value)))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if table["count"].max() < 200 else (1.0,)))
@@ -96,12 +95,16 @@ def _scatter(axes: plt.Axes, table: pd.DataFrame, top: int) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     light_grid(axes)
     _diagonals(axes, table)
-    numbered: dict[tuple[int, int], list[int]] = {}  # points that lie on one another share one label
+    labels: list[tuple[tuple[float, float], list[int]]] = []  # points too near for two labels share one
     points = table[["count", "mean_ns"]].clip(lower=1.0).to_numpy()
     for number, point in enumerate(points[: min(top, _NUMBERED)], 1):
         x, y = axes.transData.transform(point)
-        numbered.setdefault((round(x / 14), round(y / 12)), []).append(number)
-    for numbers in numbered.values():
+        near = next((numbers for (a, b), numbers in labels if abs(x - a) < 16 and abs(y - b) < 12), None)
+        if near is None:
+            labels.append(((x, y), [number]))
+        else:
+            near.append(number)
+    for _, numbers in labels:
         x, y = points[numbers[0] - 1]
         axes.annotate(
             ", ".join(map(str, numbers)),
@@ -131,5 +134,3 @@ def _diagonals(axes: plt.Axes, table: pd.DataFrame) -> None:
                 fontsize=7.5,
                 color="#666666",
             )
-    handle = Line2D([], [], color="#888888", lw=0.8, ls=":", label="equal total: 1%, 10%, 100% of all")
-    axes.legend(handles=[handle], loc="lower left", fontsize=8)

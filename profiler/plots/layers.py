@@ -156,7 +156,7 @@ def _titles(
 ) -> None:
     steps = profile.steps["step"].nunique()
     figure.suptitle(title)
-    chosen = f"the {shown} of {of} modules with the most time{share}" if shown < of else f"{of} modules"
+    chosen = f"the {shown} of {of} modules with the most time{share}" if shown < of else f"{of} module{'s' * (of != 1)}"
     axes.set_title(f"{chosen}; {steps} step{'s' * (steps != 1)} of rank {profile.rank}{note}", fontsize=10)
     cpu_note(figure, profile.collector.on_cpu)
 

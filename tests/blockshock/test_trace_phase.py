@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from sweeps import load_runs
+from sweeps.report import write_report
 
 FIGURES = {"bottlenecks", "stacks_and_kernels", "layer_runtime", "throughput", "memcpy_and_passes", "step_breakdown"}
 STEPS = ("phase.timed_iters=4", "phase.trace_iters=3", "phase.warmup_iters=1")
@@ -71,6 +72,12 @@ def test_two_ranks_each_write_their_own_and_see_their_communication(cli, tmp_pat
     assert {path.stem for path in folder.glob("*.png")} >= FIGURES - {"memcpy_and_passes"}
     record = load_runs([folder]).iloc[0]
     assert len(record["trace.exposed_communication_ms"]) == 2
+    write_report([folder], tmp_path / "report")
+    text = (tmp_path / "report" / "report.html").read_text()
+    assert "Traced training steps" in text
+    assert "Nothing has been measured" not in text
+    slowest = max(record["trace.step_ms"])
+    assert f"| {slowest:.3f} |" in (tmp_path / "report" / "traces.md").read_text()
 
 
 @pytest.mark.parametrize(
