@@ -11,6 +11,7 @@ from profiler.errors import EmptyTraceError, MismatchedTracesError
 from profiler.kernels.modules import ModuleProfile
 from profiler.plots.style import PASS_COLOUR, cpu_note, light_grid, nanosecond_unit, save, style
 
+_CLOCKS_NS = 60e9  # clocks of two hosts agree to a minute; steps of one run that are further apart are of two
 PARTS = {
     "compute": ("compute_ns", PASS_COLOUR["forward"]),
     "exposed communication": ("exposed_communication_ns", PASS_COLOUR["communication"]),
@@ -25,7 +26,7 @@ def plot_step_breakdown(
     """Stacked bars, one a rank and step: compute, communication while nothing is computed, other copies, idle.
 
     `profiles`: one a rank; also the tables that `read_steps(folder)` returns. Raises EmptyTraceError for none, and
-    MismatchedTracesError for two of one rank or with different numbers of steps.
+    MismatchedTracesError for two of one rank, with different numbers of steps, or more than a minute apart.
     """
     given = [profiles] if isinstance(profiles, ModuleProfile | pd.DataFrame) else list(profiles)
     tables = [one.steps if isinstance(one, ModuleProfile) else one for one in given]
@@ -37,6 +38,10 @@ def plot_step_breakdown(
     counts = {rank: len(table) for rank, table in zip(ranks, tables, strict=True)}
     if len(set(counts.values())) > 1:
         raise MismatchedTracesError(f"profiles are of different runs: steps by rank are {counts}, not equally many")
+    latest, earliest = max(table["start_ns"].min() for table in tables), min(table["end_ns"].max() for table in tables)
+    if latest - earliest > _CLOCKS_NS:
+        gap = (latest - earliest) / 1e9
+        raise MismatchedTracesError(f"profiles are of different runs: {gap:.0f} s lie between the ranks' steps")
     rows = pd.concat(tables).sort_values(["rank", "step"]).reset_index(drop=True)
     style()
     figure, axes = plt.subplots(figsize=(12, max(3.2, 1.9 + 0.3 * len(rows))), layout="constrained")

@@ -237,6 +237,16 @@ REFUSED: dict[str, tuple[Callable[[ModuleProfile], object], type[ProfilerError],
     ),
     "no profiles": (lambda gpu: plot_step_breakdown([]), EmptyTraceError, "profiles is empty"),
     "one rank twice": (lambda gpu: plot_step_breakdown([gpu, gpu]), MismatchedTracesError, r"ranks \[0, 0\]"),
+    "another day's ranks": (
+        lambda gpu: plot_step_breakdown(
+            [
+                gpu,
+                gpu.steps.assign(rank=1, start_ns=gpu.steps["start_ns"] + 10**14, end_ns=gpu.steps["end_ns"] + 10**14),
+            ]
+        ),
+        MismatchedTracesError,
+        "100000 s lie between the ranks' steps",
+    ),
     "unequal steps": (
         lambda gpu: plot_step_breakdown([gpu, gpu.steps.iloc[:1].assign(rank=1)]),
         MismatchedTracesError,
