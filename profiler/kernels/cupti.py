@@ -131,7 +131,9 @@ def finalize_cupti_kernels() -> None:
         raise CuptiError(f"a record of CUPTI could not be read ({session.failure}); expected cupti-python 13.0")
     convert, (_, began), (_, ended) = _clock(session.clock), *session.clock
     for thing in together(session.kernels, session.copies):
-        thing.start, thing.end = convert(thing.start), convert(thing.end)
+        duration = thing.end - thing.start  # exact as it is; the two readings of a short session are not
+        thing.start = convert(thing.start)
+        thing.end = thing.start + duration
         if not began - _TOLERANCE_NS <= thing.start <= thing.end <= ended + _TOLERANCE_NS:
             raise CuptiError(
                 "CUPTI's records and its clock disagree: torch.profiler, which has run in this process, gives records "
