@@ -195,14 +195,28 @@ def _check_sizes(job: Job) -> None:
         at_least(f"model.{name}", getattr(job.model, name), 1)
 
 
-def _check_kinds(job: Job) -> None:
-    """Phases, methods and workloads work on a linear layer (`of` is "layer", the default) or on a model's step."""
+def kind(job: Job) -> str:
+    """What the job works on: "layer", a linear layer, or "model", a model's training step.
+
+    Phases, methods and workloads say which in `of` ("layer" is the default). A phase of "any" leaves it to the method.
+    """
     wanted = getattr(job.phase, "of", "layer")
+    return getattr(job.method, "of", "layer") if wanted == "any" else wanted
+
+
+def _check_kinds(job: Job) -> None:
+    """The phase, the method and the workload must work on the same."""
+    wanted = kind(job)
+    decided_by = "method" if getattr(job.phase, "of", "layer") == "any" else "phase"
     for name in ("workload", "method"):
         option = getattr(job, name)
         if getattr(option, "of", "layer") != wanted:
             what = "a linear layer" if wanted == "layer" else "a model's training step"
-            raise ConfigError(name, option.name, f"phase={job.phase.name} is for {what}; {_FOR[wanted][name]}")
+            hint = _FOR[wanted][name] + (f", or {_FOR[_OTHER[wanted]]['method'][4:]}" if decided_by == "method" else "")
+            raise ConfigError(name, option.name, f"{decided_by}={getattr(job, decided_by).name} is for {what}; {hint}")
+
+
+_OTHER = {"layer": "model", "model": "layer"}
 
 
 _FOR = {
@@ -219,7 +233,7 @@ _FOR = {
 
 def _check_mask(job: Job) -> None:
     """A mask that is not 2:4, or not what it claims, shows on a small matrix already."""
-    if getattr(job.phase, "of", "layer") == "layer":
+    if kind(job) == "layer":
         import torch
 
         from blockshock.masks import halves

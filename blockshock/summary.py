@@ -33,4 +33,12 @@ def print_summary(run_dir: str | os.PathLike[str]) -> None:
         peak, simulated = (profile[f"{name}_peak_bytes"] / 2**20 for name in ("measured", "simulated"))
         print(f"  peak        {peak:.1f} MiB measured, {simulated:.1f} MiB simulated, at {profile['peak_node']}")
         print(f"  nodes       {profile['nodes']}, {profile['node_time_s'] * 1e3:.4f} ms in all")
+    trace = record.get("trace")
+    if trace:
+        parts = ("forward", "backward", "optimizer", "other", "exposed_communication", "idle")
+        slowest = max(range(len(trace["step_ms"])), key=lambda rank: trace["step_ms"][rank])
+        text = ", ".join(f"{part.replace('_', ' ')} {trace[f'{part}_ms'][slowest]:.4f}" for part in parts)
+        print(f"  step        {text} ms (rank {slowest})")
+        known = "" if trace["attributed"] is None else f"; {trace['attributed']:.2%} of the device time has an owner"
+        print(f"  trace       {trace['kernels'][0]} kernels a step; slower by {trace['slowdown']:.1%}{known}")
     print(f"  {folder.path}")

@@ -23,3 +23,15 @@ class NotProfiledError(ProfilerError):
 
 class MissingStatsError(ProfilerError, FileNotFoundError):
     """A statistics file that an analysis reads is not there, or lacks what the analysis needs."""
+
+
+class EmptyTraceError(ProfilerError):
+    """A figure or a table was asked of a collector that holds nothing, or nothing of the kind."""
+
+
+class MismatchedTracesError(ProfilerError):
+    """Collectors of different runs were given where those of one run belong together."""
+
+
+class CuptiError(ProfilerError):
+    """CUPTI is not there, refuses, or is taken by another subscriber."""

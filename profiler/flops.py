@@ -1,4 +1,4 @@
-"""Floating-point operations of a node, by the formulas of `torch.utils.flop_counter`."""
+"""Floating-point operations of an operator, by the formulas of `torch.utils.flop_counter`."""
 
 from typing import Any
 
@@ -12,14 +12,19 @@ def flops_of(node: fx.Node) -> int:
 
     Element-wise operators and reductions count as 0: memory bounds them, not arithmetic.
     """
-    formula = flop_registry.get(getattr(node.target, "overloadpacket", None))
-    if formula is None:
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet not in flop_registry:
         return 0
     args: Any = fx.node.map_arg(node.args, lambda argument: argument.meta["val"])
     kwargs: Any = fx.node.map_arg(node.kwargs, lambda argument: argument.meta["val"])
-    if "scaled_dot_product" in str(node.target):
+    return formula_flops(packet, args, kwargs, node.meta["val"])
+
+
+def formula_flops(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+    """The registry's count for one call of an operator that is in it."""
+    if "scaled_dot_product" in str(packet):
         args = _with_all_heads(args)
-    return int(formula(*args, **kwargs, out_val=node.meta["val"]))
+    return int(flop_registry[packet](*args, **kwargs, out_val=out))
 
 
 def _with_all_heads(args: tuple[Any, ...]) -> tuple[Any, ...]:

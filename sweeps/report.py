@@ -26,6 +26,7 @@ from sweeps.readable import key_columns, markdown, number, readable, short, the_
 from sweeps.recomputation import recomputation_table, recomputed
 from sweeps.tables import drift, results
 from sweeps.topics import topics
+from sweeps.traces import trace_table
 from sweeps.verdicts import Verdict, verdicts
 
 
@@ -39,13 +40,15 @@ class Found:
     law: pd.DataFrame
     recomputed: pd.DataFrame
     profiles: pd.DataFrame
+    traces: pd.DataFrame
 
     @property
     def nothing(self) -> bool:
-        return self.table.empty and self.drift.empty and self.profiles.empty and self.recomputed.empty
+        found = (self.table, self.drift, self.recomputed, self.profiles, self.traces)
+        return all(table.empty for table in found)
 
 
-TABLES = ("verdicts", "forward", "training_step", "law", "memory", "errors", "recomputation", "profiles")
+TABLES = ("verdicts", "forward", "training_step", "law", "memory", "errors", "recomputation", "profiles", "traces")
 
 
 def write_report(paths: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> Path:
@@ -76,7 +79,7 @@ def _find(paths: Sequence[str | PathLike[str]]) -> Found:
     if runs.empty:
         raise ValueError(f"{_listed(paths)}: no run folder here (a run folder holds a status.json)")
     table = results(runs)
-    return Found(runs, table, drift(runs), law(table), recomputed(runs), profile_table(runs))
+    return Found(runs, table, drift(runs), law(table), recomputed(runs), profile_table(runs), trace_table(runs))
 
 
 def _write(found: Found, paths: Sequence[str | PathLike[str]], out: Path) -> Path:
@@ -124,13 +127,9 @@ def _listings(found: Found, folder: Path) -> list[Listing]:
     if not found.recomputed.empty:
         shown = recomputation_table(found.recomputed)
         files = _write_table(folder / "recomputation", shown, found.recomputed)
-        note = (
-            "Of each setting, method and memory budget. Predicted: by the plan's cost model. LP: the linear program's "
-        )
-        note += (
-            "lower bound on the time that any plan within the budget adds. Same numbers: the rewritten step's loss, "
-        )
-        note += "gradients and states against the plain step's."
+        note = "Of each setting, method and memory budget. Predicted: by the plan's cost model. LP: the linear "
+        note += "program's lower bound on the time that any plan within the budget adds. Same numbers: the rewritten "
+        note += "step's loss, gradients and states against the plain step's."
         listings.append(Listing("recomputation", "Recomputation", note, shown, files))
     if not found.profiles.empty:
         files = _write_table(folder / "profiles", found.profiles)
@@ -138,6 +137,14 @@ def _listings(found: Found, folder: Path) -> list[Listing]:
         note += "allocator. The sum of the nodes' times belongs beside the step as a CUDA graph, which has no gaps "
         note += "between kernels; with the idle time it belongs beside the eager step."
         listings.append(Listing("profiles", "Profiled training steps", note, found.profiles, files))
+    if not found.traces.empty:
+        files = _write_table(folder / "traces", found.traces)
+        note = (
+            "Medians over the traced steps, of the rank with the longest. Forward to idle add up to the step. Slower "
+        )
+        note += "by: what tracing added to it. With an owner: the share of device time that belongs to a module, the "
+        note += "loss, the optimizer or a collective."
+        listings.append(Listing("traces", "Traced training steps", note, found.traces, files))
     return listings
 
 

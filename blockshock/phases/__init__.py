@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from blockshock.errors import ConfigError, at_least, one_of
-from blockshock.timing import MODES
+from blockshock.timing import MODES, region
 
 if TYPE_CHECKING:
     from blockshock.config import Job
+    from blockshock.methods import ParallelLinear
+    from blockshock.problem import Problem
 
 
 @dataclass
@@ -74,6 +77,34 @@ class TrainingOptions(OptimizerOptions):
     def check_training(self) -> None:
         self.check_optimizer()
         one_of("phase.loss", self.loss, ("mse", "sum"))
+
+    def make_step(
+        self, layer: ParallelLinear, problem: Problem, input_grad: bool = True
+    ) -> tuple[Callable[[], torch.Tensor], torch.optim.Optimizer]:
+        """One training step of `layer` on the problem's inputs and target, and its optimizer.
+
+        The step is made of the regions forward, backward and opt_step, and returns the loss before the update.
+        """
+        optimizer = self.make_optimizer(list(layer.parameters()))
+        x = layer.shard_input(problem.inputs()).detach().requires_grad_(input_grad)
+        target = problem.target()
+        steps = 0
+
+        def step() -> torch.Tensor:
+            nonlocal steps
+            x.grad = None
+            optimizer.zero_grad(set_to_none=True)
+            with region("forward"):
+                loss = self.loss_of(layer(x), target)
+            with region("backward"):
+                loss.backward()
+            with region("opt_step"):
+                optimizer.step()
+            steps += 1
+            layer.after_optimizer_step(steps)
+            return loss.detach()
+
+        return step, optimizer
 
     def loss_of(self, y: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.mse_loss(y, target) if self.loss == "mse" else y.sum()

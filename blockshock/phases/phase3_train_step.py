@@ -12,7 +12,6 @@ from blockshock.errors import ConfigError
 from blockshock.execution import Execution
 from blockshock.phases import OPTIMIZERS, TimedPhase, TrainingOptions
 from blockshock.roofline import Cost
-from blockshock.timing import region
 
 if TYPE_CHECKING:
     from blockshock.config import Job
@@ -37,33 +36,14 @@ class TrainStep(TrainingOptions, TimedPhase):
         problem = execution.problem
         layer, build = execution.build()
         verdicts = execution.check(layer, QUANTITIES)
-        parameters = list(layer.parameters())
-        optimizer = self.make_optimizer(parameters)
-        x = layer.shard_input(problem.inputs()).detach().requires_grad_(self.input_grad)
-        target = problem.target()
-        steps = 0
-
-        def step() -> torch.Tensor:
-            nonlocal steps
-            x.grad = None
-            optimizer.zero_grad(set_to_none=True)
-            with region("forward"):
-                loss = self.loss_of(layer(x), target)
-            with region("backward"):
-                loss.backward()
-            with region("opt_step"):
-                optimizer.step()
-            steps += 1
-            layer.after_optimizer_step(steps)
-            return loss.detach()
-
+        step, optimizer = self.make_step(layer, problem, self.input_grad)
         first_loss = float(step())
         timings, fields = execution.measure("total_step", step, build)
         last_loss = float(step())
 
         costs = layer.costs()
         backward = costs["backward_weight"] + (costs["backward_input"] if self.input_grad else Cost())
-        parameter_bytes = sum(p.numel() * p.element_size() for p in parameters)
+        parameter_bytes = sum(p.numel() * p.element_size() for p in layer.parameters())
         update = Cost(memory_bytes=OPTIMIZERS[self.optimizer] * parameter_bytes)
         step_ms = timings["total_step"]["p50_ms"] if "total_step" in timings else None
         state_bytes = sum(

@@ -8,32 +8,15 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from profiler.memory import CATEGORIES, MemoryCurve
+from profiler.plots.style import CATEGORY_COLOUR, REGION_COLOUR, byte_unit, style, time_unit
 from profiler.report import in_bytes, in_time
 
-REGION_COLOUR = {
-    "forward": "#0072B2",
-    "loss": "#E69F00",
-    "backward": "#D55E00",
-    "optimizer": "#009E73",
-    "output": "#999999",
-}
-CATEGORY_COLOUR = {
-    "parameters": "#0072B2",
-    "buffers": "#56B4E9",
-    "inputs": "#999999",
-    "optimizer_state": "#009E73",
-    "gradients": "#CC79A7",
-    "activations": "#E69F00",
-    "temporaries": "#F0E442",
-    "workspace": "#D55E00",
-}  # the colours of Okabe and Ito, which colour-blind readers can tell apart
 STACK = list(CATEGORY_COLOUR)  # from the bottom: what is there throughout, then what comes and goes
 assert sorted(STACK) == sorted(CATEGORIES)
 TOP = 15  # bars in a ranking
@@ -233,11 +216,6 @@ def _two_panels(title: str) -> tuple[Figure, Sequence[Axes]]:
     return figure, panels
 
 
-def style() -> None:
-    """The look of every figure of this library."""
-    sns.set_theme(style="ticks", rc={"axes.spines.top": False, "axes.spines.right": False})
-
-
 def _rank_axis(axes: Axes, rows: pd.DataFrame) -> None:
     """Label the rank axis, and mark where one region ends and the next begins."""
     axes.set_xlabel("rank (order in which the nodes run)")
@@ -271,16 +249,3 @@ def _rank_operators(axes: Axes, rows: pd.DataFrame, column: str, scale: float, l
 
 def _short(target: str) -> str:
     return target.removeprefix("aten.").removesuffix(".default")
-
-
-def byte_unit(largest: float) -> tuple[float, str]:
-    """Bytes in a unit that suits an axis up to `largest` bytes, and the unit's name."""
-    for scale, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if largest >= 2 * scale:
-            return scale, unit
-    return 1, "B"
-
-
-def time_unit(largest: float) -> tuple[float, str]:
-    """Seconds in a unit that suits an axis up to `largest` seconds, and the unit's name."""
-    return (1e-3, "ms") if largest >= 2e-3 else (1e-6, "µs")
