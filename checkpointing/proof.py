@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor, fx
 
-from checkpointing.state import preserved, restore
+from checkpointing.state import preserved, restore, where_there_is_room
 from profiler import TracedStep
 from profiler.profile import run_nodes
 
@@ -71,7 +71,7 @@ Results = dict[tuple[str, str], Tensor]  # (kind, name) → what a step left
 def compare(baseline: TracedStep, rewritten: TracedStep, batch: Sequence[Any]) -> Proof:
     """Run both steps on `batch` from the present state, which is put back afterwards."""
     runs = []
-    with preserved(baseline) as state, deterministic_algorithms():
+    with preserved(baseline, where_there_is_room(baseline)) as state, deterministic_algorithms():
         for step in [baseline] * BASELINE_RUNS + [rewritten]:
             restore(baseline, state)
             runs.append(_results(step, batch))

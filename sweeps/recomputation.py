@@ -43,7 +43,7 @@ SOURCES = {
     "recomputed": "plan.recomputed",
     "activations": "plan.activations",
 }
-TEXTS = {"solver": "plan.solver", "identical": "proof.identical"}
+TEXTS = {"solver": "plan.solver", "identical": "proof.identical", "passed": "proof.passed"}
 KEEP_ALL = "keep_all"
 
 
@@ -112,10 +112,16 @@ def recomputation_table(table: pd.DataFrame) -> pd.DataFrame:
         "added at least (LP), ms": (table["bound_added_s"] / MS).map(number),
         "recomputed": _share(table["recomputed"], table["activations"]),
         "planning, s": table["planning_s"].map(number),
-        "same numbers": table["identical"].map({True: "pass", False: "FAIL"}).fillna(""),
+        "same numbers": [_same(a, b) for a, b in zip(table["identical"], table["passed"], strict=True)],
     }
     shown = pd.DataFrame(columns).astype(str)
     return shown[[name for name in shown if (shown[name] != "").any()]]
+
+
+def _same(identical: object, passed: object) -> str:
+    if identical == "":
+        return ""
+    return "to the bit" if identical else "within the baseline's spread" if passed else "FAIL: different"
 
 
 def _plain(value: object) -> str:
