@@ -17,13 +17,11 @@ from torch.utils import _pytree as pytree
 
 from checkpointing.errors import CheckpointingError, IllegalPlanError
 from checkpointing.plan import Plan
-from checkpointing.proof import Proof, compare
+from checkpointing.proof import RECOMPUTED_FROM, Proof, compare
 from checkpointing.purity import consumes_randomness, updates_running_statistics, without_running_statistics
 from checkpointing.replay import generator_state, replay
 from checkpointing.substitute import Substitute
 from profiler import Region, TracedStep
-
-RECOMPUTED_FROM = "recomputed_from"
 
 
 @dataclass(kw_only=True)

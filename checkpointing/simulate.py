@@ -4,7 +4,8 @@ The planners follow memory by themselves (`schedule`); this is the other way to 
 """
 
 from checkpointing.plan import Plan
-from checkpointing.rewrite import RECOMPUTED_FROM, CheckpointedStep, rewrite_graph_with_recomputation
+from checkpointing.proof import RECOMPUTED_FROM
+from checkpointing.rewrite import CheckpointedStep, rewrite_graph_with_recomputation
 from profiler import MemoryCurve, TracedStep, analyse, simulate
 from profiler.memory import MeasuredMemory, default_rounding, rounded
 

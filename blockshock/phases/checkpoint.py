@@ -143,6 +143,7 @@ def _proof_fields(proof: Proof) -> dict[str, Any]:
         "passed": proof.passed,
         "identical": proof.identical,
         "deterministic": proof.deterministic,
+        "not_deterministic": list(proof.unsteady),
         "tensors": len(proof.table),
         "differing": len(differing),
         "failing": len(failing),

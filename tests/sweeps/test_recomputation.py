@@ -76,7 +76,7 @@ def test_repeated_jobs_become_a_median_with_an_interval(write_run, checkpointed,
 def test_a_rewritten_step_with_other_numbers_is_shown_as_a_failure(write_run, checkpointed, tmp_path):
     write_run("bad", [checkpointed("recompute_optimal", 40, 12.0, budget=0.5, proof={"identical": False})])
     shown = recomputation_table(recomputed(load_runs([tmp_path])))
-    assert shown["same numbers"].tolist() == ["FAIL"]
+    assert shown["same numbers"].tolist() == ["FAIL: different"]
     assert shown["recomputed"].tolist() == ["3 of 9"]
 
 
