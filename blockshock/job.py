@@ -24,11 +24,10 @@ def execute(
     run_dir: str | os.PathLike[str],
     run_id: str,
     say: Callable[[str], None] = lambda text: None,
-    many_jobs: bool = False,
 ) -> Outcome:
     """Run `job` on ranks that exist or are started here, and leave its folder with a final status.
 
-    `say` hears of progress. With `many_jobs` more is imported before ranks are forked, for the jobs that follow.
+    `say` hears of progress.
     """
     folder = RunFolder(Path(run_dir).absolute())
     if launched():
@@ -36,7 +35,7 @@ def execute(
     outcome = Outcome("failed", "interrupted")
     try:
         folder.start(job, run_id)
-        outcome = _pool_for(job, many_jobs).run(
+        outcome = _pool_for(job).run(
             run_rank, job.config, str(folder.path), run_id, timeout_s=job.hardware.timeout_s, on_message=say
         )
     except Exception as error:
@@ -69,13 +68,13 @@ def reusing_ranks() -> Iterator[None]:
         close_ranks()
 
 
-def _pool_for(job: Job, many_jobs: bool) -> RankPool:
+def _pool_for(job: Job) -> RankPool:
     hardware = job.hardware
     key = (hardware.world_size, hardware.device, hardware.backend, hardware.threads_per_rank)
     pool = _pools.get(key)
     if pool is None or not pool.alive:
         close_ranks()  # one pool at a time: idle ranks would hold GPU memory and cores
-        pool = _pools[key] = RankPool(hardware.world_size, many_jobs)
+        pool = _pools[key] = RankPool(hardware.world_size, many_jobs=_keep_ranks)
     return pool
 
 

@@ -45,6 +45,20 @@ def capability() -> tuple[int, int] | None:
     return major, minor
 
 
+def in_use(gpu: str) -> bool:
+    """Whether a process computes on the GPU that CUDA_VISIBLE_DEVICES would name `gpu` (an index in the order of PCI
+    buses, or a UUID); False where NVML can't say."""
+    if pynvml is None:
+        return False
+    try:
+        pynvml.nvmlInit()
+        by_index = gpu.isdecimal()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(int(gpu)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(gpu)
+        return bool(pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
+    except pynvml.NVMLError:
+        return False
+
+
 def driver_version() -> str | None:
     if pynvml is None:
         return None
