@@ -66,9 +66,10 @@ def _known_keys(overrides: list[str]) -> list[str]:
     groups = (*config.GROUPS, "hardware")
     pairs = [override.split("=", 1) for override in overrides]
     chosen = [f"{k}={v}" for k, v in pairs if k in groups and (CONF / k / f"{v}.yaml").exists()]
+    chosen += [f"{k}={v}" for k, v in pairs if k == "hydra/launcher" and v in ("local", "slurm")]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=chosen)
+        cfg = compose("config", overrides=chosen, return_hydra_config=True)
     return [*leaf_keys(cfg), *groups, "sweep"]
 
 

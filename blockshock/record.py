@@ -25,7 +25,8 @@ from blockshock import SCHEMA
 from blockshock.config import Job, config_hash
 from blockshock.errors import ConfigError
 
-KEPT = (".lock", "blockshock.log")  # what is open when a job starts: see claim(), and Hydra's log, which goes on
+# What a new try finds in its folder and keeps: its own status, the lock it holds (claim), Hydra's log that goes on.
+KEPT = ("status.json", ".lock", "blockshock.log")
 STATUSES = ("ok", "oom", "unsupported", "failed", "timeout", "running")
 
 
@@ -64,10 +65,10 @@ class RunFolder:
     def start(self, job: Job, run_id: str) -> None:
         """Make the folder and say `running`. Records of an earlier try with the same configuration go."""
         self.path.mkdir(parents=True, exist_ok=True)
+        self._status("running", "", started=_now(), ended=None, hash_=config_hash(job.config), run_id=run_id)
         for stale in self.path.iterdir():
             if stale.is_file() and stale.name not in KEPT:
                 stale.unlink()
-        self._status("running", "", started=_now(), ended=None, hash_=config_hash(job.config), run_id=run_id)
         write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(job.config)))
         write_atomically(self.path / "seed.txt", f"{job.experiment.seed}\n")
 

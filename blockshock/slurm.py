@@ -27,6 +27,14 @@ _ENDED = {
     "REVOKED": ("failed", "revoked"),
 }
 
+_TOLD = {  # what slurmstepd writes into the job's log when it ends a job, while the job can still read it
+    "": ("failed", "cancelled (scancel)"),
+    "TIME LIMIT": ("timeout", "ran into its time limit"),
+    "PREEMPTION": ("failed", "preempted; it starts over if it is requeued"),
+    "JOB REQUEUE": ("failed", "requeued; it starts over"),
+    "NODE FAILURE": ("failed", "a node failed; it starts over if it is requeued"),
+}
+
 
 @dataclass(frozen=True)
 class State:
@@ -104,6 +112,10 @@ def how_it_ended(job: str, log: str = "", exit_code: str = "") -> tuple[str, str
     now = state(job)
     if now and now.name in _ENDED:
         status, words = _ENDED[now.name]
+        return status, f"SLURM: {words} (job {job})"
+    told = re.findall(r"CANCELLED AT \S+(?: DUE TO ([A-Z ]+?))? \*\*\*", log)
+    if told:
+        status, words = _TOLD.get(told[-1], ("failed", f"ended, {told[-1].lower()}"))
         return status, f"SLURM: {words} (job {job})"
     if re.search(r"oom[-_]kill|out[- ]of[- ]memory", log, re.IGNORECASE):
         return "oom", f"SLURM: the kernel's out-of-memory killer ended it (job {job})"

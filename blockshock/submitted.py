@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ def run(payload: bytes, path: list[str], folders: list[str]) -> None:
     resolvers.run_id.cache_clear()
     if ranks.launched():
         ranks.share_run_id(submission.run_id)
+    else:
+        ranks.start_forking_server(submission.reuse_ranks)  # it and this process import torch side by side
     from blockshock.job import reusing_ranks
 
     with reusing_ranks() if submission.reuse_ranks else nullcontext():
@@ -123,7 +126,9 @@ class _Watch:
         self.now: RunFolder | None = None
         self.folders = folders
         self.max_requeues = 0
-        # Threads and processes started later inherit the mask: only the thread below takes these signals.
+        # Threads and processes started later inherit the mask: only the thread below takes these signals. The tracker
+        # comes first, since to start it multiprocessing unblocks SIGINT and SIGTERM, whatever the mask was.
+        resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
         threading.Thread(target=self._signals, daemon=True, name="watch-signals").start()
 
@@ -158,10 +163,13 @@ class _Watch:
 
     @staticmethod
     def _why(job: str) -> tuple[str, str]:
-        now = slurm.state(job)
-        if now and now.goes_on:  # SLURM itself requeues it: a preemption, a failed node, `scontrol requeue`
-            return "failed", f"SLURM: ended by SIGTERM (job {job}, {now.name}); it starts over if it is requeued"
-        return slurm.how_it_ended(job)
+        """SLURM writes the reason into the job's log; the controller says no more than COMPLETING by now."""
+        for _ in range(20):
+            log = _slurm_log(job)
+            if "CANCELLED AT" in log:
+                break
+            time.sleep(0.1)
+        return slurm.how_it_ended(job, log)
 
     def _launcher(self, pid: int) -> None:
         if hasattr(os, "pidfd_open"):
@@ -197,6 +205,12 @@ def _exists(pid: int) -> bool:
     return True
 
 
+def _slurm_log(job: str) -> str:
+    """The end of what SLURM and this job's processes have written into submitit's log."""
+    logs = sorted(Path(os.environ["SUBMITIT_FOLDER"]).glob(f"{job}_*log.out"))
+    return "".join(log.read_text(errors="replace")[-4000:] for log in logs)
+
+
 def main() -> None:
     """The batch script's last line: say why, in the folders of jobs whose processes could not."""
     from submitit.core.utils import DelayedSubmission, JobPaths
@@ -205,9 +219,9 @@ def main() -> None:
 
     job = slurm.own_job()
     assert job is not None, "runs at the end of a SLURM batch script"
+    os.environ["SUBMITIT_FOLDER"] = sys.argv[1]
+    why = slurm.how_it_ended(job, _slurm_log(job), sys.argv[2])
     paths = JobPaths(sys.argv[1], job_id=job)
-    log = "".join(log.read_text(errors="replace")[-4000:] for log in sorted(paths.folder.glob(f"{job}_*log.*")))
-    why = slurm.how_it_ended(job, log, sys.argv[2])
     for folder in DelayedSubmission.load(paths.submitted_pickle).args[2]:
         RunFolder(folder).finish(*why)
 

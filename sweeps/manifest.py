@@ -19,7 +19,7 @@ NAME = "sweep.json"
 @dataclass
 class Manifest:
     arguments: list[str]  # of the blockshock command that started the sweep last
-    hydra_overrides: list[str]  # those of them that are Hydra's own, but `resume`
+    hydra_overrides: list[str]  # those of them that are Hydra's own, but the launcher's options
     skip_unsupported: bool = False
     jobs: dict[str, list[str]] = field(default_factory=dict)  # name of the job's folder -> its overrides
     slurm: dict[str, str] = field(default_factory=dict)  # name -> SLURM's job id, of the last submission

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import socket
 import sys
 from collections import Counter, defaultdict
@@ -16,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.markup import escape
 
@@ -60,18 +60,15 @@ def _row(name: str, status: dict[str, Any] | None, id_: str | None, asked: dict[
     if status["status"] != "running":
         return Row(name, status["status"], status["reason"])
     age = (datetime.now(UTC) - datetime.fromisoformat(status["started"])).total_seconds()
-    where = f"{status['host']}, process {status['pid']}" + (f", SLURM {id_}" if id_ else "")
-    gone = status["host"] == socket.gethostname() and not _exists(status["pid"])
+    host, pid = status.get("host"), status.get("pid")
+    where = f"{host}, process {pid}" + (f", SLURM {id_}" if id_ else "")
+    gone = host == socket.gethostname() and not psutil.pid_exists(int(pid or 0))
     if id_ and asked is not None:
         gone = in_queue is None or not in_queue.goes_on
     if gone:
         why = slurm.how_it_ended(id_)[1] if id_ else f"its process ({where}) is gone without a word"
         return Row(name, "died", why, age)
     return Row(name, "running", where, age)
-
-
-def _exists(pid: int) -> bool:
-    return os.path.exists(f"/proc/{pid}") if os.path.exists("/proc/self") else True
 
 
 def sweeps_in(folder: Path) -> list[Path]:

@@ -15,6 +15,7 @@ ours() { [ -f "$CONF" ] && grep -qF "$MARK" "$CONF"; }
 as_root() { [ "$(id -u)" = 0 ] || { say "$1 needs root"; exit 1; }; }
 
 install() {
+  answers && return
   as_root install
   command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v munged >/dev/null && return
   apt-get update -qq

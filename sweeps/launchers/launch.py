@@ -211,7 +211,8 @@ def _of_earlier(options: LauncherConf, config: DictConfig) -> list[list[str]]:
 
 
 def _hydra_overrides(config: DictConfig) -> list[str]:
-    own = ("hydra.launcher.resume=", "hydra.mode=")
+    """Those that change what jobs are or how they run; the launcher's own options may differ from time to time."""
+    own = ("hydra.launcher.", "hydra.mode=")
     given = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)  # a value may hold ${...}
     assert isinstance(given, list)
     return [str(override) for override in given if not str(override).startswith(own)]

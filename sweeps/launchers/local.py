@@ -169,7 +169,9 @@ class LocalRunner:
     def _look_after(self, one: _Running) -> list[list[PlannedJob]]:
         """Note what has ended in a process; what is to run again."""
         gone = one.process.done()  # asked first: what it wrote before is there to read now
-        again = []
+        again: list[list[PlannedJob]] = []
+        if not gone and one.position == len(one.jobs) - 1:
+            return again  # nothing follows in this process: its end is soon enough, and this is asked often
         while one.position < len(one.jobs) and self.sweep.final(one.jobs[one.position]):
             again += self._next(one, "")
         if not gone:

@@ -18,7 +18,7 @@ from typing import Any
 
 import submitit
 from omegaconf import OmegaConf
-from submitit.core.utils import FailedSubmissionError
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from blockshock import slurm, submitted
 from blockshock.errors import ConfigError, at_least
@@ -124,8 +124,9 @@ class SlurmRunner:
                     )
                     for job in jobs
                 ]
-        except FailedSubmissionError as error:
-            raise ConfigError("hydra/launcher", "slurm", f"sbatch refused the jobs: {_one_line(error)}") from error
+        except (FailedJobError, FailedSubmissionError) as error:  # submitit has printed what sbatch said
+            problem = "sbatch refused the jobs for the reason above; hydra.launcher.* and .sbatch are what it was given"
+            raise ConfigError("hydra/launcher", "slurm", problem) from error
         manifest = self.sweep.manifests[sweep]
         for job, handle in zip(jobs, started, strict=True):
             manifest.slurm[job.name] = handle.job_id
@@ -187,6 +188,9 @@ class SlurmRunner:
                 why = ("", "") if self.sweep.final(job) else slurm.how_it_ended(id_, _log(job, id_))
                 if self.sweep.ended(job, *why):
                     again.append(job)
+                if job.folder.is_done():  # submitit's files go; what processes of failed jobs printed stays
+                    for path in (job.sweep / ".submitit").glob(f"{id_}_*"):
+                        path.unlink(missing_ok=True)
         self._submit(again)
         if self.sweep.stopped and self.jobs:
             slurm.cancel(list(self.jobs))
@@ -211,7 +215,3 @@ def _log(job: PlannedJob, id_: str) -> str:
 
 def _plain(options: Any) -> dict[str, Any]:
     return OmegaConf.to_container(options, resolve=True) if OmegaConf.is_config(options) else dict(options)  # type: ignore[return-value]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[-300:]
