@@ -57,6 +57,12 @@ class Board:
     def failed(self) -> int:
         return self.count["failed"] + self.count["timeout"]
 
+    def say(self, note: str) -> None:
+        """Say once, and keep in sight on a terminal, why nothing starts."""
+        if note and note != self.note:
+            self._console.print(note, style="yellow", soft_wrap=True, highlight=False)
+        self.note = note
+
     def started(self, name: str, where: str = "") -> None:
         if name not in self._running:
             self._running[name] = (time.monotonic(), where)

@@ -134,7 +134,7 @@ class LocalRunner:
     def _explain_waiting(self, free: Sequence[int]) -> None:
         if not self.machine.running:
             note = f"{len(free)} of {len(self.machine.gpus)} GPUs are not used by others: waiting for more"
-            self.sweep.board.note = f"{note} (hydra.launcher.use_busy_gpus=true takes them all)"
+            self.sweep.board.say(f"{note} (hydra.launcher.use_busy_gpus=true takes them all)")
 
     def _start(
         self, jobs: list[PlannedJob], gpus: tuple[int, ...], slot: int | None, executor: submitit.LocalExecutor
