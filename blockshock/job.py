@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,8 @@ from blockshock.record import RunFolder
 from blockshock.worker import run_rank
 
 log = logging.getLogger("blockshock")
+LAST_WORD_S = 10.0  # what a rank whose peer is gone waits for the peer, or SLURM, to say why
+_LOST_PEER = re.compile(r"Connection (reset|closed)|remote process exited", re.IGNORECASE)  # gloo's and NCCL's words
 
 
 def execute(
@@ -100,6 +104,8 @@ def _execute_joined(job: Job, folder: RunFolder, run_id: str) -> Outcome:
 
     signal.signal(signal.SIGTERM, terminated)
     outcome = run_rank(info, job.config, str(folder.path), run_id)
+    if _LOST_PEER.search(outcome.reason) and "SUBMITIT_EXECUTOR" in os.environ:
+        time.sleep(LAST_WORD_S)  # the cause is another rank's: SLURM ends us meanwhile, and submitted.py says why
     if outcome.status != "ok" or info.rank == 0:
         folder.finish(outcome.status, outcome.reason, outcome.value)
     if outcome.status != "ok":

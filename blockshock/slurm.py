@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 # https://slurm.schedmd.com/job_state_codes.html
 GOES_ON = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "STAGE_OUT")
@@ -34,6 +35,9 @@ _TOLD = {  # what slurmstepd writes into the job's log when it ends a job, while
     "JOB REQUEUE": ("failed", "requeued; it starts over"),
     "NODE FAILURE": ("failed", "a node failed; it starts over if it is requeued"),
 }
+
+_TASK_ENDED = re.compile(r"srun: error: \S+ (tasks? [\d,-]+: [^\n]+)")  # "srun: error: n2: task 1: Killed"
+_STARTS = "Starting with JobEnvironment("  # submitit's first line of a run; a requeued job appends to its log
 
 
 @dataclass(frozen=True)
@@ -113,16 +117,40 @@ def how_it_ended(job: str, log: str = "", exit_code: str = "") -> tuple[str, str
     if now and now.name in _ENDED:
         status, words = _ENDED[now.name]
         return status, f"SLURM: {words} (job {job})"
-    told = re.findall(r"CANCELLED AT \S+(?: DUE TO ([A-Z ]+?))? \*\*\*", log)
-    if told:
-        status, words = _TOLD.get(told[-1], ("failed", f"ended, {told[-1].lower()}"))
+    told = told_in(log)
+    if told is not None:
+        status, words = _TOLD.get(told, ("failed", f"ended, {told.lower()}"))
         return status, f"SLURM: {words} (job {job})"
     if re.search(r"oom[-_]kill|out[- ]of[- ]memory", log, re.IGNORECASE):
         return "oom", f"SLURM: the kernel's out-of-memory killer ended it (job {job})"
+    task = _TASK_ENDED.search(log)
+    if task:
+        return "failed", f"SLURM: {task.group(1)} (job {job})"
     last = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "")
     exit_code = exit_code or (now.detail if now else "")
     ended = f"ended with exit code {exit_code}" if exit_code else "is gone"
     return "failed", f"SLURM: job {job} {ended}" + (f": {last[:200]}" if last else "")
+
+
+def told_in(log: str) -> str | None:
+    """Why slurmstepd says that it ends the job: "TIME LIMIT" or the like, "" for a scancel; None where it does not.
+
+    A step alone is also cancelled when one of its tasks has failed, which is no reason.
+    """
+    told = re.findall(r"\*\*\* (JOB|STEP) \S+ ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+?))? \*\*\*", log)
+    why = [words for _, words in told if words]
+    return why[-1] if why else "" if any(what == "JOB" for what, _ in told) else None
+
+
+def has_last_words(log: str) -> bool:
+    """Whether SLURM has written into the log why the job ends."""
+    return told_in(log) is not None or _TASK_ENDED.search(log) is not None
+
+
+def read_log(folder: str | os.PathLike[str], job: str) -> str:
+    """The end of what SLURM and the job's processes have written in its last run (submitit's files in `folder`)."""
+    logs = sorted(Path(folder).glob(f"{job}_*log.out"))
+    return "".join(log.read_text(errors="replace").rpartition(_STARTS)[2][-4000:] for log in logs)
 
 
 def _command(*words: str, check: bool = False) -> str:

@@ -165,8 +165,8 @@ class _Watch:
     def _why(job: str) -> tuple[str, str]:
         """SLURM writes the reason into the job's log; the controller says no more than COMPLETING by now."""
         for _ in range(20):
-            log = _slurm_log(job)
-            if "CANCELLED AT" in log:
+            log = slurm.read_log(os.environ["SUBMITIT_FOLDER"], job)
+            if slurm.has_last_words(log):
                 break
             time.sleep(0.1)
         return slurm.how_it_ended(job, log)
@@ -205,12 +205,6 @@ def _exists(pid: int) -> bool:
     return True
 
 
-def _slurm_log(job: str) -> str:
-    """The end of what SLURM and this job's processes have written into submitit's log."""
-    logs = sorted(Path(os.environ["SUBMITIT_FOLDER"]).glob(f"{job}_*log.out"))
-    return "".join(log.read_text(errors="replace")[-4000:] for log in logs)
-
-
 def main() -> None:
     """The batch script's last line: say why, in the folders of jobs whose processes could not."""
     from submitit.core.utils import DelayedSubmission, JobPaths
@@ -219,8 +213,7 @@ def main() -> None:
 
     job = slurm.own_job()
     assert job is not None, "runs at the end of a SLURM batch script"
-    os.environ["SUBMITIT_FOLDER"] = sys.argv[1]
-    why = slurm.how_it_ended(job, _slurm_log(job), sys.argv[2])
+    why = slurm.how_it_ended(job, slurm.read_log(sys.argv[1], job), sys.argv[2])
     paths = JobPaths(sys.argv[1], job_id=job)
     for folder in DelayedSubmission.load(paths.submitted_pickle).args[2]:
         RunFolder(folder).finish(*why)

@@ -45,14 +45,14 @@ def wait_until(true: Callable[[], object], seconds: float = 100) -> None:
         time.sleep(0.02)
 
 
-def write_method(folder: Path, forward: str) -> list[str]:
-    """A dense layer with `forward` (lines of Python; x, y and `tries` at hand) before its result; its overrides."""
+def write_method(folder: Path, forward: str, base: str = "dense_single.DenseSingleLinear") -> list[str]:
+    """A layer like `base` with `forward` (lines of Python; x, y and `tries` at hand) before its result; its overrides."""
     (folder / "method_mine.py").write_text(
         "import os, pathlib, resource, signal\n"
         "import torch\n"
         "from dataclasses import dataclass\n"
         "from blockshock import distributed\n"
-        "from blockshock.methods.dense_single import DenseSingleLinear\n"
+        f"from blockshock.methods.{base.replace('.', ' import ')} as Base\n"
         "def tries():\n"
         "    path = pathlib.Path(__file__).with_name('tries')\n"
         "    path.write_text(path.read_text() + 'x' if path.exists() else 'x')\n"
@@ -62,7 +62,7 @@ def write_method(folder: Path, forward: str) -> list[str]:
         "    name: str\n"
         "    def build(self, problem, weight):\n"
         "        return MineLinear(problem, weight)\n"
-        "class MineLinear(DenseSingleLinear):\n"
+        "class MineLinear(Base):\n"
         "    def forward(self, x):\n"
         "        y = super().forward(x)\n"
         + "".join(f"        {line}\n" for line in forward.splitlines())

@@ -185,7 +185,11 @@ class SlurmRunner:
             self._missing[id_] = self._missing.get(id_, 0) + 1
             if self.sweep.final(job) or self._missing[id_] >= LOOKS:
                 del self.jobs[id_]
-                why = ("", "") if self.sweep.final(job) else slurm.how_it_ended(id_, _log(job, id_))
+                why = (
+                    ("", "")
+                    if self.sweep.final(job)
+                    else slurm.how_it_ended(id_, slurm.read_log(job.sweep / ".submitit", id_))
+                )
                 if self.sweep.ended(job, *why):
                     again.append(job)
                 if job.folder.is_done():  # submitit's files go; what processes of failed jobs printed stays
@@ -206,11 +210,6 @@ class SlurmRunner:
 
     def _scancel(self) -> str:
         return shlex.join(["scancel", *sorted({id_.split("_")[0] for id_ in self.jobs})])
-
-
-def _log(job: PlannedJob, id_: str) -> str:
-    logs = sorted((job.sweep / ".submitit").glob(f"{id_}_*log.out"))
-    return "".join(log.read_text(errors="replace")[-4000:] for log in logs)
 
 
 def _plain(options: Any) -> dict[str, Any]:

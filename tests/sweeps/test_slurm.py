@@ -62,6 +62,10 @@ def launch(folder: Path, *arguments: str) -> Sweeping:
     return Sweeping(folder, arguments, process)
 
 
+LOSES_A_RANK = """
+if len(x) == 24 and distributed.rank() == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 SLEEPS = """
 import time
 while len(x) != 8 and not pathlib.Path(__file__).with_name('wake').exists():
@@ -73,7 +77,9 @@ while len(x) != 8 and not pathlib.Path(__file__).with_name('wake').exists():
 def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Sweeping]]:
     """Three sweeps, started at once: much of their time is waiting for SLURM."""
     root = tmp_path_factory.mktemp("slurm")
-    ranks = ("method=dense_tp_row", "hardware.world_size=2", "phase=phase1_forward", "model.B=8,16")
+    (root / "array").mkdir()
+    row = write_method(root / "array", LOSES_A_RANK, "dense_tp_row.DenseTpRowLinear")
+    ranks = (*row, "hardware.world_size=2", "phase=phase1_forward", "model.B=8,16,24")
     started = {"array": launch(root / "array", *ranks, "hydra.launcher.ranks_per_node=1", "experiment.name=array")}
     for name in ("limit", "signals"):
         (root / name).mkdir()
@@ -96,13 +102,17 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Sweep
 
 
 @needs_slurm
-def test_an_array_of_two_rank_jobs_over_two_nodes(sweeps):
+def test_an_array_of_two_rank_jobs_over_two_nodes_one_of_which_loses_a_rank(sweeps):
     code, err = sweeps["array"].ended()
-    assert code == 0, err
+    assert code == 1
     assert "2 ok" in err
+    lost = sweeps["array"].status(24)
+    reason = f"SLURM: task 1: Killed (job {sweeps['array'].slurm_id(24)})"  # not its peer's broken connection
+    assert (lost["status"], lost["reason"]) == ("failed", reason)
+    assert reason in err
     ids = list(Manifest.read(sweeps["array"].sweep).slurm.values())
     assert len({id_.split("_")[0] for id_ in ids}) == 1  # one array
-    runs = load_runs([sweeps["array"].sweep])
+    runs = load_runs([sweeps["array"].sweep]).dropna(subset="B")  # a run without records has none
     assert sorted(runs["B"]) == [8, 16]
     assert set(runs["world_size"]) == {2}
     assert set(runs["timings_ms.allreduce.count"]) == {20}
@@ -140,7 +150,7 @@ def test_a_job_that_slurm_cancels_kills_or_requeues_says_so_and_a_resume_attache
     assert (one.status(16)["status"], "cancelled (scancel)" in one.status(16)["reason"]) == ("failed", True)
     wait_until(lambda: one.status(24)["status"] != "running")
     assert one.status(24)["status"] == "failed"
-    assert one.status(24)["reason"].startswith(f"SLURM: job {one.slurm_id(24)} ended with exit code 137")
+    assert one.status(24)["reason"] == f"SLURM: task 0: Killed (job {one.slurm_id(24)})"
     wait_until(lambda: one.status(32)["status"] != "running")
     assert one.status(32)["reason"] == f"SLURM: requeued; it starts over (job {one.slurm_id(32)})"
     wait_until(lambda: slurm.state(one.slurm_id(32)).name == "PENDING")
@@ -213,6 +223,17 @@ def test_ranks_are_spread_equally_over_as_few_nodes_as_hold_them(ranks, per_node
         ("OUT_OF_MEMORY", "", ("oom", "SLURM: used more memory than it asked for (job 7_1)")),
         ("NODE_FAIL", "", ("failed", "SLURM: a node failed (job 7_1)")),
         ("FAILED", "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0", ("oom", None)),
+        (
+            "COMPLETING",
+            "*** STEP 7.0 ON n1 CANCELLED AT 2026 DUE TO TIME LIMIT ***",
+            ("timeout", "SLURM: ran into its time limit (job 7_1)"),
+        ),
+        ("COMPLETING", "*** JOB 7 ON n1 CANCELLED AT 2026 ***", ("failed", "SLURM: cancelled (scancel) (job 7_1)")),
+        (
+            "COMPLETING",
+            "srun: error: n2: task 1: Killed\n*** STEP 7.0 ON n1 CANCELLED AT 2026 ***",
+            ("failed", "SLURM: task 1: Killed (job 7_1)"),
+        ),
         ("FAILED", "words\nthe last ones\n\n", ("failed", "SLURM: job 7_1 ended with exit code 1:0: the last ones")),
     ],
 )
