@@ -37,6 +37,7 @@ _TOLD = {  # what slurmstepd writes into the job's log when it ends a job, while
 }
 
 _TASK_ENDED = re.compile(r"srun: error: \S+ (tasks? [\d,-]+: [^\n]+)")  # "srun: error: n2: task 1: Killed"
+OWN_WORDS = "blockshock ends: "  # begins the line that a job prints when a signal ends it: submitted.py
 _STARTS = "Starting with JobEnvironment("  # submitit's first line of a run; a requeued job appends to its log
 
 
@@ -113,6 +114,9 @@ def how_it_ended(job: str, log: str = "", exit_code: str = "") -> tuple[str, str
 
     `log`: what its processes printed last. `exit_code`: srun's, where the batch script has seen it.
     """
+    own = re.findall(rf"^{OWN_WORDS}(\w+): (.+)$", log, re.MULTILINE)
+    if own:
+        return own[-1]
     now = state(job)
     if now and now.name in _ENDED:
         status, words = _ENDED[now.name]

@@ -20,9 +20,12 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blockshock import slurm
+
+if TYPE_CHECKING:
+    from blockshock.record import RunFolder
 
 _WATCHED = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}  # SIGUSR2: SLURM's warning before the time limit
 
@@ -31,7 +34,9 @@ _WATCHED = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}  # SIGUSR2: SLURM's w
 class Submission:
     """What a fresh process needs to run jobs as Hydra would have."""
 
-    jobs: list[Any]  # composed DictConfigs, each with its `hydra` node
+    jobs: list[
+        tuple[Any, dict[str, Any]]
+    ]  # composed DictConfig with its `hydra` node, and settled as the folder keeps it
     task_function: Callable[[Any], Any]
     callbacks: Any
     run_id: str
@@ -44,7 +49,7 @@ class Submission:
 
 def run(payload: bytes, path: list[str], folders: list[str]) -> None:
     """Run the pickled Submission. `path`: where the launcher finds modules; `folders`: the jobs' run folders."""
-    watch = _Watch(folders)
+    watch = _Watch()
     sys.path += [entry for entry in path if entry not in sys.path]
     import cloudpickle
 
@@ -66,15 +71,14 @@ def run(payload: bytes, path: list[str], folders: list[str]) -> None:
     from blockshock.job import reusing_ranks
 
     with reusing_ranks() if submission.reuse_ranks else nullcontext():
-        for config in submission.jobs:
-            _run_one(config, submission, watch)
+        for config, plain in submission.jobs:
+            _run_one(config, plain, submission, watch)
 
 
-def _run_one(config: Any, submission: Submission, watch: _Watch) -> None:
+def _run_one(config: Any, plain: dict[str, Any], submission: Submission, watch: _Watch) -> None:
     from hydra.core.utils import run_job, setup_globals
     from hydra.types import HydraContext
 
-    from blockshock.config import plain
     from blockshock.errors import ConfigError
     from blockshock.main import JobFailed
     from blockshock.record import RunFolder
@@ -90,9 +94,9 @@ def _run_one(config: Any, submission: Submission, watch: _Watch) -> None:
         if slurm.own_job() and slurm.own_restarts() > submission.max_requeues:
             if first:
                 reason = f"SLURM: requeued more than {submission.max_requeues} times (hydra.launcher.max_requeues)"
-                folder.close(plain(config), "failed", reason, submission.run_id)
+                folder.close(plain, "failed", reason, submission.run_id)
             return
-        watch.now = folder
+        watch.begins(folder, plain, submission.run_id)
         context = HydraContext(config_loader=None, callbacks=submission.callbacks)
         done = run_job(
             task_function=submission.task_function,
@@ -103,11 +107,11 @@ def _run_one(config: Any, submission: Submission, watch: _Watch) -> None:
         )
         error = done._return_value if isinstance(done._return_value, Exception) else None
         if isinstance(error, ConfigError):  # this machine is not what the launcher's was
-            folder.close(plain(config), "unsupported", str(error), submission.run_id)
+            folder.close(plain, "unsupported", str(error), submission.run_id)
         elif error is not None and not isinstance(error, JobFailed):
             from blockshock.ranks import last_line
 
-            folder.close(plain(config), "failed", last_line(error), submission.run_id)
+            folder.close(plain, "failed", last_line(error), submission.run_id)
             if len(submission.jobs) == 1:
                 raise error
         watch.now = None
@@ -120,17 +124,20 @@ def _is_first_rank() -> bool:
 class _Watch:
     """A thread that hears what the main thread, deep in a collective, could not: signals, and the launcher's death."""
 
-    def __init__(self, folders: list[str]) -> None:
-        from blockshock.record import RunFolder
-
+    def __init__(self) -> None:
         self.now: RunFolder | None = None
-        self.folders = folders
         self.max_requeues = 0
         # Threads and processes started later inherit the mask: only the thread below takes these signals. The tracker
         # comes first, since to start it multiprocessing unblocks SIGINT and SIGTERM, whatever the mask was.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
         threading.Thread(target=self._signals, daemon=True, name="watch-signals").start()
+
+    def begins(self, folder: RunFolder, plain: dict[str, Any], run_id: str) -> None:
+        """From now on a signal ends the job of `folder`, which may not have written a status yet."""
+        self._before = folder.status() if (folder.path / "status.json").exists() else None
+        self._plain, self._run_id = plain, run_id
+        self.now = folder
 
     def launcher(self, pid: int) -> None:
         threading.Thread(target=self._launcher, args=(pid,), daemon=True, name="watch-launcher").start()
@@ -181,7 +188,13 @@ class _Watch:
         self._end("failed", "interrupted: the launcher was killed")
 
     def _say(self, status: str, reason: str) -> None:
-        if self.now is not None:
+        print(f"{slurm.OWN_WORDS}{status}: {reason}", flush=True)  # the log is all there is before a job has begun
+        if self.now is None:
+            return
+        found = self.now.status() if (self.now.path / "status.json").exists() else None
+        if found == self._before:
+            self.now.close(self._plain, status, reason, self._run_id)
+        else:
             self.now.finish(status, reason)
 
     def _end(self, status: str, reason: str) -> None:

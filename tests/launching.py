@@ -46,7 +46,7 @@ def wait_until(true: Callable[[], object], seconds: float = 100) -> None:
 
 
 def write_method(folder: Path, forward: str, base: str = "dense_single.DenseSingleLinear") -> list[str]:
-    """A layer like `base` with `forward` (lines of Python; x, y and `tries` at hand) before its result; its overrides."""
+    """A layer like `base` with `forward` (lines of Python; x, y, `tries` at hand) before its result; its overrides."""
     (folder / "method_mine.py").write_text(
         "import os, pathlib, resource, signal\n"
         "import torch\n"

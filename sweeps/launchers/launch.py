@@ -41,7 +41,9 @@ class Hydra:
 
     def submission(self, jobs: Sequence[PlannedJob], **options: Any) -> tuple[bytes, list[str], list[str]]:
         """The arguments of blockshock.submitted.run for `jobs`."""
-        content = Submission([job.config for job in jobs], self.task_function, self.context.callbacks, run_id())
+        content = Submission(
+            [(job.config, job.plain) for job in jobs], self.task_function, self.context.callbacks, run_id()
+        )
         for name, value in options.items():
             setattr(content, name, value)
         return cloudpickle.dumps(content), list(sys.path), [str(job.folder.path.absolute()) for job in jobs]

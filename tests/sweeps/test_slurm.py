@@ -234,6 +234,11 @@ def test_ranks_are_spread_equally_over_as_few_nodes_as_hold_them(ranks, per_node
             "srun: error: n2: task 1: Killed\n*** STEP 7.0 ON n1 CANCELLED AT 2026 ***",
             ("failed", "SLURM: task 1: Killed (job 7_1)"),
         ),
+        (
+            "FAILED",
+            "x\nblockshock ends: timeout: out of time\nsrun: error: n1: task 0: Exited\n",
+            ("timeout", "out of time"),
+        ),
         ("FAILED", "words\nthe last ones\n\n", ("failed", "SLURM: job 7_1 ended with exit code 1:0: the last ones")),
     ],
 )
