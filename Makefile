@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test test-gpu check clean
+.PHONY: run test test-gpu check slurm-up slurm-down clean
 run: $(VENV)/.installed
 	$(BIN)/blockshock -m +sweep=first_picture
 
@@ -12,6 +12,14 @@ test: check
 
 test-gpu: $(VENV)/.installed
 	$(BIN)/pytest -m "gpu or gpus"
+
+# A SLURM of two nodes on this machine, to try hydra/launcher=slurm (root; does nothing where a SLURM answers already).
+slurm-up:
+	tests/slurm.sh install
+	tests/slurm.sh up
+
+slurm-down:
+	tests/slurm.sh down
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -81,14 +81,15 @@ class Job:
     config: dict[str, Any]
 
 
-def load_job(cfg: DictConfig | dict[str, Any]) -> Job:
+def load_job(cfg: DictConfig | dict[str, Any], elsewhere: bool = False) -> Job:
     """Resolve, type-check and cross-check a composed configuration.
 
+    `elsewhere`: the job will run on other machines, whose GPUs can't be counted from here.
     Raises ConfigError: unknown or ill-typed option, impossible combination, hardware that is not there.
     """
     given = cfg if isinstance(cfg, dict) else plain(cfg)
     parts = {name: _typed(schema, given[name], name) for name, schema in _CORE.items()}
-    _resolve_hardware(parts["hardware"])
+    _resolve_hardware(parts["hardware"], elsewhere)
     _resolve_dtype(parts["model"], parts["hardware"])
     for name in GROUPS:
         parts[name] = _typed(None, given[name], name)
@@ -143,7 +144,7 @@ def _typed(schema: type | None, options: dict[str, Any], group: str) -> Any:
         raise ConfigError(key, options.get(str(error.key)), str(error.msg).splitlines()[0]) from error
 
 
-def _resolve_hardware(hardware: HardwareConfig) -> None:
+def _resolve_hardware(hardware: HardwareConfig, elsewhere: bool) -> None:
     import torch
 
     one_of("hardware.device", hardware.device, ("auto", "cpu", "cuda"))
@@ -154,15 +155,20 @@ def _resolve_hardware(hardware: HardwareConfig) -> None:
     if hardware.timeout_s <= 0:
         raise ConfigError("hardware.timeout_s", hardware.timeout_s, "must be positive")
     gpus = torch.cuda.device_count()
+    if hardware.device == "auto" and elsewhere:
+        problem = "what the cluster's nodes have can't be seen from here; say hardware=slurm (GPUs) or hardware=cpu"
+        raise ConfigError("hardware.device", "auto", problem)
     if hardware.device == "auto":
         hardware.device = "cuda" if gpus else "cpu"
-    if hardware.device == "cuda" and not gpus:
+    if hardware.device == "cuda" and not gpus and not elsewhere:
         raise ConfigError("hardware.device", "cuda", "this machine has no CUDA GPU; use hardware=cpu")
     if hardware.backend == "auto":
         hardware.backend = "nccl" if hardware.device == "cuda" else "gloo"
     if hardware.backend == "nccl" and hardware.device == "cpu":
         raise ConfigError("hardware.backend", "nccl", "NCCL needs GPUs; on a CPU use hardware.backend=gloo")
 
+    if elsewhere:
+        return
     from blockshock.ranks import launched
 
     found = launched()

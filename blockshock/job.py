@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,8 @@ from blockshock.record import RunFolder
 from blockshock.worker import run_rank
 
 log = logging.getLogger("blockshock")
+LAST_WORD_S = 10.0  # what a rank whose peer is gone waits for the peer, or SLURM, to say why
+_LOST_PEER = re.compile(r"Connection (reset|closed)|remote process exited", re.IGNORECASE)  # gloo's and NCCL's words
 
 
 def execute(
@@ -24,11 +28,10 @@ def execute(
     run_dir: str | os.PathLike[str],
     run_id: str,
     say: Callable[[str], None] = lambda text: None,
-    many_jobs: bool = False,
 ) -> Outcome:
     """Run `job` on ranks that exist or are started here, and leave its folder with a final status.
 
-    `say` hears of progress. With `many_jobs` more is imported before ranks are forked, for the jobs that follow.
+    `say` hears of progress.
     """
     folder = RunFolder(Path(run_dir).absolute())
     if launched():
@@ -36,7 +39,7 @@ def execute(
     outcome = Outcome("failed", "interrupted")
     try:
         folder.start(job, run_id)
-        outcome = _pool_for(job, many_jobs).run(
+        outcome = _pool_for(job).run(
             run_rank, job.config, str(folder.path), run_id, timeout_s=job.hardware.timeout_s, on_message=say
         )
     except Exception as error:
@@ -69,13 +72,13 @@ def reusing_ranks() -> Iterator[None]:
         close_ranks()
 
 
-def _pool_for(job: Job, many_jobs: bool) -> RankPool:
+def _pool_for(job: Job) -> RankPool:
     hardware = job.hardware
     key = (hardware.world_size, hardware.device, hardware.backend, hardware.threads_per_rank)
     pool = _pools.get(key)
     if pool is None or not pool.alive:
         close_ranks()  # one pool at a time: idle ranks would hold GPU memory and cores
-        pool = _pools[key] = RankPool(hardware.world_size, many_jobs)
+        pool = _pools[key] = RankPool(hardware.world_size, many_jobs=_keep_ranks)
     return pool
 
 
@@ -101,6 +104,8 @@ def _execute_joined(job: Job, folder: RunFolder, run_id: str) -> Outcome:
 
     signal.signal(signal.SIGTERM, terminated)
     outcome = run_rank(info, job.config, str(folder.path), run_id)
+    if _LOST_PEER.search(outcome.reason) and "SUBMITIT_EXECUTOR" in os.environ:
+        time.sleep(LAST_WORD_S)  # the cause is another rank's: SLURM ends us meanwhile, and submitted.py says why
     if outcome.status != "ok" or info.rank == 0:
         folder.finish(outcome.status, outcome.reason, outcome.value)
     if outcome.status != "ok":

@@ -66,9 +66,10 @@ def _known_keys(overrides: list[str]) -> list[str]:
     groups = (*config.GROUPS, "hardware")
     pairs = [override.split("=", 1) for override in overrides]
     chosen = [f"{k}={v}" for k, v in pairs if k in groups and (CONF / k / f"{v}.yaml").exists()]
+    chosen += [f"{k}={v}" for k, v in pairs if k == "hydra/launcher" and v in ("local", "slurm")]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=chosen)
+        cfg = compose("config", overrides=chosen, return_hydra_config=True)
     return [*leaf_keys(cfg), *groups, "sweep"]
 
 
@@ -91,13 +92,16 @@ class RefuseEarly(Callback):
             if ranks.launched():
                 problem = "a sweep starts its own ranks: run it without torchrun or srun"
                 raise ConfigError("hydra.mode", "MULTIRUN", problem)
+            resumed = config.hydra.launcher.get("resume")
+            if resumed is not None and not Path(resumed).is_dir():
+                raise ConfigError("hydra.launcher.resume", resumed, "no such folder; give that of an earlier sweep")
             check_writable(config.hydra.sweep.dir, "hydra.sweep.dir")
         except UserErrors as error:
             refuse(error)
 
 
-def check(cfg: DictConfig) -> config.Job:
-    """The typed job of a composed configuration with its `hydra` node, or ConfigError."""
+def check(cfg: DictConfig, elsewhere: bool = False) -> config.Job:
+    """The typed job of a composed configuration with its `hydra` node, or ConfigError. `elsewhere`: see load_job."""
     for key in cfg:
         if key not in (*config.Config.__dataclass_fields__, "hydra"):
             raise ConfigError(str(key), cfg[key], "unknown key (all keys: blockshock --cfg job)")
@@ -105,19 +109,19 @@ def check(cfg: DictConfig) -> config.Job:
         if group in config.GROUPS and cfg[group].get("name") not in (None, choice):
             problem = f"a name is no choice: select the {group} with {group}={cfg[group].name}"
             raise ConfigError(f"{group}.name", cfg[group].name, problem)
-    job = config.load_job(cfg)
+    job = config.load_job(cfg, elsewhere)
     check_writable(job.experiment.output_dir)
     return job
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def _app(cfg: DictConfig) -> float | None:
+def run(cfg: DictConfig) -> float | None:
+    """One job, inside Hydra. Returns what a sweeper optimises; JobFailed when it did not end well."""
     from blockshock.job import execute
 
     node = HydraConfig.get()
     sweep = node.mode == RunMode.MULTIRUN
     say = (lambda text: None) if sweep else print
-    outcome = execute(config.load_job(cfg), node.runtime.output_dir, resolvers.run_id(), say, many_jobs=sweep)
+    outcome = execute(config.load_job(cfg), node.runtime.output_dir, resolvers.run_id(), say)
     if outcome.status == "ok" or (sweep and outcome.status == "oom"):
         if not sweep and not ranks.launched():
             from blockshock.summary import print_summary
@@ -125,3 +129,6 @@ def _app(cfg: DictConfig) -> float | None:
             print_summary(node.runtime.output_dir)
         return outcome.value
     raise JobFailed(f"{outcome.status}: {outcome.reason} ({node.runtime.output_dir})")
+
+
+_app = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -43,6 +44,22 @@ def capability() -> tuple[int, int] | None:
     except pynvml.NVMLError:
         return None
     return major, minor
+
+
+def in_use(gpu: str) -> bool:
+    """Whether another process computes on a GPU; False where NVML can't say.
+
+    gpu: as CUDA_VISIBLE_DEVICES names it, an index in the order of PCI buses or a UUID.
+    """
+    if pynvml is None:
+        return False
+    try:
+        pynvml.nvmlInit()
+        by_index = gpu.isdecimal()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(int(gpu)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(gpu)
+        return any(found.pid != os.getpid() for found in pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
+    except pynvml.NVMLError:
+        return False
 
 
 def driver_version() -> str | None:

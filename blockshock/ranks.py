@@ -24,6 +24,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from typing import Any
 
 GRACE_S = 2.0  # what the other ranks get to report after one has failed; then they are killed
@@ -123,6 +124,18 @@ class _Rank:
     pending: bool = field(default=True)
 
 
+def start_forking_server(many_jobs: bool = False) -> None:
+    """Start the server that forks ranks now: it imports torch while its user does something else."""
+    _context(many_jobs)
+    forkserver.ensure_running()
+
+
+def _context(many_jobs: bool) -> multiprocessing.context.ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD + PRELOAD_FOR_MANY * many_jobs)
+    return context
+
+
 class RankPool:
     """`world_size` rank processes of this host that run one task after another until one of them fails.
 
@@ -132,13 +145,12 @@ class RankPool:
     def __init__(self, world_size: int, many_jobs: bool = False) -> None:
         import torch.distributed as dist
 
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOAD + PRELOAD_FOR_MANY * many_jobs)
+        context = _context(many_jobs)
         self.world_size = world_size
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._ranks: list[_Rank] = []
         # An interrupt halfway through a request would make the server that forks ranks stumble: it waits until then.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
         try:
             for rank in range(world_size):
                 info = RankInfo(rank, rank, world_size, world_size, ("127.0.0.1", self._store.port))
@@ -148,7 +160,7 @@ class RankPool:
                 theirs.close()
                 self._ranks.append(_Rank(process, ours))
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.alive = True
 
     def __enter__(self) -> RankPool:
@@ -228,6 +240,8 @@ class RankPool:
 
 
 def _exit_reason(code: int | None) -> str:
+    if code == 255:  # what multiprocessing says when the server that forks ranks is gone too
+        return "exit status 255, or killed together with other processes of its job"
     if code is None or code >= 0:
         return f"exit status {code}"
     name = signal.Signals(-code).name
@@ -238,7 +252,8 @@ def _serve(info: RankInfo, connection: mpc.Connection) -> None:
     """The life of a rank: tasks from the pipe until it closes or a task fails."""
     os.environ[_STARTED_HERE] = "1"
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its ranks
+    for number in _INTERRUPTS:  # a Ctrl-C, or the end of a SLURM step, reaches the parent too, which ends its ranks
+        signal.signal(number, signal.SIG_IGN)
     _end_with_parent()
     while True:
         try:

@@ -5,11 +5,16 @@ config.yaml, env.json, seed.txt, metrics.jsonl (one line a measurement), status.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import math
 import os
 import socket
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,8 @@ from blockshock import SCHEMA
 from blockshock.config import Job, config_hash
 from blockshock.errors import ConfigError
 
+# What a new try finds in its folder and keeps: its own status, the lock it holds (claim), Hydra's log that goes on.
+KEPT = ("status.json", ".lock", "blockshock.log")
 STATUSES = ("ok", "oom", "unsupported", "failed", "timeout", "running")
 
 
@@ -38,11 +45,15 @@ def check_writable(path: str | os.PathLike[str], key: str = "experiment.output_d
 def write_atomically(path: Path, text: str) -> None:
     """Readers see the old file or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:  # a full disk leaves no litter
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 class RunFolder:
@@ -54,19 +65,41 @@ class RunFolder:
     def start(self, job: Job, run_id: str) -> None:
         """Make the folder and say `running`. Records of an earlier try with the same configuration go."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for stale in self.path.iterdir():
-            if stale.is_file():
-                stale.unlink()
         self._status("running", "", started=_now(), ended=None, hash_=config_hash(job.config), run_id=run_id)
+        for stale in self.path.iterdir():
+            if stale.is_file() and stale.name not in KEPT:
+                stale.unlink()
         write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(job.config)))
         write_atomically(self.path / "seed.txt", f"{job.experiment.seed}\n")
 
-    def refuse(self, config: dict[str, Any], reason: str, run_id: str) -> None:
-        """Record a job that can't run as `unsupported`."""
+    @contextmanager
+    def claim(self, wait_s: float = 30.0) -> Iterator[bool]:
+        """The folder to this process, until it ends, however it ends; False where another keeps it for `wait_s`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + wait_s
+        with open(self.path / ".lock", "w") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        yield False
+                        return
+                    time.sleep(0.1)
+                else:
+                    yield True
+                    return
+
+    def is_done(self) -> bool:
+        """Whether this folder's job has been measured and is `ok`."""
+        return (self.path / "status.json").exists() and self.status()["status"] == "ok"
+
+    def close(self, config: dict[str, Any], status: str, reason: str, run_id: str) -> None:
+        """Record how a job ended that could not say so itself, or that can't run: also where it made no folder."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         now = _now()
-        self._status("unsupported", reason, started=now, ended=now, hash_=config_hash(config), run_id=run_id)
+        self._status(status, reason, started=now, ended=now, hash_=config_hash(config), run_id=run_id)
 
     def finish(self, status: str, reason: str = "", value: float | None = None) -> None:
         """Write the final status. The first failure stands: a later `ok` or a peer's echo does not replace it."""
@@ -82,11 +115,18 @@ class RunFolder:
         return json.loads((self.path / "status.json").read_text())
 
     def append(self, record: dict[str, Any]) -> None:
-        """One line, written with one call and synced: a reader never sees half of it. NaN and inf become null."""
+        """One line, written with one call and synced: a reader never sees half of it. NaN and inf become null.
+
+        Raises OSError where the disk is full; the file is then as it was.
+        """
         line = (json.dumps(_finite(record), separators=(",", ":"), allow_nan=False) + "\n").encode()
         descriptor = os.open(self.path / "metrics.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, line)
+            before = os.fstat(descriptor).st_size
+            written = os.write(descriptor, line)
+            if written < len(line):
+                os.ftruncate(descriptor, before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path / "metrics.jsonl"))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

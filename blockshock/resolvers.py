@@ -1,11 +1,11 @@
-"""OmegaConf resolvers that conf/ uses: `${run_id:}`, `${launched_world_size:}`, `${on_gpu:a,b}`."""
+"""OmegaConf resolvers that conf/ uses: `${run_id:}`, `${launched_world_size:}`, `${on_gpu:a,b}`, `${or_else:a,b}`."""
 
 import os
 import secrets
 from datetime import datetime
 from functools import cache
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 
 @cache
@@ -22,14 +22,22 @@ def launched_world_size() -> int:
     return found.world_size if found else 1
 
 
-def on_gpu(if_gpu: object, otherwise: object) -> object:
-    """The first value on a machine with a GPU, the second elsewhere: presets choose their sizes with it."""
+def on_gpu(if_gpu: object, otherwise: object, *, _root_: DictConfig) -> object:
+    """The first value where jobs run on GPUs, the second elsewhere: presets choose their sizes with it."""
     import torch
 
-    return if_gpu if torch.cuda.device_count() else otherwise
+    device = OmegaConf.select(_root_, "hardware.device")
+    there = device == "cuda" if device in ("cuda", "cpu") else torch.cuda.device_count() > 0
+    return if_gpu if there else otherwise
+
+
+def or_else(value: object, otherwise: object) -> object:
+    """`value`, or where that is null, `otherwise`."""
+    return otherwise if value is None else value
 
 
 def register() -> None:
     OmegaConf.register_new_resolver("run_id", run_id, replace=True)
     OmegaConf.register_new_resolver("launched_world_size", launched_world_size, replace=True)
     OmegaConf.register_new_resolver("on_gpu", on_gpu, replace=True)
+    OmegaConf.register_new_resolver("or_else", or_else, replace=True)

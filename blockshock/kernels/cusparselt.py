@@ -24,7 +24,8 @@ BATCH_MULTIPLE = 8  # 16-byte rows of X
 
 def unsupported(device: str, dtype: str, rows: int, K: int, B: int) -> str | None:
     """Why cuSPARSELt can't multiply (B, K) by a half (rows, K); None if it can."""
-    if device != "cuda" or not torch.backends.cusparselt.is_available():
+    here = torch.cuda.device_count() > 0  # a cluster's login node can't tell what its GPU nodes have
+    if device != "cuda" or (here and not torch.backends.cusparselt.is_available()):
         return "needs an NVIDIA GPU and a PyTorch with cuSPARSELt; use auto, gather or masked_dense"
     if dtype not in ("bf16", "fp16"):
         return f"multiplies bf16 and fp16, not {dtype}; use model.dtype=bf16, or kernel auto, gather or masked_dense"

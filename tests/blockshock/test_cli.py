@@ -336,7 +336,9 @@ def slurm_answers() -> bool:
     return bool(shutil.which("srun")) and subprocess.run(["sinfo"], capture_output=True, timeout=20).returncode == 0
 
 
-@pytest.mark.skipif(not slurm_answers(), reason="no SLURM controller answers here (slurm-wlm and munge, configured)")
+@pytest.mark.skipif(
+    not slurm_answers(), reason="no SLURM answers here; get one with: make slurm-up (as root, Debian or Ubuntu)"
+)
 @pytest.mark.parametrize("shape", [["-N1", "-n2"], ["-N2", "--ntasks-per-node=1"]])
 def test_ranks_that_srun_has_started_are_joined(tmp_path, shape):
     command = ["srun", "--kill-on-bad-exit=1", *shape, sys.executable, "-m", "blockshock", *SMALL]

@@ -6,10 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
+from hydra import compose, initialize_config_dir
 
+from blockshock.config import load_job, plain
+from blockshock.main import CONF
 from blockshock.record import RunFolder, write_atomically
+from blockshock.resolvers import register
 
 WRITER = """
 import sys
@@ -54,3 +59,54 @@ def test_a_replaced_file_is_the_old_one_or_the_new_one(tmp_path):
     write_atomically(path, "new")
     assert path.read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+LIMITED = """
+import resource, signal, sys
+from blockshock.record import RunFolder
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+folder = RunFolder(sys.argv[1])
+folder.append({"n": 1})
+try:
+    folder.append({"text": "x" * 1000})
+except OSError:
+    print("refused")
+"""
+
+
+def test_a_record_that_does_not_fit_leaves_no_part_of_its_line(tmp_path):
+    """A limit on the file's size cuts a write short as a full disk does."""
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout == "refused\n", done.stderr
+    assert RunFolder(tmp_path).records() == [{"n": 1}]
+
+
+def test_a_folder_is_claimed_by_one_at_a_time(tmp_path):
+    folder = RunFolder(tmp_path / "job")
+    with folder.claim() as first, folder.claim(wait_s=0.0) as second:
+        assert (first, second) == (True, False)
+    with folder.claim(wait_s=0.0) as third:
+        assert third
+
+
+def test_a_new_try_replaces_the_records_of_the_last_and_is_never_without_a_status(tmp_path, monkeypatch):
+    job = load_job(tiny_config())
+    folder = RunFolder(tmp_path / "job")
+    folder.start(job, "first")
+    folder.append({"n": 1})
+    folder.finish("failed", "why")
+    (folder.path / "blockshock.log").write_text("Hydra's, open already")
+    removed = []
+    unlink = Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda path, **kw: (removed.append(folder.status()["status"]), unlink(path)))
+    folder.start(job, "second")
+    assert set(removed) == {"running"}
+    assert folder.records() == []
+    assert (folder.path / "blockshock.log").exists()
+
+
+def tiny_config() -> dict:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        register()
+        return plain(compose("config", overrides=["hardware=cpu", "model.N=16", "experiment.name=x"]))

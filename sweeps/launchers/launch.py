@@ -1,0 +1,266 @@
+"""What both launchers share: compose, check, keep what is done, run the rest, say how it went, write the report."""
+
+from __future__ import annotations
+
+import fcntl
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import cloudpickle
+from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from blockshock import slurm
+from blockshock.errors import REFUSED, ConfigError, at_least, one_of
+from blockshock.main import JobFailed
+from blockshock.resolvers import run_id
+from blockshock.submitted import Submission
+from hydra_plugins.blockshock_launchers import LauncherConf
+from sweeps.launchers.board import Board
+from sweeps.launchers.plan import PlannedJob, compose, refuse_impossible
+from sweeps.manifest import Manifest, shown
+
+FINAL = ("ok", "oom", "unsupported", "failed", "timeout")
+FAILED = ("failed", "timeout")
+
+
+@dataclass
+class Hydra:
+    """What Hydra gives a launcher."""
+
+    context: HydraContext
+    task_function: TaskFunction
+    config: DictConfig
+
+    def submission(self, jobs: Sequence[PlannedJob], **options: Any) -> tuple[bytes, list[str], list[str]]:
+        """The arguments of blockshock.submitted.run for `jobs`."""
+        content = Submission(
+            [(job.config, job.plain) for job in jobs], self.task_function, self.context.callbacks, run_id()
+        )
+        for name, value in options.items():
+            setattr(content, name, value)
+        return cloudpickle.dumps(content), list(sys.path), [str(job.folder.path.absolute()) for job in jobs]
+
+
+class Runner(Protocol):
+    """How jobs are run. One for this machine, one for SLURM."""
+
+    elsewhere: ClassVar[bool]  # on other machines
+
+    def __init__(self, options: Any, hydra: Hydra, sweep: Sweep) -> None: ...
+
+    def check(self, jobs: Sequence[PlannedJob]) -> None:
+        """ConfigError where an option or this machine stands against it."""
+
+    def run(self, jobs: Sequence[PlannedJob]) -> bool:
+        """Run `jobs`; whether all have ended when it returns."""
+
+
+class Sweep:
+    """The jobs of one launch as they go: what has started and ended, and what the failure policy makes of it."""
+
+    def __init__(self, options: LauncherConf, jobs: Sequence[PlannedJob], manifests: dict[Path, Manifest]) -> None:
+        self.options, self.manifests = options, manifests
+        self.board = Board(len(jobs))
+        self.stopped = False  # by fail_fast: nothing more is to start
+        self._before: dict[str, dict[str, Any] | None] = {}
+
+    def submitted(self, job: PlannedJob) -> None:
+        """Before a job's process is asked for."""
+        job.tries += 1
+        self._before[job.name] = job.status()
+
+    def started(self, job: PlannedJob, where: str = "") -> None:
+        self.board.started(job.name, where)
+
+    def final(self, job: PlannedJob) -> bool:
+        """Whether the job has written how it ended, since it was submitted."""
+        found = job.status()
+        if found is None or found["status"] not in FINAL:
+            return False
+        return found["status"] == "ok" or found != self._before.get(job.name)
+
+    def has_begun(self, job: PlannedJob) -> bool:
+        return job.status() != self._before.get(job.name)
+
+    def ended(self, job: PlannedJob, status: str = "failed", reason: str = "") -> bool:
+        """The job's process has ended: record it as `status` where it could not; whether to run it again."""
+        if not self.final(job):
+            if self.has_begun(job):
+                job.folder.finish(status, reason)
+            else:
+                job.folder.close(job.plain, status, reason, run_id())
+        found = job.folder.status()
+        failed = found["status"] in FAILED
+        again = failed and job.tries <= self.options.retries and not self.stopped
+        self.board.ended(job.name, found["status"], found["reason"], again)
+        if failed and not again and self.options.failure_policy == "fail_fast":
+            self.stopped = True
+        return again
+
+
+def launch(
+    runner_class: type[Runner],
+    options: LauncherConf,
+    hydra: Hydra,
+    job_overrides: Sequence[Sequence[str]],
+    first: int,
+) -> Sequence[JobReturn]:
+    """Run one job for each list of overrides. Refuses them all if one can't run and none may be skipped."""
+    setup_globals()
+    configure_log(hydra.config.hydra.hydra_logging, hydra.config.hydra.verbose)
+    one_of("hydra.launcher.failure_policy", options.failure_policy, ("keep_going", "fail_fast"))
+    at_least("hydra.launcher.retries", options.retries, 0)
+    if options.resume is not None and not any(job_overrides):
+        job_overrides = _of_earlier(options, hydra.config)
+    jobs = compose(hydra.context, hydra.config, job_overrides, first, runner_class.elsewhere)
+    if not options.skip_unsupported:
+        refuse_impossible(jobs)
+    _refuse_doubles(jobs)
+    possible = [job for job in jobs if not job.refusal]
+    sweeps = sorted({job.sweep for job in jobs})
+    with ExitStack() as stack:
+        for path in sweeps:
+            stack.enter_context(_locked(path))
+        manifests = {path: _manifest(path, options, hydra.config, jobs) for path in sweeps}
+        sweep = Sweep(options, jobs, manifests)
+        runner = runner_class(options, hydra, sweep)
+        runner.check(possible)
+        if not runner_class.elsewhere:
+            _refuse_while_in_slurm(manifests)
+        all_ended = _run(runner, sweep, jobs, possible)
+    if not all_ended:
+        return [_left(job) for job in jobs]
+    if options.report and sweep.board.count["ok"]:
+        from sweeps.report import write_report
+
+        for path in sweeps:
+            print(f"report: {write_report([path], path / 'report')}")
+    return [job.returned() for job in jobs]
+
+
+def _run(runner: Runner, sweep: Sweep, jobs: Sequence[PlannedJob], possible: Sequence[PlannedJob]) -> bool:
+    resume = " and ".join(m.resume_command(path) for path, m in sweep.manifests.items())
+    started = time.monotonic()
+    try:
+        for path, manifest in sweep.manifests.items():
+            manifest.write(path)
+        waiting = []
+        for job in jobs:
+            if job.folder.is_done():
+                sweep.board.kept += 1
+                sweep.board.ended(job.name, "ok", "")
+            elif job.refusal:
+                job.folder.close(job.plain, "unsupported", job.refusal, run_id())
+                sweep.board.ended(job.name, "unsupported", job.refusal)
+            else:
+                waiting.append(job)
+        with sweep.board:
+            all_ended = runner.run(waiting)
+    except KeyboardInterrupt:
+        print(f"resume with: {resume}", file=sys.stderr)
+        raise
+    except OSError as error:  # a full disk, a vanished folder: every further job would meet it too
+        what = f"{error.strerror}: {error.filename}" if error.strerror else str(error)
+        raise JobFailed(f"{what}; the sweep stops, what had finished is kept; resume with: {resume}") from error
+    _summary(sweep, time.monotonic() - started, resume if sweep.board.failed or sweep.stopped else "")
+    return all_ended
+
+
+def _summary(sweep: Sweep, seconds: float, resume: str) -> None:
+    board = sweep.board
+    parts = [f"{count} {status}" for status, count in board.count.items() if count]
+    minutes, rest = divmod(round(seconds), 60)
+    print(f"{', '.join(parts) or 'nothing ended'} in {minutes}:{rest:02d}", file=sys.stderr)
+    if board.kept:
+        print(f"{board.kept} were measured before and kept; another experiment.name measures anew", file=sys.stderr)
+    if board.retried:
+        print(f"{board.retried} tries failed and were repeated", file=sys.stderr)
+    if sweep.stopped:
+        print(f"stopped at the first failure (fail_fast), {board.left} jobs were not finished", file=sys.stderr)
+    if resume:
+        print(f"run what is not ok again with: {resume}", file=sys.stderr)
+
+
+def _left(job: PlannedJob) -> JobReturn:
+    """Of a job that goes on without us: nothing to say yet."""
+    if job.folder.is_done():
+        return job.returned()
+    done = JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
+    done.return_value = None
+    return done
+
+
+def _of_earlier(options: LauncherConf, config: DictConfig) -> list[list[str]]:
+    """The jobs of the sweep in `resume`, for a command that names nothing else."""
+    assert options.resume is not None
+    found = Manifest.read(Path(options.resume))
+    if found is None:
+        problem = "holds no sweep.json to take the jobs from; repeat the sweep's own overrides beside it"
+        raise ConfigError("hydra.launcher.resume", options.resume, problem)
+    if sorted(_hydra_overrides(config)) != sorted(found.hydra_overrides):
+        problem = f"that sweep had options of its own: {found.resume_command(Path(options.resume))}"
+        raise ConfigError("hydra.launcher.resume", options.resume, problem)
+    options.skip_unsupported = options.skip_unsupported or found.skip_unsupported
+    return list(found.jobs.values())
+
+
+def _hydra_overrides(config: DictConfig) -> list[str]:
+    """Those that change what jobs are or how they run; the launcher's own options may differ from time to time."""
+    own = ("hydra.launcher.", "hydra.mode=")
+    given = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)  # a value may hold ${...}
+    assert isinstance(given, list)
+    return [str(override) for override in given if not str(override).startswith(own)]
+
+
+def _manifest(path: Path, options: LauncherConf, config: DictConfig, jobs: Sequence[PlannedJob]) -> Manifest:
+    """The folder's manifest with these jobs added: a sweeper may launch batch after batch into one folder."""
+    earlier = Manifest.read(path)
+    arguments = sys.argv[1:] if any(job.overrides for job in jobs) else ["-m"]
+    bare = options.resume is not None and not config.hydra.overrides.task
+    if bare and earlier:
+        arguments = earlier.arguments
+    found = Manifest(arguments, _hydra_overrides(config), options.skip_unsupported)
+    if earlier:
+        found.jobs, found.slurm = earlier.jobs, earlier.slurm
+    found.jobs |= {job.name: job.overrides for job in jobs if job.sweep == path}
+    return found
+
+
+def _refuse_doubles(jobs: Sequence[PlannedJob]) -> None:
+    """Two jobs with the same folder are the same measurement, asked for twice (or a subdir of the user's own)."""
+    folders = Counter(job.folder.path for job in jobs)
+    doubled = [path for path, count in folders.items() if count > 1]
+    if doubled:
+        problem = f"{folders[doubled[0]]} jobs of the sweep are the same and would share the folder {doubled[0].name}"
+        raise ConfigError("hydra.sweep.subdir", jobs[0].config.hydra.sweep.subdir, problem)
+
+
+def _refuse_while_in_slurm(manifests: dict[Path, Manifest]) -> None:
+    for path, manifest in manifests.items():
+        if manifest.slurm and slurm.available():
+            left = [s for s in (slurm.states(manifest.slurm.values()) or {}).values() if s.goes_on]
+            if left:
+                problem = f"{len(left)} jobs of {shown(path)} are in SLURM's queue; wait for them or scancel them"
+                raise ConfigError("hydra/launcher", "local", problem)
+
+
+@contextmanager
+def _locked(sweep: Path) -> Iterator[None]:
+    """The sweep's folder to ourselves, until the end of this process, however it ends."""
+    sweep.mkdir(parents=True, exist_ok=True)
+    with open(sweep / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            hint = "another sweep is writing here; wait for it or set experiment.name"
+            print(f"blockshock: {sweep}: {hint}", file=sys.stderr)
+            sys.exit(REFUSED)
+        yield

@@ -1,0 +1,243 @@
+"""Jobs on this machine: each in a fresh process through submitit, as many at once as GPUs allow, one on a CPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import psutil
+import submitit
+import torch
+
+from blockshock import nvml, submitted
+from blockshock.errors import at_least
+from hydra_plugins.blockshock_launchers import LocalLauncherConf
+from sweeps.launchers.launch import Hydra, Sweep
+from sweeps.launchers.packing import choose, share_of_cores
+from sweeps.launchers.plan import PlannedJob
+
+POLL_S = 0.05
+RETRY_S = 0.5  # between two tries to start a job while none has ended
+GRACE_S = 10.0  # what jobs get to write their status when they are ended
+STARTUP_S = 300.0  # what a job gets beside its hardware.timeout_s before its process is taken to hang
+
+
+@dataclass
+class _Running:
+    """A process and the jobs it runs, one after another."""
+
+    jobs: list[PlannedJob]
+    process: submitit.Job[Any]  # submitit's local controller; its id is its pid
+    gpus: tuple[int, ...]  # indices into this machine's
+    slot: int | None  # on a CPU
+    position: int = 0
+
+    @property
+    def pid(self) -> int:
+        return int(self.process.job_id)
+
+
+@dataclass
+class _Machine:
+    """Who holds what: indices of GPUs, and slots for jobs on the CPU."""
+
+    gpus: list[str]  # as CUDA_VISIBLE_DEVICES names them
+    cores: list[int]
+    running: list[_Running] = field(default_factory=list)
+
+    def free(self, use_busy: bool) -> list[int]:
+        held = {gpu for job in self.running for gpu in job.gpus}
+        mine = [i for i in range(len(self.gpus)) if i not in held]
+        return mine if use_busy else [i for i in mine if not nvml.in_use(self.gpus[i])]
+
+
+class LocalRunner:
+    elsewhere = False
+
+    def __init__(self, options: LocalLauncherConf, hydra: Hydra, sweep: Sweep) -> None:
+        self.options, self.hydra, self.sweep = options, hydra, sweep
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        count = torch.cuda.device_count()
+        gpus = visible.split(",")[:count] if visible else [str(i) for i in range(count)]
+        self.machine = _Machine(gpus, sorted(os.sched_getaffinity(0)))
+
+    def check(self, jobs: Sequence[PlannedJob]) -> None:
+        if self.options.max_parallel is not None:
+            at_least("hydra.launcher.max_parallel", self.options.max_parallel, 1)
+
+    def run(self, jobs: Sequence[PlannedJob]) -> bool:
+        if not jobs:
+            return True
+        folder = jobs[0].sweep / ".submitit"
+        executor = submitit.LocalExecutor(folder)
+        waiting = self._batches(jobs)
+        running = self.machine.running
+        try:
+            next_try = 0.0  # asking NVML who uses the GPUs has its price
+            while running or (waiting and not self.sweep.stopped):
+                if self.sweep.stopped:
+                    self._end_all()
+                elif time.monotonic() >= next_try:
+                    while self._start_one(waiting, executor):
+                        pass
+                    next_try = time.monotonic() + RETRY_S
+                for one in list(running):
+                    waiting += self._look_after(one)
+                    if one not in running:
+                        next_try = 0.0
+                time.sleep(POLL_S)
+        finally:
+            self._end_all()
+            if folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()
+        return True
+
+    def _batches(self, jobs: Sequence[PlannedJob]) -> list[list[PlannedJob]]:
+        """A process for each job, or with reuse_ranks one for all jobs of a shape that run one after another."""
+        if not self.options.reuse_ranks:
+            return [[job] for job in jobs]
+        batches = []
+        for _, group in groupby(sorted(jobs, key=_shape), key=_shape):
+            alike = list(group)
+            at_once = len(self.machine.gpus) // alike[0].gpus if alike[0].gpus else 1
+            at_once = max(1, min(at_once, self.options.max_parallel or at_once, len(alike)))
+            batches += [alike[i::at_once] for i in range(at_once)]
+        return batches
+
+    def _start_one(self, waiting: list[list[PlannedJob]], executor: submitit.LocalExecutor) -> bool:
+        """Start the next batch that fits; whether there was one."""
+        running, limit = self.machine.running, self.options.max_parallel
+        if not waiting or (limit is not None and len(running) >= limit):
+            return False
+        slots = set(range(limit or 1)) - {one.slot for one in running}
+        candidates = [batch for batch in waiting if batch[0].gpus or slots]
+        if not candidates:
+            return False
+        wanted = any(batch[0].gpus for batch in candidates)
+        free = self.machine.free(self.options.use_busy_gpus) if wanted else []
+        chosen = choose([batch[0].gpus for batch in candidates], free)
+        if chosen is None:
+            self._explain_waiting(free)
+            return False
+        self.sweep.board.note = ""
+        batch, gpus = candidates[chosen[0]], chosen[1]
+        waiting.remove(batch)
+        self._start(batch, gpus, None if gpus else min(slots), executor)
+        return True
+
+    def _explain_waiting(self, free: Sequence[int]) -> None:
+        if not self.machine.running:
+            note = f"{len(free)} of {len(self.machine.gpus)} GPUs are not used by others: waiting for more"
+            self.sweep.board.say(f"{note} (hydra.launcher.use_busy_gpus=true takes them all)")
+
+    def _start(
+        self, jobs: list[PlannedJob], gpus: tuple[int, ...], slot: int | None, executor: submitit.LocalExecutor
+    ) -> None:
+        names = ",".join(self.machine.gpus[i] for i in gpus)
+        if gpus:
+            cores = share_of_cores(self.machine.cores, gpus, len(self.machine.gpus))
+        else:
+            cores = share_of_cores(self.machine.cores, {slot or 0}, self.options.max_parallel or 1)
+        payload = self.hydra.submission(
+            jobs,
+            # NVML and CUDA number GPUs alike only in the order of their PCI buses
+            environment={"CUDA_VISIBLE_DEVICES": names, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+            cores=cores,
+            launcher=os.getpid(),
+            reuse_ranks=self.options.reuse_ranks,
+        )
+        for job in jobs:
+            self.sweep.submitted(job)
+        seconds = STARTUP_S + sum(job.timeout_s for job in jobs)
+        executor.update_parameters(timeout_min=seconds / 60)
+        # A Ctrl-C reaches all processes of a terminal: the jobs leave it to us, who tell them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process = executor.submit(submitted.run, *payload)
+            one = _Running(jobs, process, gpus, slot)
+            self.machine.running.append(one)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        self.sweep.started(jobs[0], f"GPU {names}" if gpus else "CPU")
+
+    def _look_after(self, one: _Running) -> list[list[PlannedJob]]:
+        """Note what has ended in a process; what is to run again."""
+        gone = one.process.done()  # asked first: what it wrote before is there to read now
+        again: list[list[PlannedJob]] = []
+        if not gone and one.position == len(one.jobs) - 1:
+            return again  # nothing follows in this process: its end is soon enough, and this is asked often
+        while one.position < len(one.jobs) and self.sweep.final(one.jobs[one.position]):
+            again += self._next(one, "")
+        if not gone:
+            return again
+        if one.position < len(one.jobs):
+            again += self._next(one, f"its process ended without a word: {_last_words(one)}")
+            left = one.jobs[one.position :]
+            again += [left] if left else []
+        self.machine.running.remove(one)
+        self._tidy(one)
+        return again
+
+    def _next(self, one: _Running, reason: str) -> list[list[PlannedJob]]:
+        job = one.jobs[one.position]
+        again = self.sweep.ended(job, "failed", reason)
+        one.position += 1
+        if one.position < len(one.jobs):
+            self.sweep.started(one.jobs[one.position], f"GPU {','.join(map(str, one.gpus))}" if one.gpus else "CPU")
+        return [[job]] if again else []
+
+    def _end_all(self) -> None:
+        """End every process; a job that has not said so itself is recorded as interrupted."""
+        running = self.machine.running
+        processes = [p for one in running for p in _family(one.pid)]
+        for one in running:
+            _tell(one.pid, signal.SIGTERM)  # the controller passes it on
+        _, alive = psutil.wait_procs(processes, timeout=GRACE_S)
+        for process in alive:
+            process.kill()
+        for one in running:
+            while not one.process.done():  # reaps it
+                time.sleep(POLL_S)
+            for job in one.jobs[one.position : one.position + 1]:
+                self.sweep.ended(job, "failed", "interrupted")
+            self._tidy(one)
+        running.clear()
+
+    def _tidy(self, one: _Running) -> None:
+        """Submitit's files go; what processes of failed jobs printed stays."""
+        failed = any(not job.folder.is_done() for job in one.jobs)
+        for path in one.process.paths.folder.glob(f"{one.pid}_*"):
+            if not (failed and path.suffix in (".out", ".err") and path.stat().st_size):
+                path.unlink(missing_ok=True)
+
+
+def _shape(job: PlannedJob) -> tuple[str, ...]:
+    hardware = job.plain["hardware"]
+    return tuple(str(hardware[key]) for key in ("device", "backend", "world_size", "threads_per_rank"))
+
+
+def _last_words(one: _Running) -> str:
+    error = one.process.paths.stderr
+    lines = error.read_text(errors="replace").splitlines() if error.exists() else []
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    killed = "killed (SIGKILL; the kernel's out-of-memory killer sends it too)"
+    return f"{last[:200]} ({error})" if last else killed
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        parent = psutil.Process(pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _tell(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)

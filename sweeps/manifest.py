@@ -1,0 +1,46 @@
+"""A sweep's own file, sweep.json: which jobs belong to it, how it is resumed, and where SLURM has them.
+
+manifest = Manifest.read(Path("outputs/sweeps/mine"))       # None where no sweep of ours has been
+manifest.jobs            # {"phase1_forward_..._8a52": ["model.N=64", ...]}: also those not started yet
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from blockshock.record import write_atomically
+
+NAME = "sweep.json"
+
+
+@dataclass
+class Manifest:
+    arguments: list[str]  # of the blockshock command that started the sweep last
+    hydra_overrides: list[str]  # those of them that are Hydra's own, but the launcher's options
+    skip_unsupported: bool = False
+    jobs: dict[str, list[str]] = field(default_factory=dict)  # name of the job's folder -> its overrides
+    slurm: dict[str, str] = field(default_factory=dict)  # name -> SLURM's job id, of the last submission
+    schema: int = 1
+
+    @staticmethod
+    def read(sweep: Path) -> Manifest | None:
+        path = sweep / NAME
+        return Manifest(**json.loads(path.read_text())) if path.exists() else None
+
+    def write(self, sweep: Path) -> None:
+        write_atomically(sweep / NAME, json.dumps(asdict(self), indent=1) + "\n")
+
+    def resume_command(self, sweep: Path) -> str:
+        """What a user types to run what is not `ok` in the folder `sweep`."""
+        resume = f"hydra.launcher.resume={shown(sweep)}"
+        kept = [a for a in self.arguments if not a.lstrip("+").startswith("hydra.launcher.resume=")]
+        return shlex.join(["blockshock", *kept, resume])
+
+
+def shown(path: Path) -> str:
+    """Relative where that is shorter to type: below the current folder."""
+    absolute = path.resolve()
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)

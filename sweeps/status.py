@@ -1,0 +1,140 @@
+"""`blockshock-status DIR`: what is done, what runs and since when, what failed and why, and how to go on. One screen.
+
+Reads run folders and sweep.json only, and asks SLURM where a sweep has jobs there; changes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import sys
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.markup import escape
+
+from blockshock import slurm
+from sweeps.launchers.board import COLOURS, clock
+from sweeps.manifest import NAME, Manifest, shown
+
+SHOWN = 10  # lines a section
+ORDER = ("ok", "running", "in the queue", "died", "failed", "oom", "timeout", "unsupported", "not started")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One job: `state` is a word of ORDER."""
+
+    name: str
+    state: str
+    detail: str = ""
+    age_s: float = 0.0
+
+
+def rows_of(sweep: Path) -> list[Row]:
+    """Every job of one sweep's folder (or of any folder of run folders), those without a folder yet included."""
+    manifest = Manifest.read(sweep)
+    statuses = {path.parent: json.loads(path.read_text()) for path in sorted(sweep.rglob("status.json"))}
+    found = {str(folder.relative_to(sweep)): status for folder, status in statuses.items()}
+    ids = manifest.slurm if manifest else {}
+    asked = slurm.states(ids.values()) if ids and slurm.available() else None
+    names = [*found, *(name for name in (manifest.jobs if manifest else {}) if name not in found)]
+    return [_row(name, found.get(name), ids.get(name), asked) for name in names]
+
+
+def _row(name: str, status: dict[str, Any] | None, id_: str | None, asked: dict[str, slurm.State] | None) -> Row:
+    in_queue = asked.get(id_) if asked and id_ else None
+    waits = in_queue is not None and in_queue.name == "PENDING"
+    if status is None or (waits and status["status"] != "ok"):
+        if waits and in_queue:
+            return Row(name, "in the queue", f"SLURM {id_}: {in_queue.detail}")
+        if in_queue and in_queue.goes_on:
+            return Row(name, "running", f"SLURM {id_}: {in_queue.name.lower()}, its process starts")
+        return Row(name, "not started")
+    if status["status"] != "running":
+        return Row(name, status["status"], status["reason"])
+    age = (datetime.now(UTC) - datetime.fromisoformat(status["started"])).total_seconds()
+    host, pid = status.get("host"), status.get("pid")
+    where = f"{host}, process {pid}" + (f", SLURM {id_}" if id_ else "")
+    gone = host == socket.gethostname() and not psutil.pid_exists(int(pid or 0))
+    if id_ and asked is not None:
+        gone = in_queue is None or not in_queue.goes_on
+    if gone:
+        why = slurm.how_it_ended(id_)[1] if id_ else f"its process ({where}) is gone without a word"
+        return Row(name, "died", why, age)
+    return Row(name, "running", where, age)
+
+
+def sweeps_in(folder: Path) -> list[Path]:
+    """The sweeps at or below `folder`; `folder` itself where there are run folders and no sweep."""
+    found = sorted(path.parent for path in folder.rglob(NAME))
+    return found or ([folder] if any(folder.rglob("status.json")) else [])
+
+
+def show(sweep: Path, console: Console) -> None:
+    rows = rows_of(sweep)
+    by_state: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_state[row.state].append(row)
+    counts = "  ".join(
+        f"[{COLOURS.get(state, 'default')}]{len(by_state[state])} {state}[/]" for state in ORDER if by_state[state]
+    )
+    console.print(f"[bold]{escape(shown(sweep))}[/]: {len(rows)} jobs  {counts}", highlight=False)
+    for state in ("running", "died"):
+        oldest = sorted(by_state[state], key=lambda row: -row.age_s)
+        _lines(console, state, [f"{clock(r.age_s):>8}  {r.name}  ({r.detail})" for r in oldest])
+    waiting = Counter(row.detail.partition(": ")[2] for row in by_state["in the queue"])
+    _lines(console, "in the queue", [f"{n:>8}  {why}" for why, n in waiting.most_common()])
+    for state in ("failed", "oom", "timeout", "unsupported"):
+        _lines(console, state, _by_reason(by_state[state]))
+    manifest = Manifest.read(sweep)
+    if manifest and any(by_state[state] for state in ("died", "failed", "timeout", "not started")):
+        console.print("run what is not ok with:", highlight=False)
+        console.print(f"  {escape(manifest.resume_command(sweep))}", soft_wrap=True, highlight=False)
+
+
+def _by_reason(rows: list[Row]) -> list[str]:
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        reasons[row.detail].append(row.name)
+    most = sorted(reasons.items(), key=lambda item: -len(item[1]))
+    return [f"{len(names):>8}  {why}  ({names[0]}{', ...' if len(names) > 1 else ''})" for why, names in most]
+
+
+def _lines(console: Console, title: str, lines: list[str]) -> None:
+    if not lines:
+        return
+    console.print(f"[{COLOURS.get(title, 'bold')}]{title}[/]", highlight=False)
+    for line in lines[:SHOWN]:
+        console.print(escape(line), overflow="ellipsis", no_wrap=console.is_terminal, soft_wrap=True, highlight=False)
+    if len(lines) > SHOWN:
+        console.print(f"          and {len(lines) - SHOWN} more", highlight=False)
+
+
+def main() -> None:
+    """The console script `blockshock-status`."""
+    parser = argparse.ArgumentParser(
+        prog="blockshock-status",
+        description="What is done, running and failed in sweeps, and the command that goes on.",
+        epilog="Example: blockshock-status outputs/sweeps/first_picture. Exit status: 0, or 2 without a run there.",
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a sweep's folder, or any folder above some")
+    folder = parser.parse_args().folder
+    sweeps = sweeps_in(folder) if folder.is_dir() else []
+    if not sweeps:
+        problem = "no run folder or sweep here" if folder.is_dir() else "no such folder"
+        print(f"blockshock-status: {folder}: {problem}", file=sys.stderr)
+        sys.exit(2)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    for sweep in sweeps:
+        show(sweep, console)
+
+
+if __name__ == "__main__":
+    main()

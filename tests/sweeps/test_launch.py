@@ -1,0 +1,277 @@
+"""Sweeps by the local launcher, as a user starts them: killed, resumed, out of memory, out of disk, with plugins."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from blockshock.record import RunFolder
+from sweeps import load_runs
+from tests.launching import QUICK, ROOT, counts, run, start, statuses, wait_until, write_method
+
+
+def test_a_sweep_of_12_survives_sigkill_of_a_job_and_of_its_launcher(tmp_path):
+    """After a resume all 12 are ok, each measured once; what was finished before is not touched."""
+    sweep = [*QUICK, "model.N=range(4,52,4)", "model.B=8", "experiment.name=dozen", "hydra.launcher.max_parallel=2"]
+    process = start(tmp_path, *sweep)
+    wait_until(lambda: counts(tmp_path)["running"] and counts(tmp_path)["ok"])
+    victim = next(s for s in statuses(tmp_path).values() if s["status"] == "running")
+    os.kill(victim["pid"], signal.SIGKILL)
+    wait_until(lambda: counts(tmp_path)["ok"] >= 4)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]  # no job outlives its launcher
+    found = statuses(tmp_path)
+    (killed,) = [s for s in found.values() if s["config_hash"] == victim["config_hash"]]
+    assert killed["status"] == "failed"
+    assert "ended without a word" in killed["reason"]
+    assert "SIGKILL" in killed["reason"]
+    assert not counts(tmp_path)["running"]
+    finished = {path: path.read_bytes() for path in measured(tmp_path)}
+    assert 4 <= len(finished) < 12
+
+    options = ("hydra.launcher.max_parallel=2", "hydra.launcher.report=false")
+    code, err = run(tmp_path, "-m", "hydra.launcher.resume=outputs/sweeps/dozen", *options)
+    assert code == 0, err
+    assert "12 ok" in err
+    assert f"{len(finished)} were measured before and kept" in err
+    assert counts(tmp_path) == {"ok": 12}
+    assert {path: path.read_bytes() for path in finished} == finished
+    runs = load_runs([tmp_path / "outputs/sweeps/dozen"])
+    assert sorted(runs["N"]) == list(range(4, 52, 4))  # a record each, none twice, none lost
+    assert sorted(p.name for p in (tmp_path / "outputs/sweeps").iterdir()) == ["dozen"]
+
+
+def measured(folder: Path) -> list[Path]:
+    return [p / "metrics.jsonl" for p in (f.parent for f in folder.rglob("status.json")) if RunFolder(p).is_done()]
+
+
+def test_jobs_that_run_out_of_memory_or_lose_a_rank_harm_no_other_and_are_tried_again_on_request(tmp_path):
+    """B says which: 8 is well, 16 kills its own rank once, 24 has no memory left, 32 fails every time."""
+    mine = write_method(
+        tmp_path,
+        "if len(x) == 16 and tries() == 1:\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if len(x) == 24:\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))\n"
+        "    torch.ones(2**32)\n"
+        "if len(x) == 32:\n"
+        "    raise ZeroDivisionError('every time')\n",
+    )
+    sweep = [*QUICK, *mine, "model.N=16", "model.B=8,16,24,32", "experiment.name=bad", "hydra.launcher.retries=1"]
+    code, err = run(tmp_path, *sweep, "hydra.launcher.max_parallel=2")
+    assert code == 1
+    found = {row["config.model.B"]: (row["status"], row["reason"]) for _, row in load_runs([tmp_path]).iterrows()}
+    assert found[8] == found[16] == ("ok", "")
+    assert (found[24][0], "N=16" in found[24][1]) == ("oom", True)
+    assert found[32] == ("failed", "rank 0: ZeroDivisionError: every time")
+    assert err.count("failed, tried again") == 2
+    assert "rank 0 died: killed by SIGKILL" in err  # said when it happened, though the second try is ok
+    assert "2 tries failed and were repeated" in err
+    assert "2 ok, 1 oom, 1 failed" in sorted_summary(err)
+    assert "hydra.launcher.resume=outputs/sweeps/bad" in err
+    assert "Traceback" not in err
+
+
+def sorted_summary(err: str) -> str:
+    """The summary's counts, `ok` first, whatever ended first."""
+    line = next(line for line in err.splitlines() if " ok" in line and " in " in line)
+    parts = line.partition(" in ")[0].split(", ")
+    order = ("ok", "oom", "failed")
+    return ", ".join(sorted(parts, key=lambda part: order.index(part.split()[1])))
+
+
+def test_fail_fast_stops_at_the_first_failure_and_leaves_the_rest_unmeasured(tmp_path):
+    mine = write_method(tmp_path, "if len(x) == 8:\n    raise ZeroDivisionError\n")
+    sweep = [*QUICK, *mine, "model.N=16", "model.B=8,16,24", "hydra.launcher.failure_policy=fail_fast"]
+    code, err = run(tmp_path, *sweep)
+    assert code == 1
+    assert counts(tmp_path) == {"failed": 1}
+    assert "stopped at the first failure (fail_fast), 2 jobs were not finished" in err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small tmpfs, which needs root")
+def test_a_full_disk_stops_the_sweep_with_its_reason_and_a_resume_finishes_it(tmp_path):
+    disk = tmp_path / "small"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=110k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this machine lets no tmpfs be mounted (a container without the right)")
+    try:
+        sweep = [*QUICK, "model.N=4,8,12", "model.B=8", f"experiment.output_dir={disk}", "experiment.name=full"]
+        code, err = run(tmp_path, *sweep)
+        assert code == 1
+        assert "No space left on device" in err
+        assert "hydra.launcher.resume=small/sweeps/full" in err
+        assert "Traceback" not in err
+        before = {path: path.read_bytes() for path in measured(disk)}
+        assert 1 <= len(before) < 3
+        subprocess.run(["mount", "-o", "remount,size=9m", str(disk)], check=True)
+        code, err = run(tmp_path, *sweep)
+        assert code == 0, err
+        assert {path: path.read_bytes() for path in before} == before
+        runs = load_runs([disk])
+        assert sorted(runs["N"]) == [4, 8, 12]
+        assert set(runs["status"]) == {"ok"}
+        assert not list(disk.rglob(".status.json.*"))  # no litter of half-written files
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+PLUGIN = """
+from pathlib import Path
+from hydra.plugins.sweeper import Sweeper
+from hydra.core.plugins import Plugins
+
+class TwoStep(Sweeper):
+    "Launches two batches as an optimiser would: the second depends on what the first returned."
+
+    def __init__(self, **options):
+        pass
+
+    def setup(self, *, hydra_context, task_function, config):
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments):
+        batch = [[*arguments, f"model.N={n}"] for n in (8, 16)]
+        values = [r.return_value for r in self.launcher.launch(batch, initial_job_idx=0)]
+        best = (8, 16)[values.index(min(values))]
+        last = self.launcher.launch([[*arguments, f"model.N={2 * best}", "model.K=8"]], initial_job_idx=2)
+        Path("values.txt").write_text(repr([*values, *(r.return_value for r in last)]))
+"""
+CALLBACK = """
+import logging
+from pathlib import Path
+from hydra.experimental.callback import Callback
+
+class Note(Callback):
+    def note(self, text):
+        with open(Path(__file__).with_name("notes.txt"), "a") as file:
+            file.write(text + "\\n")
+
+    def on_multirun_start(self, config, **kwargs):
+        self.note("sweep starts")
+
+    def on_job_start(self, config, **kwargs):
+        logging.getLogger("note").info("from the callback of job %s", config.hydra.job.num)
+        self.note(f"job {config.hydra.job.num} starts")
+
+    def on_job_end(self, config, job_return, **kwargs):
+        self.note(f"job {config.hydra.job.num} {job_return.status.name} {job_return.return_value is not None}")
+
+    def on_multirun_end(self, config, **kwargs):
+        self.note("sweep ends")
+"""
+
+
+def test_sweepers_of_others_get_values_and_callbacks_hear_every_job(tmp_path):
+    """A sweeper in two batches, a callback in both processes, and Hydra's numbers, folders and logs."""
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins" / "two_step.py").write_text(PLUGIN)
+    (tmp_path / "notes.py").write_text(CALLBACK)
+    code, err = run(
+        tmp_path,
+        *QUICK,
+        "hydra.sweeper={_target_:hydra_plugins.two_step.TwoStep}",
+        "+hydra.callbacks.note._target_=notes.Note",
+        "model.B=8",
+        "hydra.sweep.dir=here",
+        "hydra.sweep.subdir=number_${hydra.job.num}",
+        "hydra.output_subdir=dot_hydra",
+    )
+    assert code == 0, err
+    found = statuses(tmp_path / "here")
+    assert sorted(found) == ["number_0", "number_1", "number_2"]
+    values = [found[f"number_{i}"]["value"] for i in range(3)]
+    assert (tmp_path / "values.txt").read_text() == repr(values)
+    assert all(isinstance(value, float) for value in values)
+    starts_and_ends = [line for i in range(3) for line in (f"job {i} starts", f"job {i} COMPLETED True")]
+    assert (tmp_path / "notes.txt").read_text().splitlines() == ["sweep starts", *starts_and_ends, "sweep ends"]
+    assert "model.N=16" in (tmp_path / "here/number_1/dot_hydra/overrides.yaml").read_text()
+    assert "from the callback of job 1" in (tmp_path / "here/number_1/blockshock.log").read_text()
+
+
+def planned(cli, monkeypatch, *arguments: str) -> list[dict]:
+    """The configurations that a sweep would run, none of them run."""
+    plain = []
+
+    def keep(self, jobs):
+        plain.extend(job.plain for job in jobs)
+        for job in jobs:
+            job.folder.close(job.plain, "ok", "", "planned")
+        return True
+
+    monkeypatch.setattr("sweeps.launchers.local.LocalRunner.run", keep)
+    done = cli("-m", "hardware=cpu", "hydra.launcher.report=false", *arguments)
+    assert done.code == 0, done.err
+    return plain
+
+
+def test_hydras_sweep_syntax_is_intact(cli, monkeypatch):
+    jobs = planned(cli, monkeypatch, "model.N=range(64,129,64)", "model.B=choice(8,16)", "mask=glob(complement_10*)")
+    found = {(job["model"]["N"], job["model"]["B"], job["mask"]["name"]) for job in jobs}
+    masks = ("complement_1001_0110", "complement_1010_0101")
+    assert found == {(n, b, mask) for n in (64, 128) for b in (8, 16) for mask in masks}
+
+
+def test_the_same_job_asked_for_twice_is_refused(cli):
+    done = cli("-m", *QUICK[1:], "model.N=8,8")
+    assert (done.code, "are the same and would share the folder" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("hydra.launcher.failure_policy=stop", "allowed: keep_going, fail_fast"),
+        ("hydra.launcher.retries=-1", "hydra.launcher.retries=-1: must be at least 0"),
+        ("hydra.launcher.max_parallel=0", "hydra.launcher.max_parallel=0: must be at least 1"),
+        ("hydra.launcher.resume=nowhere", "no such folder"),
+        ("hydra.launcher.max_paralel=2", "did you mean 'hydra.launcher.max_parallel'?"),
+    ],
+)
+def test_launcher_options_are_refused_in_one_line(cli, tmp_path, argument, expected):
+    done = cli(*QUICK, "model.N=8,16", argument)
+    assert (done.code, expected in done.err, done.err.count("\n")) == (2, True, 1), done.err
+    assert not list(tmp_path.rglob("status.json"))
+
+
+def test_a_bare_resume_of_a_sweep_with_options_of_its_own_names_the_whole_command(cli, tmp_path, monkeypatch):
+    planned(cli, monkeypatch, "model.N=8,16", "method=dense_single", "experiment.name=own", "hydra.job.chdir=false")
+    done = cli("-m", "hydra.launcher.resume=outputs/sweeps/own")
+    assert done.code == 2
+    assert "experiment.name=own hydra.job.chdir=false hydra.launcher.resume=outputs/sweeps/own" in done.err
+
+
+PRESETS = sorted(path.stem for path in (ROOT / "conf" / "sweep").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name not in ("memory_budget",)])
+def test_every_preset_plans_jobs_and_any_key_overrides_it(cli, monkeypatch, preset):
+    key, value = {"batch_memory": ("workload.batch_size", 2)}.get(preset, ("model.B", 8))
+    group = key.split(".")[0]
+    few = ["workload=tiny_gpt2"] if preset == "batch_memory" else ["mask=checkerboard", "model.N=64"]
+    jobs = planned(cli, monkeypatch, f"+sweep={preset}", f"{key}={value}", *few)
+    assert jobs
+    assert {job[group][key.split(".")[1]] for job in jobs} == {value}
+
+
+def test_jobs_that_share_ranks_go_on_in_new_ones_after_a_sigkill(tmp_path):
+    options = ("hydra.launcher.reuse_ranks=true", "hydra.launcher.retries=1")
+    process = start(tmp_path, *QUICK, *options, "model.N=range(4,68,4)", "model.B=8", "experiment.name=shared")
+    wait_until(lambda: counts(tmp_path)["ok"])
+    pids = {status["pid"] for status in statuses(tmp_path).values()}
+    assert len(pids) == 1  # one process for all
+    os.kill(pids.pop(), signal.SIGKILL)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert counts(tmp_path) == {"ok": 16}
+    assert len({status["pid"] for status in statuses(tmp_path).values()}) > 1
+    runs = load_runs([tmp_path])
+    assert sorted(runs["N"]) == list(range(4, 68, 4))  # a record each
