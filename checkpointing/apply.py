@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from checkpointing import budget
 from checkpointing.decide import decide_checkpoints
+from checkpointing.errors import BudgetError
 from checkpointing.problem import problem_of
 from checkpointing.rewrite import CheckpointedStep, rewrite_graph_with_recomputation
 from checkpointing.state import preserved
@@ -21,7 +22,7 @@ from profiler import GraphProfiler, trace_train_step
 from profiler.tracing import LossFn
 
 SLACK = 2**20  # bytes by which a peak varies between steps
-REPLANNED = 3  # times at most: the caching allocator may hand out larger blocks than the profile saw
+REPLANNED = 5  # times at most: the caching allocator may hand out larger blocks than the profile saw
 
 
 def apply_activation_checkpointing(
@@ -50,14 +51,19 @@ def apply_activation_checkpointing(
         problem = problem_of(profiler)
         plan = decide_checkpoints(problem, memory_budget, solver)
         rewritten = rewrite_graph_with_recomputation(step, plan)
-        wanted, asked = plan.budget_bytes, plan.budget_bytes
-        for _ in range(REPLANNED):
+        wanted = asked = plan.budget_bytes
+        for attempt in range(REPLANNED + 1):
             if wanted is None or asked is None or not plan.recomputed:
                 break
             excess = _measured_peak(rewritten, batch) - wanted
             if excess <= 0:
                 break
-            asked -= excess + SLACK
+            if attempt == REPLANNED:
+                raise BudgetError(
+                    f"memory_budget={memory_budget!r} is {wanted / 2**20:.1f} MiB, and the allocator takes "
+                    f"{excess / 2**20:.1f} MiB more however it is planned: raise the budget"
+                )
+            asked -= excess + SLACK * 2**attempt
             tighter = decide_checkpoints(problem, asked, solver)
             note = f"planned for {(wanted - asked) / 2**20:.1f} MiB less, which the allocator adds"
             plan = replace(tighter, budget_bytes=wanted, planning_s=plan.planning_s + tighter.planning_s, note=note)

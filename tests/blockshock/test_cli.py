@@ -31,7 +31,7 @@ def statuses(folder: Path) -> list[dict]:
         (["+bogus=1"], "bogus=1: unknown key"),
         (["+model.bogus=1"], "model.bogus"),
         (["method=blok_shock"], "did you mean 'block_shock'?"),
-        (["phase=phase9"], "allowed: phase0_correctness"),
+        (["phase=phase9"], "allowed: checkpoint, phase0_correctness"),
         (["model.N=abc"], "model.N: Value 'abc' of type 'str' could not be converted to Integer"),
         (["phase.timed_iters=x"], "phase.timed_iters=x"),
         (["phase.timed_iters=0"], "phase.timed_iters=0: must be at least 1"),
