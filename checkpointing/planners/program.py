@@ -17,8 +17,9 @@ times t and the budget M, for every value s with a decision of its own
 
 `fixed` is what no plan changes, an activation between its first and its last backward use included. The variables
 of a value reach `window` stages back from where it is needed. If `restricted`, a copy made earlier is forbidden, and
-what is kept or copied is taken to stay until the stage that needs it. Otherwise both cost no memory where they can
-be avoided, so that the program bounds every plan from below.
+what is kept or copied is taken to stay until the stage that needs it. Otherwise such a copy costs no memory, and a
+temporary goes when the last value has been made of it: the program bounds from below every plan that lets no kept
+temporary go earlier than `window` stages before its turn; with a window over all stages, every plan.
 """
 
 from bisect import bisect_right
@@ -233,6 +234,10 @@ class Program:
             if value.is_activation:
                 fixed[value.first_use : value.last_use + 1] += problem.size[value.index]
                 between[value.first_use + 1 : value.last_use + 1] += problem.size[value.index]
+        leaving: list[list[Value]] = [[] for _ in stages]  # stage → what is surely there before it, if it is kept
+        for value in self.values.of.values():
+            early = not (value.is_activation or self.restricted)
+            leaving[self._range(value)[0] if early else self.stage_at(value.first_use)].append(value)
         later: Expression = {}  # what is kept for stages after this one
         for stage in reversed(range(len(stages))):
             occupied = _sum((1, later), *waiting[stage])
@@ -242,9 +247,8 @@ class Program:
             self._row(occupied, -np.inf, self._room(before, stage))
             for value in starting[stage]:
                 self._running(value, occupied, later, before, arriving, stage)
-            for value in starting[stage]:
-                if value.is_activation or self.restricted:
-                    later = self._accumulate(later, value)
+            for value in leaving[stage]:
+                later = self._accumulate(later, value)
 
     def _running(
         self, value: Value, occupied: Expression, later: Expression, before: float, arriving: list[Value], stage: int
