@@ -286,6 +286,9 @@ class Program:
                     if stage < self._range(dependent)[1]:
                         made = self._made(dependent.index, stage)
                         self._row(_sum((1, there), (1, self._again(dependent.index)), (-1, made)), -np.inf, 1)
+                if stage < natural:  # gone before its turn: then something has been made of it
+                    made_early = [(-1.0, self._made(d.index, stage)) for d in dependents.get(index, ())]
+                    self._row(_sum((1, there), *made_early), -np.inf, 0)
                 found[stage].append((size, {occupied: 1.0}))
         return found
 
