@@ -96,6 +96,6 @@ def test_what_means_nothing_is_refused_before_any_run(cli, tmp_path, arguments, 
 def test_a_budget_below_the_floor_is_unsupported_with_the_reason(cli, tmp_path):
     cli(*QUICK, "method=recompute_optimal", "workload=tiny_gpt2", "method.memory_budget=0.01")
     status = json.loads((run_folder(tmp_path) / "status.json").read_text())
-    assert status["status"] == "unsupported"
+    assert status["status"] == "unsupported", status
     assert "no plan needs less than" in status["reason"]
     assert "raise the budget" in status["reason"]
