@@ -16,7 +16,7 @@ from functools import cached_property
 
 from checkpointing.batch_norm import elementwise_batch_norms
 from checkpointing.legality import why_not_recomputable
-from checkpointing.purity import consumes_randomness
+from checkpointing.purity import consumes_randomness, updates_running_statistics
 from checkpointing.substitute import Substitute
 from profiler import GraphProfiler, Region, StorageAnalysis
 from profiler.memory import MeasuredMemory, default_rounding, rounded
@@ -225,7 +225,10 @@ def problem_from(
         held=[tuple(indices) for indices in analysis.held],
         created=[tuple(indices) for indices in analysis.created],
         runs_once=[
-            node.op != "call_function" or rank in written_storages or consumes_randomness(node)
+            node.op != "call_function"
+            or rank in written_storages
+            or consumes_randomness(node)
+            or updates_running_statistics(node)
             for rank, node in enumerate(nodes)
         ],
         storage_names=[storage.name for storage in analysis.storages],

@@ -2,12 +2,15 @@
 
 `program` states the problem. Its solution is judged by the exact schedule; where that is above the budget, because
 the program sees memory only once a stage, the excess is withheld from the stage and the program solved again. The
-bound comes from a linear program that allows more than any plan can do.
+bound comes from a linear program that allows more than any plan can do. For a step of few values that program, in whole
+numbers, proposes plan after plan from below, until the best of them cannot be beaten: then the plan is the optimum.
 """
 
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from checkpointing.planners.program import Program, Solution
 from checkpointing.planners.values import NEGLIGIBLE, Values, find_values
@@ -18,6 +21,7 @@ GAP = 0.005
 SMALL = 40  # values up to which every one counts and the program has no window
 WINDOWS = ((1, 16), (1, 48))  # (stages merged, window), narrow first
 ROUNDS = 6
+NOTHING = 1e-9  # seconds: HiGHS is no more exact than that
 
 
 @dataclass(frozen=True)
@@ -36,24 +40,54 @@ def optimal(problem: Problem, budget: int, seconds: float = 25.0) -> Optimum:
     small = len(problem.candidates) + len(problem.keepable) <= SMALL
     values = find_values(problem, 0.0 if small else NEGLIGIBLE)
     always = frozenset(problem.activations) - frozenset(values.of) | frozenset(problem.pinned)
-    bound = _bound(problem, values, budget, small)
+    if not values.of:  # there is nothing to decide
+        schedule = make_schedule(problem, always)
+        return Optimum(schedule if schedule.peak <= budget else None, always, schedule.added_seconds, "")
+    if small:
+        return _exact(problem, values, budget, always, deadline)
+    bound = _bound(problem, values, budget)
     if bound is None:
         return Optimum(None, always, None, "no plan meets the budget")
     best: tuple[Schedule, frozenset[int]] | None = None
-    windows = ((1, len(values.of)),) if small else WINDOWS
-    for merged, window in windows:
+    for merged, window in WINDOWS:
         left = deadline - time.perf_counter()
-        if best is not None and (best[0].added_seconds <= bound * (1 + 2 * GAP) or left < seconds / 3):
+        if best is not None and (_near(best[0], bound) or left < seconds / 3):
             break
-        found = _search(problem, values, budget, always, merged, window, 0.0 if small else GAP, left)
+        found = _search(problem, values, budget, always, merged, window, GAP, left)
         if found is not None and (best is None or found[0].added_seconds < best[0].added_seconds):
             best = found
     if best is None:
         return Optimum(None, always, bound, "the solver found no plan in time")
     best = _keep_more(problem, values, budget, best, time.perf_counter() + seconds / 10)
-    if best[0].added_seconds > bound * (1 + 2 * GAP):  # is the plan not good, or the bound weak?
-        bound = max(bound, _bound(problem, values, budget, small, deadline - time.perf_counter()) or 0.0)
+    if not _near(best[0], bound):  # is the plan not good, or the bound weak?
+        bound = max(bound, _bound(problem, values, budget, deadline - time.perf_counter()) or bound)
     return Optimum(best[0], best[1], min(bound, best[0].added_seconds), "")
+
+
+def _exact(problem: Problem, values: Values, budget: int, always: frozenset[int], deadline: float) -> Optimum:
+    """The best of all: choices in the order of what the program says they cost at least, until none can be better."""
+    best: tuple[Schedule, frozenset[int]] | None = None
+    excluded: list[frozenset[int]] = []
+    bound, complete = -np.inf, False
+    while time.perf_counter() < deadline and not complete:
+        program = Program(problem, values, budget, len(values.of), restricted=False, excluded=excluded)
+        solution = program.solve(max(1.0, deadline - time.perf_counter()), 0.0)
+        bound = max(bound, solution.bound)
+        complete = solution.status == "infeasible" or (best is not None and bound >= best[0].added_seconds - NOTHING)
+        if complete or solution.share is None:
+            break
+        kept = always | solution.kept
+        excluded.append(solution.kept)
+        schedule = make_schedule(problem, kept)
+        if schedule.peak <= budget and (best is None or schedule.added_seconds < best[0].added_seconds):
+            best = (schedule, kept)
+    if best is None:
+        return Optimum(None, always, None, "no plan meets the budget" if complete else "no plan was found in time")
+    return Optimum(best[0], best[1], min(bound, best[0].added_seconds), "")
+
+
+def _near(schedule: Schedule, bound: float) -> bool:
+    return schedule.added_seconds <= bound + 2 * GAP * abs(bound)
 
 
 def _keep_more(
@@ -71,11 +105,11 @@ def _keep_more(
     return best
 
 
-def _bound(problem: Problem, values: Values, budget: int, small: bool, seconds: float | None = None) -> float | None:
+def _bound(problem: Problem, values: Values, budget: int, seconds: float | None = None) -> float | None:
     """Seconds that every plan adds at the least; None if there is none. With `seconds`, by branch and bound."""
-    program = Program(problem, values, budget, len(values.of) if small else WINDOWS[-1][1], restricted=False)
-    solution = program.solve(max(1.0, seconds or 10.0), GAP if seconds else 0.0, integral=small or seconds is not None)
-    return None if solution.status == "infeasible" else max(0.0, solution.bound)
+    program = Program(problem, values, budget, WINDOWS[-1][1], restricted=False)
+    solution = program.solve(max(1.0, seconds or 10.0), GAP if seconds else 0.0, integral=seconds is not None)
+    return None if solution.status == "infeasible" else solution.bound
 
 
 def _search(

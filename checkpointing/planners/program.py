@@ -7,19 +7,23 @@ times t and the budget M, for every value s with a decision of its own
     c[s,τ]   1 if a copy of s has been made by the end of stage τ; it rises with τ and ends at r[s]
     o[u,τ]   1 if a temporary u occupies memory in stage τ: it is there, and something is still to be made of it
     y[n]     1 if node n runs again
+    f[n]     1 if node n still runs in the forward, where it can be done without: what is kept may need it there
 
-    minimise    Σ t[n] y[n]
+    minimise    Σ t[n] y[n] - Σ t[n] (1 - f[n])
+    forward     f[n] ≥ k[s]                          for every value s that n helps to make
     closure     c[s,τ] ≤ k[u] + c[u,τ]               for every source u of s: it is there when s is made
     memory      fixed[τ] + Σ m[s] (k[s] + c[s,τ]) + Σ m[u] o[u,τ] ≤ M      s used after τ in the backward
                 fixed[r] + Σ m[s] k[s] ≤ M                                 s no more used at r in the forward
 
 `fixed` is what no plan changes, an activation between its first and its last backward use included. The variables
-of a value reach `window` stages back from where it is needed. A copy made earlier is forbidden if `restricted`, and
-otherwise costs no memory, so that the program bounds every plan from below.
+of a value reach `window` stages back from where it is needed. If `restricted`, a copy made earlier is forbidden, and
+what is kept or copied is taken to stay until the stage that needs it. Otherwise such a copy costs no memory, and a
+temporary goes when the last value has been made of it: the program bounds from below every plan that lets no kept
+temporary go earlier than `window` stages before its turn; with a window over all stages, every plan.
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,7 +55,8 @@ class Solution:
 
 
 class Program:
-    """Build with the budget in bytes, then `solve`. `withheld` maps a stage to bytes to leave free in it."""
+    """Build with the budget in bytes, then `solve`. `withheld` maps a stage to bytes to leave free in it; `excluded`
+    are choices of what to keep that are no longer wanted."""
 
     def __init__(
         self,
@@ -62,12 +67,14 @@ class Program:
         restricted: bool,
         withheld: Mapping[int, int] | None = None,
         merged: int = 1,
+        excluded: Collection[Collection[int]] = (),
     ) -> None:
         self.problem, self.values, self.budget = problem, values, budget
         self.window, self.restricted, self.withheld = window, restricted, withheld or {}
         self.upper: list[float] = []
         self.integer: list[int] = []
         self.cost: list[float] = []
+        self.constant = 0.0  # of the cost
         self.rows: list[tuple[list[int], list[float], float, float]] = []
         self.stages = sorted({v.first_use for v in values.of.values() if v.is_activation})[::merged]
         self.k = {index: self._variable(integer=True) for index in values.of}
@@ -77,6 +84,9 @@ class Program:
         self._closure()
         self._forward_memory()
         self._backward_memory()
+        for kept in excluded:
+            terms = [(-1.0, {self.k[i]: 1.0}) if i in kept else (1.0, {self.k[i]: 1.0}) for i in self.k]
+            self._row(_sum(*terms), 1 - sum(i in kept for i in self.k), np.inf)
 
     def stage_at(self, rank: int) -> int:
         """The stage in which a backward rank lies; -1 for the forward and what comes before the first stage."""
@@ -99,9 +109,11 @@ class Program:
         bound = result.mip_dual_bound if integral else result.fun
         if result.x is None:
             infeasible = result.status == 2
-            return Solution(None, np.inf, np.inf if infeasible else 0.0, "infeasible" if infeasible else result.message)
+            least = np.inf if infeasible else self.constant * MICROSECOND
+            return Solution(None, np.inf, least, "infeasible" if infeasible else result.message)
         share = {index: float(result.x[variable]) for index, variable in self.k.items()}
-        return Solution(share, float(result.fun) * MICROSECOND, float(bound or 0.0) * MICROSECOND, "ok")
+        added, least = float(result.fun) + self.constant, float(bound or 0.0) + self.constant
+        return Solution(share, added * MICROSECOND, least * MICROSECOND, "ok")
 
     def _variable(self, upper: float = 1.0, integer: bool = False, cost: float = 0.0) -> int:
         self.upper.append(upper)
@@ -156,6 +168,20 @@ class Program:
             y = self._variable(cost=time)
             for index in indices:
                 self._row(_sum((1, self._again(index)), (-1, {y: 1.0})), -np.inf, 0)
+        self._forward_costs()
+
+    def _forward_costs(self) -> None:
+        """The variables f, and the time of all nodes that the forward can do without."""
+        groups: dict[tuple[int, ...], float] = {}
+        for rank, needing in self.values.droppable.items():
+            time = self.problem.time[rank] / MICROSECOND
+            self.constant -= time
+            if needing:
+                groups[needing] = groups.get(needing, 0.0) + time
+        for indices, time in groups.items():
+            f = self._variable(cost=time)
+            for index in indices:
+                self._row({self.k[index]: 1.0, f: -1.0}, -np.inf, 0)
 
     def _closure(self) -> None:
         for index, value in self.values.of.items():
@@ -177,9 +203,7 @@ class Program:
     def _forward_memory(self) -> None:
         problem, values = self.problem, sorted(self.values.of.values(), key=lambda v: v.last_forward_use)
         start = problem.backward_start
-        fixed = self.values.fixed[:start].copy()
-        for value in values:
-            fixed[value.created : value.last_forward_use + 1] += problem.size[value.index]
+        fixed = self.values.fixed
         total: Expression = {}
         everything = sum(problem.size[v.index] for v in values)
         ends = [v.last_forward_use for v in values] + [start - 1]
@@ -210,6 +234,10 @@ class Program:
             if value.is_activation:
                 fixed[value.first_use : value.last_use + 1] += problem.size[value.index]
                 between[value.first_use + 1 : value.last_use + 1] += problem.size[value.index]
+        leaving: list[list[Value]] = [[] for _ in stages]  # stage → what is surely there before it, if it is kept
+        for value in self.values.of.values():
+            early = not (value.is_activation or self.restricted)
+            leaving[self._range(value)[0] if early else self.stage_at(value.first_use)].append(value)
         later: Expression = {}  # what is kept for stages after this one
         for stage in reversed(range(len(stages))):
             occupied = _sum((1, later), *waiting[stage])
@@ -218,11 +246,24 @@ class Program:
             before = float(between[stages[stage]]) + sum(problem.size[v.index] for v in arriving)
             self._row(occupied, -np.inf, self._room(before, stage))
             for value in starting[stage]:
-                if value.extra:
-                    running = _sum((value.extra / MIB, self._again(value.index)))
-                    self._row(_sum((1, occupied), (1, running)), -np.inf, self._room(before, stage))
-            for value in starting[stage]:
+                self._running(value, occupied, later, before, arriving, stage)
+            for value in leaving[stage]:
                 later = self._accumulate(later, value)
+
+    def _running(
+        self, value: Value, occupied: Expression, later: Expression, before: float, arriving: list[Value], stage: int
+    ) -> None:
+        """While a value is made in the stage that needs it, there is memory for what making it takes."""
+        running = _sum((value.extra / MIB, self._again(value.index)))
+        if self.restricted and value.extra:
+            self._row(_sum((1, occupied), (1, running)), -np.inf, self._room(before, stage))
+        elif value.is_activation and value.extra:  # what else arrives may be made after it
+            size = self.problem.size
+            absent = [other for other in arriving if other is not value]
+            there = _sum(*((size[other.index] / MIB, {self.k[other.index]: 1.0}) for other in absent))
+            before -= sum(size[other.index] for other in absent)
+            # the value itself counts in `before`, made again or kept
+            self._row(_sum((1, later), (1, there), (1, running)), -np.inf, self._room(before, stage))
 
     def _waiting(self) -> list[list[tuple[float, Expression]]]:
         """Stage → copies made before their time, and temporaries that something is still to be made of; in MiB."""
@@ -235,15 +276,19 @@ class Program:
             begins, last = self._range(value)
             size = self.problem.size[index] / MIB
             natural = self.stage_at(value.first_use)
-            for stage in range(begins, natural):
+            counted = natural if value.is_activation or self.restricted else begins
+            for stage in range(begins, counted):
                 found[stage].append((size, self._made(index, stage)))
-            for stage in range(natural, natural if value.is_activation else last):
+            for stage in range(counted, natural if value.is_activation else last):
                 occupied = self._variable()
                 there = _sum((1, self._made(index, stage)), (1, {self.k[index]: 1.0}), (-1, {occupied: 1.0}))
                 for dependent in dependents.get(index, ()):
                     if stage < self._range(dependent)[1]:
                         made = self._made(dependent.index, stage)
                         self._row(_sum((1, there), (1, self._again(dependent.index)), (-1, made)), -np.inf, 1)
+                if stage < natural:  # gone before its turn: then something has been made of it
+                    made_early = [(-1.0, self._made(d.index, stage)) for d in dependents.get(index, ())]
+                    self._row(_sum((1, there), *made_early), -np.inf, 0)
                 found[stage].append((size, {occupied: 1.0}))
         return found
 

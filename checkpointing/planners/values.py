@@ -4,7 +4,7 @@ An activation that may be recomputed does, if it is not negligible. A temporary 
 several values are made of it, or one that is larger. Any other temporary is made along with what needs it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,7 @@ class Value:
     nodes: tuple[int, ...]  # ranks of the nodes that run again with it
     extra: int  # most bytes beyond the value itself while they run
     created: int
-    last_forward_use: int
+    last_forward_use: int  # in a forward that makes it for nothing else; before `created` where that does not make it
     first_use: int  # in the backward; of a temporary, of the first activation that is made of it
     last_use: int  # in the backward; of a temporary, the first use of the last activation that is made of it
 
@@ -37,6 +37,7 @@ class Values:
     of: dict[int, Value]
     fixed: np.ndarray  # rank → bytes during the node
     between: np.ndarray  # rank → bytes alive before and after the node starts
+    droppable: dict[int, tuple[int, ...]]  # rank of a node that the forward may do without → values that need it there
 
 
 def find_values(problem: Problem, negligible: float = NEGLIGIBLE) -> Values:
@@ -53,11 +54,12 @@ def find_values(problem: Problem, negligible: float = NEGLIGIBLE) -> Values:
         for i in problem.keepable
         if problem.size[i] > smallest and i in lives and not _made_along(problem, i, dependents.get(i, []))
     }
+    fixed = np.zeros(problem.count, dtype=np.int64)
+    fixed[ranks] = schedule.total
+    certain = _forward_of_every_plan(problem, own, fixed)
     there = own | set(problem.activations) | set(problem.pinned)
     first_need: dict[int, tuple[int, int]] = {}
     found: dict[int, Value] = {}
-    fixed = np.zeros(problem.count, dtype=np.int64)
-    fixed[ranks] = schedule.total
     between = _between(problem, ranks, schedule.lifetimes)
     active_set = set(active)
     for index in reversed(problem.forward_values):  # what is made of a value comes after it
@@ -73,11 +75,10 @@ def find_values(problem: Problem, negligible: float = NEGLIGIBLE) -> Values:
         if index not in own:
             continue
         nodes, read = problem.nodes_to_make(index, there)
-        last_forward = max([rank for rank in uses if rank < start], default=problem.writers[index][-1])
         life = lives[index]
         first, last = ranks[life.first], ranks[life.last]
         size = problem.size[index]
-        fixed[first : last + 1] -= size
+        fixed[max(first, start) : last + 1] -= size
         between[first + 1 : last + 1] -= size
         is_activation = index in active_set
         found[index] = Value(
@@ -85,13 +86,47 @@ def find_values(problem: Problem, negligible: float = NEGLIGIBLE) -> Values:
             is_activation=is_activation,
             sources=tuple(sorted(read & own)),
             nodes=tuple(sorted(nodes)),
-            extra=_extra(problem, index, sorted(nodes)),
+            extra=_extra(problem, index, sorted(nodes), own),
             created=problem.writers[index][0],
-            last_forward_use=max(last_forward, problem.writers[index][-1]),
+            last_forward_use=certain.get(index, problem.writers[index][0] - 1),
             first_use=first_need[index][0],
             last_use=last if is_activation else first_need[index][1],
         )
-    return Values(found, fixed, between)
+    return Values(found, fixed, between, _droppable(problem, found))
+
+
+def _forward_of_every_plan(problem: Problem, own: Iterable[int], fixed: np.ndarray) -> dict[int, int]:
+    """Set `fixed` in the forward to what is there when no value of `own` is kept: any other plan has that and more.
+    Value → rank of its last use there, of those that the forward makes then."""
+    start = problem.backward_start
+    schedule = make_schedule(problem, set(problem.activations) - set(own) | set(problem.pinned))
+    fixed[:start] = 0
+    for run, total in zip(schedule.runs, schedule.total, strict=True):
+        if run.rank < start and not run.is_copy:
+            fixed[run.rank] = total
+    found: dict[int, int] = {}
+    for life in schedule.lifetimes:
+        if not life.is_copy and schedule.runs[life.first].rank < start:
+            uses = [schedule.runs[p] for p in (life.first, *life.uses)]
+            found[life.storage] = max(run.rank for run in uses if run.rank < start and not run.is_copy)
+    return found
+
+
+def _droppable(problem: Problem, own: Iterable[int]) -> dict[int, tuple[int, ...]]:
+    always = set(problem.activations) - set(own) | set(problem.pinned)
+    still = {run.rank for run in make_schedule(problem, always).runs if not run.is_copy}
+    needing: dict[int, list[int]] = {rank: [] for rank in range(problem.backward_start) if rank not in still}
+    for index in own:
+        seen: set[int] = set()
+        pending = list(problem.writers[index])
+        while pending:
+            rank = pending.pop()
+            if rank not in seen:
+                seen.add(rank)
+                pending += problem.inputs[rank]
+        for rank in seen & needing.keys():
+            needing[rank].append(index)
+    return {rank: tuple(sorted(indices)) for rank, indices in needing.items()}
 
 
 def _between(problem: Problem, ranks: list[int], lives: Iterable[Lifetime]) -> np.ndarray:
@@ -118,7 +153,7 @@ def _made_along(problem: Problem, index: int, dependents: list[int]) -> bool:
     return not dependents or (len(dependents) == 1 and problem.size[index] >= problem.size[dependents[0]])
 
 
-def _extra(problem: Problem, index: int, nodes: list[int]) -> int:
+def _extra(problem: Problem, index: int, nodes: list[int], own: Container[int]) -> int:
     """Most bytes of temporaries and workspace while the nodes run, beyond the value that they make."""
     last_use: dict[int, int] = {}
     for rank in nodes:
@@ -129,7 +164,8 @@ def _extra(problem: Problem, index: int, nodes: list[int]) -> int:
     peak = 0
     for rank in nodes:
         for created in problem.again_created(rank):
-            made[created] = problem.size[created]
+            if created == index or created not in own:  # the others have variables
+                made[created] = problem.size[created]
         live = sum(made.values())
         peak = max(peak, live + problem.again_workspace(rank))
         made = {held: size for held, size in made.items() if last_use.get(held, rank) > rank or held == index}

@@ -1,0 +1,191 @@
+"""The planners against every plan there is, on steps small enough to try them all; and against each other."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from checkpointing import (
+    SOLVERS,
+    BudgetError,
+    CheckpointingError,
+    decide_checkpoints,
+    memory_of,
+    problem_of,
+    rewrite_graph_with_recomputation,
+)
+from checkpointing.planners.floor import unavoidable
+from checkpointing.planners.greedy import greedy
+from checkpointing.planners.optimal import GAP, optimal
+from checkpointing.planners.program import Program
+from checkpointing.planners.values import find_values
+from checkpointing.schedule import make_schedule
+from profiler import GraphProfiler
+from tests.checkpointing.brute_force import Judged, all_plans, cheapest, judge, random_times
+from tests.checkpointing.steps import TINY, Case, small_case, tiny_case
+from tests.checkpointing.test_rewritten_step_equals_eager import bounded
+
+MOST_DECISIONS = 8
+BUDGETS = 6
+NOTHING = 1e-9  # seconds, of whole milliseconds
+
+
+def few_decisions(wanted: int, first_seed: int) -> Iterator[Case]:
+    seed = first_seed
+    while wanted:
+        case = small_case(seed, 3 + seed % 6, random_times(seed))
+        if 3 <= len(case.problem.candidates) + len(case.problem.keepable) <= MOST_DECISIONS:
+            wanted -= 1
+            yield case
+        seed += 1
+
+
+def budgets_of(case: Case, plans: list[Judged]) -> list[int]:
+    """Budgets at which the answer may change: each peak that a plan has, below the step's own, and one too low."""
+    peaks = sorted({plan.peak for plan in plans if plan.peak < case.problem.unchanged_peak})
+    spread = peaks[:: max(1, len(peaks) // BUDGETS)]
+    return [min(plan.peak for plan in plans) - 1, *spread]
+
+
+# Seeds whose steps need what is easily overlooked: temporaries that are needed early as sources of others, nodes that
+# the forward can do without, in-place chains. The others are as they come.
+@pytest.mark.parametrize("first_seed", [0, 68, 103, 138, 149, 186])
+def test_optimal_equals_brute_force(first_seed: int) -> None:
+    for case in few_decisions(2, first_seed):
+        plans = all_plans(case)
+        assert judge(case, case.problem.default_kept).peak == case.problem.unchanged_peak
+        for budget in budgets_of(case, plans):
+            best, found = cheapest(plans, budget), optimal(case.problem, budget)
+            if best is None:
+                assert found.schedule is None
+                continue
+            assert found.schedule is not None, (case.model.seed, budget, best)
+            judged = judge(case, found.kept)
+            assert judged.peak == found.schedule.peak <= budget
+            assert judged.added == pytest.approx(found.schedule.added_seconds, abs=NOTHING)
+            assert judged.added == pytest.approx(best.added, abs=NOTHING), (case.model.seed, budget, best)
+            assert found.bound_s == pytest.approx(best.added, abs=NOTHING)
+            assert unavoidable(case.problem)[0] <= budget
+
+
+@pytest.mark.parametrize("first_seed", [0, 68, 138])
+def test_the_linear_program_is_below_every_plan(first_seed: int) -> None:
+    """The bound that a plan for a large step is measured by."""
+    for case in few_decisions(2, first_seed):
+        plans, values = all_plans(case), find_values(case.problem, 0.0)
+        for budget in budgets_of(case, plans):
+            best = cheapest(plans, budget)
+            if best is not None and values.of:
+                relaxed = Program(case.problem, values, budget, len(values.of), restricted=False)
+                assert relaxed.solve(10.0, 0.0, integral=False).bound <= best.added + NOTHING
+
+
+@given(seed=st.integers(0, 10**6), length=st.integers(4, 12), fraction=st.floats(0.3, 0.95))
+@settings(bounded, max_examples=25)
+def test_greedy_never_beats_optimal(seed: int, length: int, fraction: float) -> None:
+    case = small_case(seed, length, random_times(seed))
+    problem = case.problem
+    budget = problem.static_bytes + int(fraction * (problem.unchanged_peak - problem.static_bytes))
+    schedule, kept, fresh, why = greedy(problem, budget)
+    found = optimal(problem, budget)
+    if not why:
+        assert schedule.peak <= budget
+        assert schedule.peak == make_schedule(problem, kept, fresh).peak
+        if not fresh:  # several copies of a value are beyond what optimal considers
+            assert found.schedule is not None
+            assert found.schedule.added_seconds <= schedule.added_seconds + NOTHING
+    if found.schedule is not None:
+        assert found.schedule.peak <= budget
+
+
+@pytest.mark.parametrize("solver", ["optimal", "greedy"])
+@pytest.mark.parametrize(("name", "fractions"), [("tiny_gpt2", (0.9, 0.7)), ("tiny_resnet152", (0.97, 0.92, 0.88))])
+def test_peaks_fall_with_the_budget_and_meet_it(name: str, fractions: tuple[float, ...], solver: str) -> None:
+    case = tiny_case(name)
+    peaks, added = [], []
+    for fraction in fractions:
+        plan = decide_checkpoints(case.problem, fraction, solver)
+        curve = memory_of(rewrite_graph_with_recomputation(case.step, plan))
+        assert curve.peak_bytes == plan.predicted_peak_bytes <= plan.budget_bytes
+        peaks.append(curve.peak_bytes)
+        added.append(plan.predicted_added_s)
+        if solver == "optimal":
+            assert plan.bound_s <= plan.predicted_added_s
+    assert peaks == sorted(peaks, reverse=True)
+    if solver == "optimal":
+        assert all(less <= more * (1 + 3 * GAP) for less, more in pairwise(added))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_references_are_legal_and_none_is_the_step_as_it_is(name: str) -> None:
+    case = tiny_case(name)
+    for solver in ("none", "all", "save_matmuls"):
+        plan = decide_checkpoints(case.problem, 0.5, solver)
+        step = rewrite_graph_with_recomputation(case.step, plan)
+        case.check_steps(step)
+        if solver == "none":
+            assert plan.recomputed == []
+            assert plan.predicted_peak_bytes == case.problem.unchanged_peak
+            assert plan.predicted_added_s <= 0  # a node that nobody needs may be left out
+        if solver == "save_matmuls":
+            costly = ("aten.mm.", "aten.addmm.", "aten.bmm.", "aten.convolution.")
+            copied = [n for n in step.nodes if "recomputed_from" in n.meta and str(n.target).startswith(costly)]
+            assert copied == []
+
+
+def test_decisions_use_measured_times() -> None:
+    """The same step with the cost of two activations exchanged gives up the other one."""
+    base = small_case(0, 6)
+    problem = base.problem
+    budget = problem.unchanged_peak - 1
+    frees = [i for i in problem.candidates if make_schedule(problem, problem.default_kept - {i}).peak <= budget]
+    assert len(frees) > 1
+    for cheap in frees[:2]:
+        problem.time[:] = [0.0 if base.analysis.is_view(rank) else 1.0 for rank in range(problem.count)]
+        problem.__dict__.pop("again_time", None)
+        nodes, _ = problem.nodes_to_make(cheap, problem.default_kept - {cheap})
+        for rank in nodes:
+            problem.time[rank] = 1e-6
+        assert cheap in decide_checkpoints(problem, budget, "optimal").recomputed
+
+
+def test_a_profile_is_planned_as_its_problem_is() -> None:
+    case = tiny_case("tiny_gpt2")
+    case.restore()
+    profiler = GraphProfiler(case.step)
+    profiler.run(*case.batch, warmup_iters=1, profile_iters=1)
+    problem = problem_of(profiler)
+    assert problem.measured_peak == problem.unchanged_peak
+    assert decide_checkpoints(profiler, 0.8, "greedy").kept == decide_checkpoints(problem, 0.8, "greedy").kept
+
+
+def test_an_unknown_solver_is_refused() -> None:
+    with pytest.raises(CheckpointingError, match="solver='magic': choose one of " + ", ".join(SOLVERS)):
+        decide_checkpoints(tiny_case("tiny_gpt2").problem, 0.5, "magic")
+
+
+def test_more_than_is_needed_keeps_everything_and_says_so() -> None:
+    problem = tiny_case("tiny_gpt2").problem
+    for budget in (1.0, "80GiB", problem.unchanged_peak):
+        for solver in ("optimal", "greedy"):
+            plan = decide_checkpoints(problem, budget, solver)
+            assert plan.recomputed == []
+            assert "as it is: nothing is recomputed" in plan.note
+            assert "nothing is recomputed" in plan.summary()
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_below_the_floor_names_the_node_the_region_and_the_lowest(name: str) -> None:
+    problem = tiny_case(name).problem
+    floor, rank = unavoidable(problem)
+    for solver in ("optimal", "greedy"):
+        with pytest.raises(BudgetError) as caught:
+            decide_checkpoints(problem, floor - 1, solver)
+        message = str(caught.value)
+        assert "\n" not in message
+        assert f"{floor / 2**20:.1f} MiB" in message
+        assert problem.names[rank] in message
+        assert problem.regions[rank].value in message
+        assert message.endswith("raise the budget")
