@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import submitit
@@ -58,7 +58,7 @@ class _Machine:
 
 
 class LocalRunner:
-    elsewhere = False
+    elsewhere: ClassVar[bool] = False
 
     def __init__(self, options: LocalLauncherConf, hydra: Hydra, sweep: Sweep) -> None:
         self.options, self.hydra, self.sweep = options, hydra, sweep

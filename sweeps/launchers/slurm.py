@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import submitit
 from omegaconf import OmegaConf
@@ -50,7 +50,7 @@ def shape(ranks: int, gpus: int, timeout_s: float, options: SlurmLauncherConf) -
 
 
 class SlurmRunner:
-    elsewhere = True
+    elsewhere: ClassVar[bool] = True
 
     def __init__(self, options: SlurmLauncherConf, hydra: Hydra, sweep: Sweep) -> None:
         self.options, self.hydra, self.sweep = options, hydra, sweep
