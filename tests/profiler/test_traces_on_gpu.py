@@ -82,7 +82,6 @@ def test_allocations_are_recorded_for_the_viewer(tmp_path: Path) -> None:
 
 
 AGREE = """
-import statistics
 from profiler.kernels import KernelDataCollector
 from tests.profiler.test_traces_on_gpu import stack_of_linears
 model, step = stack_of_linears()
@@ -100,7 +99,7 @@ for backend in ("cupti", "kineto"):  # CUPTI first: torch.profiler leaves it wit
                 collector.synchronize()
     by_step = [[k for k in collector.kernels if k.step == n] for n in range(10)]
     times = [sum(k.end - k.start for k in kernels) for kernels in by_step]
-    found[backend] = [len(kernels) for kernels in by_step], statistics.median(times)
+    found[backend] = [len(kernels) for kernels in by_step], min(times)  # other steps: clocks vary
 print(found)
 assert found["cupti"][0] == found["kineto"][0]
 assert abs(found["cupti"][1] / found["kineto"][1] - 1) <= 0.01
