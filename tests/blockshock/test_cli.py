@@ -298,7 +298,7 @@ def test_a_failing_job_in_a_sweep_is_reported_and_the_others_run(cli, tmp_path):
 
 def test_help_names_every_group_and_shows_examples(cli):
     shown = cli("--help").out
-    for text in ("phase: phase0_correctness", "method: block_shock", "mask: checkerboard", "hardware: auto", "sweep: "):
+    for text in ("phase: checkpoint", "method: block_shock", "mask: checkerboard", "hardware: auto", "sweep: "):
         assert text in shown
     assert shown.count("blockshock ") >= 3
     assert "world_size" in shown
