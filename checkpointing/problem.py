@@ -165,7 +165,7 @@ class Problem:
                 read |= {i for i in held if i not in missing}
                 if missing:
                     pending.append(source)
-                for value in missing:
+                for value in missing if source not in self.elements else ():
                     if value not in made:
                         made.add(value)
                         pending += self.again_writers(value)

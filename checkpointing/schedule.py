@@ -163,7 +163,7 @@ class _Builder:
             inputs = problem.inputs[rank]
             missing = [i for i in inputs if i < start and lost[i]]
             if missing:
-                self._copy([i for i in missing if i not in self.copy])
+                self._copy([i for i in missing if not self._is_whole(i)])
                 redirected = tuple(self.copy[i] if i < start and lost[i] else self.original[i] for i in inputs)
                 self.original[rank] = len(self.runs)
                 self.runs.append(Run(rank, False, redirected))
@@ -181,21 +181,30 @@ class _Builder:
         for rank in self.problem.holders[index]:
             self.copy.pop(rank, None)
 
+    def _is_whole(self, rank: int) -> bool:
+        """Whether there is a copy of the node's value with all that the forward wrote into it."""
+        gone = self.gone
+        return rank in self.copy and all(i in self.copied or i not in gone for i in self.problem.held[rank])
+
     def _copy(self, wanted: list[int]) -> None:
-        """Append the runs that make copies of the forward nodes `wanted`."""
+        """Append the runs that make copies of the forward nodes `wanted`.
+
+        Of a node with several results only those that are needed are completed by what writes into them later.
+        """
         problem, lost = self.problem, self.lost
-        pending, needed = list(wanted), set[int]()
+        pending, needed = [(rank, True) for rank in wanted], set[int]()
         while pending:
-            rank = pending.pop()
+            rank, whole = pending.pop()
+            if whole:
+                for index in problem.held[rank]:
+                    if index in self.gone and index not in self.copied:
+                        self.copied.add(index)
+                        pending += [(writer, False) for writer in problem.again_writers(index)]
             if rank in needed or rank in self.copy:
                 continue
             needed.add(rank)
-            for index in problem.held[rank]:
-                if index in self.gone and index not in self.copied:
-                    self.copied.add(index)
-                    pending += problem.again_writers(index)
-            pending += [i for i in problem.elements.get(rank, ()) if lost[i] and i not in problem.substitutes]
-            pending += [i for i in problem.again_inputs(rank) if lost[i]]
+            pending += [(i, False) for i in problem.elements.get(rank, ()) if lost[i] and i not in problem.substitutes]
+            pending += [(i, i not in problem.elements) for i in problem.again_inputs(rank) if lost[i]]
         for rank in sorted(needed):
             inputs = tuple([self.copy[i] if lost[i] else self.original[i] for i in problem.again_inputs(rank)])
             self.copy[rank] = len(self.runs)
