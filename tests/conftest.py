@@ -40,7 +40,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
     def run(*arguments: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["blockshock", *arguments])
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / "cache"))
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # main sets it: put back afterwards
         code: int | str | None = 0
         try:
             main()

@@ -45,4 +45,5 @@ class Recompute:
                 problem.model, problem.loss_fn, optimizer, problem.batch, self.memory_budget, self.solver
             )
         except BudgetError as error:
-            raise ConfigError("method.memory_budget", self.memory_budget, str(error).partition(" is ")[2]) from error
+            why = "that is " + str(error).partition(" is ")[2]
+            raise ConfigError("method.memory_budget", self.memory_budget, why) from error
