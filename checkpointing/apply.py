@@ -53,20 +53,27 @@ def apply_activation_checkpointing(
         rewritten = rewrite_graph_with_recomputation(step, plan)
         wanted = asked = plan.budget_bytes
         for attempt in range(REPLANNED + 1):
-            if wanted is None or asked is None or not plan.recomputed:
+            excess = 0 if wanted is None else _measured_peak(rewritten, batch) - wanted
+            if wanted is None or asked is None or excess <= 0:
                 break
-            excess = _measured_peak(rewritten, batch) - wanted
-            if excess <= 0:
-                break
-            if attempt == REPLANNED:
+            asked -= excess + SLACK * 2**attempt
+            try:
+                if attempt == REPLANNED:
+                    raise BudgetError("however it is planned")
+                tighter = decide_checkpoints(problem, asked, solver)
+            except BudgetError as error:
                 raise BudgetError(
                     f"memory_budget={memory_budget!r} is {wanted / 2**20:.1f} MiB, and the allocator takes "
-                    f"{excess / 2**20:.1f} MiB more however it is planned: raise the budget"
-                )
-            asked -= excess + SLACK * 2**attempt
-            tighter = decide_checkpoints(problem, asked, solver)
+                    f"{excess / 2**20:.1f} MiB more ({error}): raise the budget"
+                ) from error
             note = f"planned for {(wanted - asked) / 2**20:.1f} MiB less, which the allocator adds"
-            plan = replace(tighter, budget_bytes=wanted, planning_s=plan.planning_s + tighter.planning_s, note=note)
+            plan = replace(
+                tighter,
+                budget_bytes=wanted,
+                bound_s=plan.bound_s,  # of the budget that was asked for
+                planning_s=plan.planning_s + tighter.planning_s,
+                note="; ".join(filter(None, [tighter.note, note])),
+            )
             rewritten = rewrite_graph_with_recomputation(step, plan)
     return rewritten
 

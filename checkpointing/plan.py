@@ -51,6 +51,11 @@ class Plan:
     note: str = ""
 
     def __post_init__(self) -> None:
+        unknown = self.kept - set(self.problem.forward_values)
+        if unknown:
+            raise IllegalPlanError(
+                f"value {min(unknown)} is not one that this step's forward makes: plan for this step"
+            )
         for index, why in self.problem.pinned.items():
             if index not in self.kept and index in self.problem.activations:
                 name = self.problem.storage_names[index]
@@ -167,6 +172,8 @@ def read_plan(path: str | Path, problem: Problem) -> Plan:
             raise DecisionsFileError(f"{path}: row {row}: decision {decision!r} is neither CHECKPOINT nor RECOMPUTE")
         if index_of.get(name) not in problem.forward_values:
             raise IllegalPlanError(f"{path}: row {row}: this step makes no {name}: the plan is for another graph")
+        if name in named:
+            raise DecisionsFileError(f"{path}: row {row}: a second decision for {name}")
         named.add(name)
         if decision == Decision.CHECKPOINT:
             kept.add(index_of[name])

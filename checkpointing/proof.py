@@ -191,8 +191,11 @@ def compare_runs(baseline: Sequence[Results], found: Results) -> Proof:
     Where the baseline's runs agree it must be equal to the bit, and elsewhere as near to one as they are to each other.
     """
     rows = []
-    for key, value in found.items():
-        references = [run[key] for run in baseline]
+    for key in [*found, *(key for key in baseline[0] if key not in found)]:
+        if key not in found or key not in baseline[0]:  # one of the two left no such tensor
+            rows.append((*key, False, float("inf"), 0.0, False))
+            continue
+        value, references = found[key], [run[key] for run in baseline]
         spread = max((_distance(a, b) for i, a in enumerate(references) for b in references[:i]), default=0.0)
         difference = min(_distance(value, reference) for reference in references)
         identical = any(_same_bits(value, reference) for reference in references)

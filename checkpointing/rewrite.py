@@ -7,7 +7,7 @@ backward is freed there, because a graph's code drops each value after its last 
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ def rewrite_graph_with_recomputation(step: TracedStep, plan: Plan) -> Checkpoint
         )
     graph, gradients = _rewrite(step, plan)
     module = fx.GraphModule(step.graph_module, graph)
-    values = {field: getattr(step, field) for field in step.__dataclass_fields__}
+    values = {field.name: getattr(step, field.name) for field in fields(TracedStep)}
     values |= {"graph_module": module, "gradients": gradients, "steps_run": 0}
     return CheckpointedStep(**values, plan=plan, baseline=step)
 

@@ -117,15 +117,6 @@ class Schedule:
         """Bytes at the peak, the user's tensors included."""
         return int(self.total.max())
 
-    @cached_property
-    def first_copy(self) -> dict[int, int]:
-        """Forward value → position of the run that begins its first copy."""
-        found: dict[int, int] = {}
-        for life in self.lifetimes:
-            if life.is_copy:
-                found.setdefault(life.storage, life.first)
-        return found
-
 
 def make_schedule(
     problem: Problem, kept: Collection[int], fresh: Mapping[int, Collection[int]] | None = None

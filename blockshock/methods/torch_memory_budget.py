@@ -24,7 +24,7 @@ class TorchMemoryBudget:
     exact: ClassVar[bool] = False  # a peer: how far it is from the plain step is recorded, not required
 
     name: str
-    backend: str = "aot_eager"  # aot_eager: the same kernels as the others | inductor: fused ones
+    backend: str = "aot_eager"  # aot_eager: operators one by one | inductor: fused kernels
     memory_budget: float = 0.5
 
     def check(self, job: Job) -> None:

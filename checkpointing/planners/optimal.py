@@ -47,7 +47,7 @@ def optimal(problem: Problem, budget: int, seconds: float = 25.0) -> Optimum:
         return _exact(problem, values, budget, always, deadline)
     bound = _bound(problem, values, budget)
     if bound is None:
-        return Optimum(None, always, None, "no plan meets the budget")
+        return Optimum(None, always, None, "no plan that makes each copy once meets the budget")
     best: tuple[Schedule, frozenset[int]] | None = None
     for merged, window in WINDOWS:
         left = deadline - time.perf_counter()
@@ -57,7 +57,7 @@ def optimal(problem: Problem, budget: int, seconds: float = 25.0) -> Optimum:
         if found is not None and (best is None or found[0].added_seconds < best[0].added_seconds):
             best = found
     if best is None:
-        return Optimum(None, always, bound, "the solver found no plan in time")
+        return Optimum(None, always, bound, "the program found no plan")
     best = _keep_more(problem, values, budget, best, time.perf_counter() + seconds / 10)
     if not _near(best[0], bound):  # is the plan not good, or the bound weak?
         bound = max(bound, _bound(problem, values, budget, deadline - time.perf_counter()) or bound)
@@ -82,7 +82,12 @@ def _exact(problem: Problem, values: Values, budget: int, always: frozenset[int]
         if schedule.peak <= budget and (best is None or schedule.added_seconds < best[0].added_seconds):
             best = (schedule, kept)
     if best is None:
-        return Optimum(None, always, None, "no plan meets the budget" if complete else "no plan was found in time")
+        return Optimum(
+            None,
+            always,
+            None,
+            "no plan that makes each copy once meets the budget" if complete else "no plan was found in time",
+        )
     return Optimum(best[0], best[1], min(bound, best[0].added_seconds), "")
 
 

@@ -106,7 +106,9 @@ class Program:
             integrality=np.array(self.integer) if integral else np.zeros(count),
             options={"time_limit": seconds, "mip_rel_gap": gap, "presolve": True},
         )
-        bound = result.mip_dual_bound if integral else result.fun
+        bound = (
+            result.mip_dual_bound if integral else result.fun if result.status == 0 else 0.0
+        )  # not solved to the end
         if result.x is None:
             infeasible = result.status == 2
             least = np.inf if infeasible else self.constant * MICROSECOND
