@@ -20,6 +20,9 @@ from sweeps.report import write_report
 from sweeps.status import rows_of
 from tests.launching import environment, statuses, wait_until, write_method
 
+# Both nodes share this machine's cores, and each rank would take all of them.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
 pytestmark = pytest.mark.timeout(600)
 SLURM = ("-m", "hydra/launcher=slurm", "hydra.launcher.poll_s=1", "hardware=cpu", "model.N=16")
 needs_slurm = pytest.mark.skipif(
@@ -58,7 +61,9 @@ class Sweeping:
 def launch(folder: Path, *arguments: str) -> Sweeping:
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "blockshock", *SLURM, *arguments]
-    process = subprocess.Popen(command, cwd=folder, env=environment(folder), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment(folder) | ONE_THREAD, stderr=subprocess.PIPE, text=True
+    )
     return Sweeping(folder, arguments, process)
 
 
