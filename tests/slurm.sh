@@ -30,6 +30,8 @@ $MARK
 ClusterName=block-shock
 SlurmctldHost=$host(127.0.0.1)
 AuthType=auth/munge
+# A requeued job starts over when its credential has expired, which takes two minutes by default.
+AuthInfo=cred_expire=15
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
