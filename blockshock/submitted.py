@@ -183,7 +183,9 @@ class _Watch:
             with suppress(ProcessLookupError):
                 select.select([os.pidfd_open(pid)], [], [])
         else:
-            while _exists(pid):
+            import psutil
+
+            while psutil.pid_exists(pid):
                 time.sleep(1.0)
         self._end("failed", "interrupted: the launcher was killed")
 
@@ -206,16 +208,6 @@ class _Watch:
             for child in psutil.Process().children(recursive=True):
                 child.kill()
             os._exit(1)
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def main() -> None:

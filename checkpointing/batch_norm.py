@@ -31,17 +31,17 @@ def elementwise_batch_norms(
         if node.target not in BATCH_NORMS or not updates_running_statistics(node):
             continue
         results = {user.args[1]: user for user in node.users if len(user.args) == 2}
-        inputs = [*node.args[:3], results.get(1), results.get(2)]
-        if 0 not in results or not all(isinstance(value, fx.Node) for value in inputs):
+        inputs = [value for value in (*node.args[:3], results.get(1), results.get(2)) if isinstance(value, fx.Node)]
+        if 0 not in results or len(inputs) < 5:
             continue
         signature = _signature(node)
         if signature not in known:
-            known[signature] = _seconds_if_equal(node)
+            known[signature] = _seconds_if_equal(node, inputs[:3])
         share = known[signature]
         if share is None:
             continue
         kept = {index for number, user in results.items() if number for index in analysis.held_by(user)}
-        ranks = tuple(analysis.rank_of[value] for value in inputs)  # type: ignore[index]
+        ranks = tuple(analysis.rank_of[value] for value in inputs)
         target: Callable[..., Tensor] = torch.ops.aten.batch_norm_elemt.default
         substitute = Substitute(target, ranks, (_epsilon(node),), share * time[rank])
         yield analysis.rank_of[results[0]], substitute, sorted(kept)
@@ -58,9 +58,9 @@ def _signature(node: fx.Node) -> Any:
     return (node.target, _epsilon(node), *((tuple(t.shape), t.stride(), t.dtype) for t in tensors))
 
 
-def _seconds_if_equal(node: fx.Node) -> float | None:
+def _seconds_if_equal(node: fx.Node, inputs: list[fx.Node]) -> float | None:
     """Time of the elementwise half over that of the whole operator, or None if their results differ in a bit."""
-    x, weight, bias = (_random_like(value.meta["val"]) for value in node.args[:3])  # type: ignore[union-attr]
+    x, weight, bias = (_random_like(value.meta["val"]) for value in inputs)
     whole, arguments = without_running_statistics(node)
     rest = arguments[3:]
     with torch.no_grad():

@@ -44,8 +44,6 @@ class Problem:
     activations: list[int]  # storages, in the order of their creation
     pinned: dict[int, str]  # forward value → why it may not be made again
     resident: int  # bytes there throughout, beyond the storages
-    step_time: float  # of the plain step, as profiled
-    measured_peak: int
     targets: list[str]  # the nodes' operators
     measured_memory: MeasuredMemory = field(default_factory=MeasuredMemory)
     substitutes: dict[int, Substitute] = field(default_factory=dict)  # rank → how its value is made again
@@ -190,9 +188,7 @@ def problem_of(profiler: GraphProfiler) -> Problem:
     On a GPU a few kernels run, to learn whether batch norm's output can be made again elementwise.
     """
     analysis, profile = profiler.analysis, profiler.profile
-    problem = problem_from(
-        analysis, [float(t) for t in profile.run_time_s], profile.memory, profile.step_time_s, profile.step_peak_bytes
-    )
+    problem = problem_from(analysis, [float(t) for t in profile.run_time_s], profile.memory)
     for rank, substitute, statistics in elementwise_batch_norms(analysis, problem.time):
         problem.substitutes[rank] = substitute
         for index in statistics:
@@ -200,9 +196,7 @@ def problem_of(profiler: GraphProfiler) -> Problem:
     return problem
 
 
-def problem_from(
-    analysis: StorageAnalysis, time: list[float], memory: MeasuredMemory, step_time: float, measured_peak: int
-) -> Problem:
+def problem_from(analysis: StorageAnalysis, time: list[float], memory: MeasuredMemory) -> Problem:
     """The same from an analysis and measurements (all zero for a plan by size alone)."""
     nodes, rank_of = analysis.nodes, analysis.rank_of
     regions: list[Region] = [node.meta["region"] for node in nodes]
@@ -238,8 +232,6 @@ def problem_from(
         activations=[activation.storage.index for activation in analysis.activations],
         pinned=why_not_recomputable(analysis),
         resident=memory.resident,
-        step_time=step_time,
-        measured_peak=measured_peak,
         targets=[str(node.target) for node in nodes],
         measured_memory=memory,
     )

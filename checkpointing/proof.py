@@ -87,7 +87,7 @@ def compare(baseline: TracedStep, rewritten: TracedStep, batch: Sequence[Any]) -
         known: dict[str, tuple[list[Tensor], Any]] = {}
         expected = _results(baseline, batch, _Recording(baseline, unsteady, known))
         restore(baseline, state)
-        replaying = _Replaying(rewritten, unsteady, known)
+        replaying = _Replaying(rewritten, known)
         found = _results(rewritten, batch, replaying)
     proof = compare_runs([expected], found)
     inputs = [("input", name, same, float(not same), 0.0, same) for name, same in replaying.same.items()]
@@ -142,7 +142,6 @@ class _Replaying:
     """Runs the nodes; of an unsteady operator, compares the inputs with the baseline's and gives its results."""
 
     step: TracedStep
-    unsteady: set[str]
     known: dict[str, tuple[list[Tensor], Any]]
     same: dict[str, bool] = field(default_factory=dict)
 

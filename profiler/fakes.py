@@ -97,14 +97,7 @@ def explained(recorder: Recorder) -> Iterator[None]:
             f"in {_place(recorder)}: {operator} does not run on fake tensors: "
             "give it a fake kernel with torch.library.register_fake, or replace it"
         ) from error
-    except (
-        RuntimeError,
-        TypeError,
-        NotImplementedError,
-        AttributeError,
-        ValueError,
-        AssertionError,
-    ) as error:
+    except (RuntimeError, TypeError, AttributeError, ValueError, AssertionError) as error:
         raise TraceError(
             f"in {_place(recorder)}: {_first(error)} (while running on fake tensors, which have no "
             "values: if the step runs in eager, keep what fails here out of it, such as numpy, printing of "

@@ -19,7 +19,7 @@ from checkpointing.schedule import Schedule, make_schedule
 
 GAP = 0.005
 SMALL = 40  # values up to which every one counts and the program has no window
-WINDOWS = ((1, 16), (1, 48))  # (stages merged, window), narrow first
+WINDOWS = (16, 48)  # stages, narrow first
 ROUNDS = 6
 NOTHING = 1e-9  # seconds: HiGHS is no more exact than that
 
@@ -49,11 +49,11 @@ def optimal(problem: Problem, budget: int, seconds: float = 25.0) -> Optimum:
     if bound is None:
         return Optimum(None, always, None, "no plan that makes each copy once meets the budget")
     best: tuple[Schedule, frozenset[int]] | None = None
-    for merged, window in WINDOWS:
+    for window in WINDOWS:
         left = deadline - time.perf_counter()
         if best is not None and (_near(best[0], bound) or left < seconds / 3):
             break
-        found = _search(problem, values, budget, always, merged, window, GAP, left)
+        found = _search(problem, values, budget, always, window, GAP, left)
         if found is not None and (best is None or found[0].added_seconds < best[0].added_seconds):
             best = found
     if best is None:
@@ -112,7 +112,7 @@ def _keep_more(
 
 def _bound(problem: Problem, values: Values, budget: int, seconds: float | None = None) -> float | None:
     """Seconds that every plan adds at the least; None if there is none. With `seconds`, by branch and bound."""
-    program = Program(problem, values, budget, WINDOWS[-1][1], restricted=False)
+    program = Program(problem, values, budget, WINDOWS[-1], restricted=False)
     solution = program.solve(max(1.0, seconds or 10.0), GAP if seconds else 0.0, integral=seconds is not None)
     return None if solution.status == "infeasible" else solution.bound
 
@@ -122,7 +122,6 @@ def _search(
     values: Values,
     budget: int,
     always: frozenset[int],
-    merged: int,
     window: int,
     gap: float,
     seconds: float,
@@ -134,7 +133,7 @@ def _search(
         left = deadline - time.perf_counter()
         if left <= 0:
             return None
-        program = Program(problem, values, budget, window, restricted=True, withheld=withheld, merged=merged)
+        program = Program(problem, values, budget, window, restricted=True, withheld=withheld)
         solution: Solution = program.solve(left, gap)
         if solution.share is None:
             return None

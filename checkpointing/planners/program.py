@@ -66,7 +66,6 @@ class Program:
         window: int,
         restricted: bool,
         withheld: Mapping[int, int] | None = None,
-        merged: int = 1,
         excluded: Collection[Collection[int]] = (),
     ) -> None:
         self.problem, self.values, self.budget = problem, values, budget
@@ -76,7 +75,7 @@ class Program:
         self.cost: list[float] = []
         self.constant = 0.0  # of the cost
         self.rows: list[tuple[list[int], list[float], float, float]] = []
-        self.stages = sorted({v.first_use for v in values.of.values() if v.is_activation})[::merged]
+        self.stages = sorted({v.first_use for v in values.of.values() if v.is_activation})
         self.k = {index: self._variable(integer=True) for index in values.of}
         self.c: dict[int, tuple[int, list[int]]] = {}  # value → first stage, variables from there on
         self._copies()

@@ -24,8 +24,9 @@ class Value:
     sources: tuple[int, ...]  # values with decisions of their own that making it reads
     nodes: tuple[int, ...]  # ranks of the nodes that run again with it
     extra: int  # most bytes beyond the value itself while they run
-    created: int
-    last_forward_use: int  # in a forward that makes it for nothing else; before `created` where that does not make it
+    last_forward_use: (
+        int  # in a forward that makes it for nothing else; before its producer where that does not make it
+    )
     first_use: int  # in the backward; of a temporary, of the first activation that is made of it
     last_use: int  # in the backward; of a temporary, the first use of the last activation that is made of it
 
@@ -87,7 +88,6 @@ def find_values(problem: Problem, negligible: float = NEGLIGIBLE) -> Values:
             sources=tuple(sorted(read & own)),
             nodes=tuple(sorted(nodes)),
             extra=_extra(problem, index, sorted(nodes), own),
-            created=problem.writers[index][0],
             last_forward_use=certain.get(index, problem.writers[index][0] - 1),
             first_use=first_need[index][0],
             last_use=last if is_activation else first_need[index][1],

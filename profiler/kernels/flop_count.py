@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 from torch.utils.flop_counter import flop_registry
 
 from profiler.flops import formula_flops
@@ -89,6 +89,8 @@ class _Counter(TorchDispatchMode):
         return modules[bisect_right(numbers, node._sequence_nr()) - 1], "backward"
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(map(is_traceable_wrapper_subclass_type, types)):
+            return NotImplemented  # a DTensor, say: what it runs on its own shard comes here next, and is what counts
         kwargs = kwargs or {}
         packet = getattr(function, "_overloadpacket", None)
         if packet not in flop_registry and packet not in self.formulas:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -83,7 +84,7 @@ def save(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
     return figure
 
 
-def light_grid(axes: Axes, axis: str = "both") -> None:
+def light_grid(axes: Axes, axis: Literal["both", "x", "y"] = "both") -> None:
     """Thin lines behind the data."""
-    axes.grid(True, axis=axis, lw=0.5, color="#DDDDDD")  # type: ignore[arg-type]
+    axes.grid(True, axis=axis, lw=0.5, color="#DDDDDD")
     axes.set_axisbelow(True)

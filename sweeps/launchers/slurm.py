@@ -213,4 +213,8 @@ class SlurmRunner:
 
 
 def _plain(options: Any) -> dict[str, Any]:
-    return OmegaConf.to_container(options, resolve=True) if OmegaConf.is_config(options) else dict(options)  # type: ignore[return-value]
+    if not OmegaConf.is_config(options):
+        return dict(options)
+    container = OmegaConf.to_container(options, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}

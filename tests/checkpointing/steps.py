@@ -55,7 +55,7 @@ class Case:
         self.start = {name: value.detach().clone() for name, value in everything(model, self.optimizer).items()}
         self.analysis = analyse(self.step)
         time = [1e-3] * len(self.analysis.nodes) if times is None else times(self.analysis)
-        self.problem: Problem = problem_from(self.analysis, time, MeasuredMemory(), sum(time), 0)
+        self.problem: Problem = problem_from(self.analysis, time, MeasuredMemory())
 
     def restore(self) -> None:
         with torch.no_grad():

@@ -157,7 +157,6 @@ def test_a_profile_is_planned_as_its_problem_is() -> None:
     profiler = GraphProfiler(case.step)
     profiler.run(*case.batch, warmup_iters=1, profile_iters=1)
     problem = problem_of(profiler)
-    assert problem.measured_peak == problem.unchanged_peak
     assert decide_checkpoints(profiler, 0.8, "greedy").kept == decide_checkpoints(problem, 0.8, "greedy").kept
 
 
