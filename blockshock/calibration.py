@@ -1,24 +1,19 @@
 """What the machine at hand can do: copy bandwidth, matmul rate, all-reduce bandwidth. Measured once, then cached.
 
-The cache is one JSON file a machine under $XDG_CACHE_HOME/blockshock (~/.cache/blockshock); all ranks measure at the
-same time, since they share memory and links, and the slowest rank's rate counts.
+All ranks measure at the same time, since they share memory and links, and the slowest rank's rate counts. measured.py
+keeps the result.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 
 from blockshock import distributed
+from blockshock.measured import remembered
 from blockshock.timing import Timer
-
-log = logging.getLogger("blockshock")
 
 
 @dataclass(frozen=True)
@@ -29,44 +24,14 @@ class Rates:
 
 
 def rates(dtype: torch.dtype, device: torch.device, backend: str, again: bool = False) -> Rates:
-    """The cached rates of this device, dtype and number of ranks; measured when missing or when `again`."""
-    path = cache_path(device)
-    ranks = f"{distributed.world_size()}x{backend}/{torch.get_num_threads()}threads"
-    key = f"{str(dtype).removeprefix('torch.')}/{ranks}"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    # Rank 0's view decides for all: the cache may appear on disk between two ranks' looks.
-    missing = 1.0 if again or key not in known else 0.0
-    if not distributed.max_over_ranks([missing])[0]:
-        return Rates(**known[key])
-    measured = measure(dtype, device)
-    if distributed.rank() == 0:
-        _remember(path, key, measured)
-    return measured
-
-
-def _remember(path: Path, key: str, measured: Rates) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        known = json.loads(path.read_text()) if path.exists() else {}
-        known[key] = asdict(measured)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-        temporary.replace(path)
-    except OSError as error:  # the rates are known all the same; the next job measures them again
-        log.warning("the calibration can't be kept in %s: %s", path, error.strerror)
-
-
-def cache_path(device: torch.device) -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blockshock"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    safe = "".join(c if c.isalnum() else "-" for c in f"{name}-torch-{torch.__version__}")
-    return root / f"calibration-{safe}.json"
-
-
-def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "cpu")
-    return f"{name}-{os.cpu_count()}-cores"
+    """The rates of this device, dtype and number of ranks; measured when not known or when `again`. A collective."""
+    key = {
+        "dtype": str(dtype).removeprefix("torch."),
+        "ranks": distributed.world_size(),
+        "backend": backend,
+        "threads": torch.get_num_threads(),
+    }
+    return Rates(**remembered("rates", key, device, lambda: asdict(measure(dtype, device)), again))
 
 
 def measure(dtype: torch.dtype, device: torch.device) -> Rates:

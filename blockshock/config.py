@@ -117,7 +117,8 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     picked = OmegaConf.masked_copy(cfg, [*_CORE, *GROUPS])
     picked._set_parent(cfg._get_parent())
     container = OmegaConf.to_container(picked, resolve=True, throw_on_missing=True)
-    return {str(key): value for key, value in container.items()}  # type: ignore[union-attr]
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
 
 
 def _typed(schema: type | None, options: dict[str, Any], group: str) -> Any:

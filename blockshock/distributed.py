@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
 from functools import cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -45,6 +47,27 @@ def max_over_ranks(values: list[float]) -> list[float]:
     tensor = torch.tensor(values, dtype=torch.float64, device=_device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor.tolist()
+
+
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of `tensor`: its shard where it is a DTensor, else all of it."""
+    # Known by its method: importing DTensor takes most of a second, which jobs without one need not spend.
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def local_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes that this rank holds of `tensors`."""
+    parts = [local_part(tensor) for tensor in tensors]
+    return sum(part.numel() * part.element_size() for part in parts)
+
+
+def from_rank_0(value: Any) -> Any:
+    """Rank 0's `value`, on every rank."""
+    if not is_distributed():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=_device)
+    return box[0]
 
 
 @cache

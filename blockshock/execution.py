@@ -14,11 +14,13 @@ from typing import Any
 import torch
 
 from blockshock import SCHEMA, calibration, correctness, distributed, nvml, roofline, timing
+from blockshock.collectives import symmetric
 from blockshock.config import Job
 from blockshock.methods import ParallelLinear
 from blockshock.problem import Problem
 from blockshock.record import RunFolder
 from blockshock.roofline import Cost
+from blockshock.samples import summarize_blocks
 
 log = logging.getLogger("blockshock")
 
@@ -90,7 +92,7 @@ class Execution:
         measured = {name: [values] for name, values in (samples or {}).items()}
         measured |= {name: [block[name] for block in blocks] for name in blocks[0]}
         timings = {
-            name: timing.summarize_blocks([distributed.max_over_ranks(values) for values in found])
+            name: summarize_blocks([distributed.max_over_ranks(values) for values in found])
             for name, found in sorted(measured.items())
         }
         fields = {
@@ -143,7 +145,7 @@ class Execution:
             torch.cuda.reset_peak_memory_stats(self.device)
             step()
             torch.cuda.synchronize(self.device)
-            peak = torch.cuda.max_memory_allocated(self.device) - self._allocated_before
+            peak = torch.cuda.max_memory_allocated(self.device) - self._allocated_before + symmetric.live_bytes()
         else:
             clear = Path("/proc/self/clear_refs")
             if clear.exists():

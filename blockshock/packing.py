@@ -1,16 +1,16 @@
 """Packed weights: the kept values of a 2:4 matrix, and the products that need nothing else.
 
-A 2:4 matrix of shape (R, K) keeps two of every four consecutive columns. Its packed form is (R, K/2): the kept values
-in row-major order. Which columns they came from is the layout, made from the mask alone.
+A 2:4 matrix of shape (R, K) keeps two of every four consecutive columns. Packed it is (R, K/2). Which columns the
+values came from is the layout, made from the mask alone; there are two.
 
-Where the mask's rows repeat with a small period T (1 for `1100`, 4 for the checkerboard), the kept columns of a row
-depend on the row's place in the period only. Then forward, dX and dW are each half of the dense work:
+`PackedLayout`, for any mask: the kept values in row-major order, as cuSPARSELt has them, and two bits a value of
+metadata. Gradients unpack the weight: dX and dW cost what the dense ones cost.
 
-    Y[:, rows_t]  = X[:, C_t] · V[rows_t]ᵀ        rows_t = t, t+T, t+2T, ...
-    dX[:, C_t]   += dY[:, rows_t] · V[rows_t]
-    dV[rows_t]    = dY[:, rows_t]ᵀ · X[:, C_t]
+`BlockLayout`, for masks made of one or two dense blocks: the rows that keep the same columns lie together. `1100` is
+one block, the checkerboard is two, each of half the rows and half the columns. Then forward, dX and dW are each half of
+the dense work, on dense matrices (C_g, R_g: the columns and the rows of block g):
 
-For any other mask the weight is unpacked, and dX and dW cost what the dense ones cost.
+    Y[:, R_g]  = X[:, C_g] · V_gᵀ        dX[:, C_g] = dY[:, R_g] · V_g        dV_g = dY[:, R_g]ᵀ · X[:, C_g]
 """
 
 from __future__ import annotations
@@ -20,19 +20,24 @@ from functools import cached_property
 
 import torch
 
-LARGEST_PERIOD = 4  # rows; a longer period leaves products too narrow to gain from
+from blockshock.kernels import decompress
+from blockshock.kernels.columns import Places, put, take
+from blockshock.kernels.triton_support import usable
 
 
 @dataclass(frozen=True)
 class PackedLayout:
-    """Where the packed values of a (rows, features) matrix belong.
+    """Kept values of a (rows, features) matrix in row-major order.
 
-    `places` is uint8 (T, features/2): the place 0..3 of each kept value within its group of four columns.
+    `places` is uint8 (T, features/2): the place 0..3 of each kept value within its group of four columns, for each row
+    of a period. Without a period (T = rows) and where the sizes allow it the layout is kept as `flags` (two bits a
+    value, see kernels/decompress.py) and places are made from them when they are needed.
     """
 
-    places: torch.Tensor
     rows: int
     features: int
+    kept_places: torch.Tensor | None
+    flags: torch.Tensor | None
 
     @classmethod
     def of(cls, half: torch.Tensor, period: int | None) -> PackedLayout:
@@ -40,95 +45,150 @@ class PackedLayout:
         rows, features = half.shape
         distinct = half[: period or rows]
         columns = distinct.nonzero()[:, 1].view(len(distinct), features // 2)
-        return cls((columns % 4).to(torch.uint8), rows, features)
-
-    @cached_property
-    def _period_columns(self) -> torch.Tensor:
-        return self._columns_of(self.places)
-
-    @property
-    def columns(self) -> torch.Tensor:
-        """int64 (T, features/2), ascending in each row. Kept for short periods; else made anew: it is large."""
-        return self._period_columns if self.halves_work else self._columns_of(self.places)
-
-    def _columns_of(self, places: torch.Tensor) -> torch.Tensor:
-        groups = torch.arange(self.features // 2, device=places.device) // 2
-        return 4 * groups + places
+        places = (columns % 4).to(torch.uint8)
+        if period is None and features % decompress.COLUMNS == 0:
+            return cls(rows, features, None, decompress.flags_of(places))
+        return cls(rows, features, places, None)
 
     @property
-    def period(self) -> int:
-        return len(self.places)
+    def places(self) -> torch.Tensor:
+        if self.kept_places is not None:
+            return self.kept_places
+        assert self.flags is not None
+        return decompress.places_of(self.flags)
 
     @property
     def metadata_bits(self) -> int:
         """Bits that say which columns are kept: none to speak of for a short period, else two for each value."""
-        return 0 if self.halves_work else 2 * self.rows * self.features // 2
+        return 2 * self.rows * self.features // 2 if self.period == self.rows else 0
 
     @property
-    def halves_work(self) -> bool:
-        """Whether dX and dW cost half of the dense work."""
-        return self.period <= LARGEST_PERIOD
+    def metadata_bytes(self) -> int:
+        """Bytes in memory that hold the layout."""
+        return sum(t.numel() * t.element_size() for t in (self.kept_places, self.flags) if t is not None)
+
+    @property
+    def period(self) -> int:
+        held = self.flags if self.kept_places is None else self.kept_places
+        assert held is not None
+        return len(held)
 
     def _index(self) -> torch.Tensor:
-        return self.columns.expand(self.rows // self.period, -1, -1)  # (R/T, T, K/2), no copy
+        """int64 (R/T, T, K/2), no copy: the column of each kept value."""
+        places = self.places
+        groups = torch.arange(self.features // 2, device=places.device) // 2
+        return (4 * groups + places).expand(self.rows // self.period, -1, -1)
 
     def pack(self, dense: torch.Tensor) -> torch.Tensor:
         """(R, K) -> (R, K/2): the kept values; what the mask drops is ignored."""
+        if self.flags is not None and usable(dense.device, dense.dtype):
+            return decompress.pack(dense.contiguous(), self.flags)
         tall = dense.reshape(self.rows // self.period, self.period, self.features)
         return tall.gather(2, self._index()).view(self.rows, self.features // 2)
 
     def unpack(self, values: torch.Tensor) -> torch.Tensor:
         """(R, K/2) -> (R, K), exact zeros where nothing is kept."""
+        if self.flags is not None and usable(values.device, values.dtype):
+            return decompress.unpack(values.contiguous(), self.flags)
         shape = (self.rows // self.period, self.period, self.features)
         dense = torch.zeros(shape, dtype=values.dtype, device=values.device)
         dense.scatter_(2, self._index(), values.reshape(shape[0], shape[1], -1))
         return dense.view(self.rows, self.features)
 
-    def gather(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, K) -> (T, B, K/2): for each row of the period, the columns of X that it multiplies."""
-        picked = x.index_select(1, self.columns.flatten())
-        return picked.view(len(x), self.period, -1).transpose(0, 1)
 
-    def product(self, x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """(B, K), (R, K/2) -> (B, R) = x Wᵀ on gathered columns, half of the dense work."""
-        gathered = self.gather(x)
-        if self.period == 1:
-            return gathered[0] @ values.t()
-        by_row = values.view(self.rows // self.period, self.period, -1).permute(1, 2, 0)  # (T, K/2, R/T), a view
-        return torch.bmm(gathered, by_row).permute(1, 2, 0).reshape(len(x), self.rows)
+@dataclass(frozen=True)
+class BlockLayout:
+    """Kept values of a (rows, features) matrix, the rows of each of G dense blocks together: (G, rows/G, features/2).
+
+    `columns[g]` says which two of every four columns the rows of block g keep. With two blocks, `block_rows[g]` says
+    which two of every four rows are block g's. No column and no row is in two blocks.
+    """
+
+    rows: int
+    features: int
+    columns: Places
+    block_rows: Places
+    metadata_bits: int = 0  # the four numbers above are all that there is
+    metadata_bytes: int = 0
+
+    @classmethod
+    def of(cls, half: torch.Tensor, period: int | None) -> BlockLayout | None:
+        """The layout of a boolean mask (R, K) whose rows repeat every `period` rows; None where that isn't so."""
+        rows, features = half.shape
+        if period is None or period > 4 or (period > 1 and rows % 4):
+            return None
+        fours = half[:period].view(period, features // 4, 4)
+        if not bool((fours == fours[:, :1]).all()):
+            return None
+        kept = [tuple(row.nonzero().flatten().tolist()) for row in fours[:, 0]] * (4 // period if period > 1 else 1)
+        columns = tuple(dict.fromkeys(kept))
+        block_rows = tuple(tuple(r for r, own in enumerate(kept) if own == block) for block in columns)
+        if len(columns) == 1:
+            return cls(rows, features, columns, ((0, 1, 2, 3),))
+        disjoint = len(columns) == 2 and not set(columns[0]) & set(columns[1])
+        if not disjoint or len(block_rows[0]) != 2:
+            return None
+        return cls(rows, features, columns, block_rows)
+
+    @cached_property
+    def blocks(self) -> int:
+        return len(self.columns)
+
+    def split(self, values: torch.Tensor) -> torch.Tensor:
+        """(R, K/2) -> (G, R/G, K/2), a view."""
+        return values.view(self.blocks, self.rows // self.blocks, self.features // 2)
+
+    def from_row_major(self, values: torch.Tensor) -> torch.Tensor:
+        """(R, K/2) in the order of PackedLayout -> the order of this layout."""
+        if self.blocks == 1:
+            return values
+        tall = values.view(self.rows // 4, 4, -1)
+        return torch.stack([tall[:, _both(rows)] for rows in self.block_rows]).view(self.rows, -1)
+
+    def to_row_major(self, values: torch.Tensor) -> torch.Tensor:
+        """The inverse of `from_row_major`."""
+        if self.blocks == 1:
+            return values
+        tall = torch.empty(self.rows // 4, 4, values.shape[1], dtype=values.dtype, device=values.device)
+        for rows, part in zip(self.block_rows, values.view(self.blocks, self.rows // 4, 2, -1), strict=True):
+            tall[:, _both(rows)] = part
+        return tall.view(self.rows, -1)
+
+    def pack(self, dense: torch.Tensor) -> torch.Tensor:
+        """(R, K) -> (R, K/2): the kept values; what the mask drops is ignored."""
+        each = [take(part, (own,))[0] for part, own in zip(self._by_block(dense), self.columns, strict=True)]
+        return torch.cat(each) if len(each) > 1 else each[0]
+
+    def unpack(self, values: torch.Tensor) -> torch.Tensor:
+        """(R, K/2) -> (R, K), exact zeros where nothing is kept."""
+        each = [put(part[None], (own,)) for part, own in zip(self.split(values), self.columns, strict=True)]
+        return self.to_row_major(torch.cat(each)) if len(each) > 1 else each[0]
+
+    def _by_block(self, dense: torch.Tensor) -> torch.Tensor:
+        """(R, K) -> (G, R/G, K)."""
+        return self.from_row_major(dense.contiguous()).view(self.blocks, self.rows // self.blocks, self.features)
+
+    def product(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, K), (R, K/2) -> (B, R) = x Wᵀ, half of the dense work."""
+        taken = take(x, self.columns)
+        if self.blocks == 1:
+            return torch.mm(taken[0], values.t(), out=out)
+        return put(torch.bmm(taken, self.split(values).transpose(1, 2)), self.block_rows, out)
 
     def input_grad(self, dy: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """(B, R), (R, K/2) -> (B, K) = dy W, each element rounded once."""
-        if not self.halves_work:
-            return dy @ self.unpack(values)
-        dx = torch.zeros(len(dy), self.features, dtype=dy.dtype, device=dy.device)
-        if self.period == 1:
-            return dx.index_copy_(1, self.columns[0], dy @ values)
-        by_place = dy.reshape(len(dy), self.rows // self.period, self.period).permute(2, 0, 1)  # (T, B, R/T)
-        tall = values.view(self.rows // self.period, self.period, -1).transpose(0, 1)  # (T, R/T, K/2)
-        # Rows of the period share columns, so their products add up: in float32, to round the sum once.
-        wide = torch.float64 if dy.dtype == torch.float64 else torch.float32
-        parts = _batched_product(by_place, tall, wide)  # (T, B, K/2)
-        total = torch.zeros(len(dy), self.features, dtype=wide, device=dy.device)
-        for columns, part in zip(self.columns, parts, strict=True):
-            total.index_add_(1, columns, part)
-        return total.to(dy.dtype)
+        """(B, R), (R, K/2) -> (B, K) = dy W, half of the dense work, each element rounded once."""
+        dy = dy.contiguous()
+        by_block = dy[None] if self.blocks == 1 else take(dy, self.block_rows)
+        return put(torch.bmm(by_block, self.split(values)), self.columns)
 
     def values_grad(self, dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """(B, R), (B, K) -> (R, K/2): the kept elements of dyᵀ x."""
-        if not self.halves_work:
-            return self.pack(dy.t() @ x)
-        gathered = self.gather(x)
-        if self.period == 1:
-            return dy.t() @ gathered[0]
-        by_place = dy.reshape(len(dy), self.rows // self.period, self.period).permute(2, 1, 0)  # (T, R/T, B)
-        return torch.bmm(by_place, gathered).transpose(0, 1).reshape(self.rows, -1)
+        """(B, R), (B, K) -> (R, K/2): the kept elements of dyᵀ x, half of the dense work."""
+        dy = dy.contiguous()
+        by_block = dy[None] if self.blocks == 1 else take(dy, self.block_rows)
+        return torch.bmm(by_block.transpose(1, 2), take(x, self.columns)).view(self.rows, -1)
 
 
-def _batched_product(a: torch.Tensor, b: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
-    """Batched product whose result keeps the accumulator's precision."""
-    if a.dtype == wide:
-        return torch.bmm(a, b)
-    if a.device.type == "cuda":
-        return torch.bmm(a, b, out_dtype=wide)
-    return torch.bmm(a.to(wide), b.to(wide))
+def _both(two: tuple[int, ...]) -> slice:
+    """Two ascending places as a slice, which needs no index tensor: such can't be made while a graph is captured."""
+    first, second = two
+    return slice(first, second + 1, second - first)

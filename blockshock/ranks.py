@@ -217,7 +217,7 @@ class RankPool:
                     on_message(message)
                 return
         except (EOFError, ConnectionError):
-            pass
+            pass  # the rank's end of the pipe is gone, and so is the rank
         rank.process.join()
         rank.pending = False
         reason = f"rank {number} died: {_exit_reason(rank.process.exitcode)}"

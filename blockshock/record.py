@@ -35,8 +35,7 @@ def check_writable(path: str | os.PathLike[str], key: str = "experiment.output_d
     folder = Path(path).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         problem = f"can't be written ({error.strerror}); choose another folder"
         raise ConfigError(key, path, problem) from error
@@ -71,6 +70,12 @@ class RunFolder:
                 stale.unlink()
         write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(job.config)))
         write_atomically(self.path / "seed.txt", f"{job.experiment.seed}\n")
+
+    def go_on(self, config: dict[str, Any], run_id: str) -> None:
+        """Make the folder, or open one again, and say `running`. Records stay: for what is measured cell by cell."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._status("running", "", started=_now(), ended=None, hash_=config_hash(config), run_id=run_id)
+        write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
 
     @contextmanager
     def claim(self, wait_s: float = 30.0) -> Iterator[bool]:
@@ -114,17 +119,18 @@ class RunFolder:
     def status(self) -> dict[str, Any]:
         return json.loads((self.path / "status.json").read_text())
 
-    def append(self, record: dict[str, Any]) -> None:
-        """One line, written with one call and synced: a reader never sees half of it. NaN and inf become null.
+    def append(self, *records: dict[str, Any]) -> None:
+        """A line each, written with one call and synced: a reader sees all or none. NaN and inf become null.
 
         Raises OSError where the disk is full; the file is then as it was.
         """
-        line = (json.dumps(_finite(record), separators=(",", ":"), allow_nan=False) + "\n").encode()
+        told = (json.dumps(_finite(record), separators=(",", ":"), allow_nan=False) for record in records)
+        lines = "".join(f"{line}\n" for line in told).encode()
         descriptor = os.open(self.path / "metrics.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             before = os.fstat(descriptor).st_size
-            written = os.write(descriptor, line)
-            if written < len(line):
+            written = os.write(descriptor, lines)
+            if written < len(lines):
                 os.ftruncate(descriptor, before)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path / "metrics.jsonl"))
             os.fsync(descriptor)

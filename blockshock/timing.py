@@ -17,10 +17,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol
 
 import torch
+
+from blockshock import distributed
 
 REGIONS = ("build", "forward", "backward", "opt_step", "compress", "allreduce", "allgather", "total_step")
 MODES = ("sync", "cuda_events", "cuda_graph", "none")
@@ -176,39 +178,93 @@ class Timer:
         return _by_region([r.sums() for r in recorders])
 
     def _replay(self, outer: str, step: Callable[[], Any], warmup_iters: int, iters: int) -> Samples:
-        side = _side_stream(torch.cuda.current_device())
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(warmup_iters):
-                step()
-        torch.cuda.current_stream().wait_stream(side)
-        marked = self._graph_of_loop(outer, step, iters, inner=True)
+        _warm_up(step, warmup_iters)
+        marked = self._replayed(CapturedLoop(self, outer, step, iters, inner=True))
         inner = {name: values for name, values in marked.items() if name != outer}
         if not inner:
             return marked
         # Events of inner regions are nodes of the graph too; the whole step is timed without them.
-        return self._graph_of_loop(outer, step, iters, inner=False) | inner
+        return self._replayed(CapturedLoop(self, outer, step, iters, inner=False)) | inner
 
-    def _graph_of_loop(self, outer: str, step: Callable[[], Any], iters: int, inner: bool) -> Samples:
-        """Capture the whole timed loop, events included, in one graph, so that the host has no part in it at all and
-        ranks meet in every iteration's collective with no launch between. The first replay warms up."""
-        recorders = [_Events(external=True) for _ in range(iters)]
+    def _replayed(self, loop: CapturedLoop) -> Samples:
+        loop.replay()
+        synchronize(self.device)
+        loop.replay()
+        self.while_running()
+        synchronize(self.device)
+        return loop.samples()
+
+    def interleaved(
+        self, steps: dict[str, Callable[[], Any]], warmup_iters: int, iters: int, rounds: int
+    ) -> dict[str, list[list[float]]]:
+        """Milliseconds of several steps that are to be compared: {name: [one list a round]}.
+
+        In turn, `rounds` times: what drifts, such as a clock that falls as the chip gets warm, touches all alike. In
+        mode `cuda_graph` each step is a captured loop; a first round warms up and is not counted. A collective.
+        """
+        if self.mode != "cuda_graph":
+            runs = {name: partial(self.measure, "total_step", step, 0, iters) for name, step in steps.items()}
+            for step in steps.values():
+                _warm_up(step, warmup_iters)
+        else:
+            runs = {}
+            for name, step in steps.items():
+                _warm_up(step, warmup_iters)
+                runs[name] = partial(self._round, CapturedLoop(self, "total_step", step, iters, inner=False))
+        found: dict[str, list[list[float]]] = {name: [] for name in steps}
+        order = list(runs.items())
+        for turn in range(rounds + 1):
+            for name, run in order:
+                distributed.barrier()
+                samples = distributed.max_over_ranks(run()["total_step"])
+                if turn:
+                    found[name].append(samples)
+            order.append(order.pop(0))  # so that none always follows the one that heats most
+        return found
+
+    def _round(self, loop: CapturedLoop) -> Samples:
+        loop.replay()
+        synchronize(self.device)
+        return loop.samples()
+
+
+class CapturedLoop:
+    """The whole timed loop, events included, in one graph, so that the host has no part in it at all and ranks meet in
+    every iteration's collective with no launch between. The first replay warms up."""
+
+    def __init__(self, timer: Timer, outer: str, step: Callable[[], Any], iters: int, inner: bool) -> None:
+        self._recorders = [_Events(external=True) for _ in range(iters)]
 
         def loop() -> None:
-            for recorder in recorders:
-                self._flush()
+            for recorder in self._recorders:
+                timer._flush()
                 started = recorder.start()
                 with _recording(recorder if inner else None):
                     step()
                 recorder.stop(outer, started)
 
-        graph = capture(loop)
-        graph.replay()
-        synchronize(self.device)
-        graph.replay()
-        self.while_running()
-        synchronize(self.device)
-        return _by_region([recorder.sums() for recorder in recorders])
+        self._graph = capture(loop)
+
+    def replay(self) -> None:
+        self._graph.replay()
+
+    def samples(self) -> Samples:
+        """Milliseconds of the latest replay, which must have completed."""
+        return _by_region([recorder.sums() for recorder in self._recorders])
+
+
+def _warm_up(step: Callable[[], Any], iters: int) -> None:
+    """On the stream of captures, as a graph's warm-up should be."""
+    if not torch.cuda.is_available():
+        for _ in range(iters):
+            step()
+        return
+    side = _side_stream(torch.cuda.current_device())
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(iters):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
 
 
 def capture(step: Callable[[], Any]) -> torch.cuda.CUDAGraph:
@@ -230,34 +286,6 @@ def _side_stream(device_index: int) -> torch.cuda.Stream:
 def _by_region(iterations: list[dict[str, float]]) -> Samples:
     names = {name: None for sums in iterations for name in sums}  # in order of first appearance
     return {name: [sums.get(name, 0.0) for sums in iterations] for name in names}
-
-
-def summarize(samples: list[float]) -> dict[str, float]:
-    """count, sum, average, p50, p95 (linear between order statistics), min and max of milliseconds."""
-    ordered = sorted(samples)
-
-    def percentile(q: float) -> float:
-        position = q * (len(ordered) - 1)
-        low = int(position)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
-
-    return {
-        "count": len(ordered),
-        "sum_ms": sum(ordered),
-        "avg_ms": statistics.fmean(ordered),
-        "p50_ms": percentile(0.50),
-        "p95_ms": percentile(0.95),
-        "min_ms": ordered[0],
-        "max_ms": ordered[-1],
-    }
-
-
-def summarize_blocks(blocks: list[list[float]]) -> dict[str, Any]:
-    """`summarize` of all iterations together, and `blocks_p50_ms`: the median of each block, of which intervals are
-    made. Iterations of one block follow one another and are not independent; blocks warm up and capture anew."""
-    together = [value for block in blocks for value in block]
-    return {**summarize(together), "blocks_p50_ms": [statistics.median(block) for block in blocks]}
 
 
 def quick_time_ms(work: Callable[[], Any], device: torch.device, repeats: int = 10) -> float:

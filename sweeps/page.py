@@ -108,7 +108,7 @@ def _numbers(column: pd.Series) -> bool:
 
 
 def _cell(opened: str, text: str) -> str:
-    kind = " pass" if text == "pass" else " fail" if text.startswith("FAIL") else ""
+    kind = " pass" if text in ("pass", "met") else " fail" if text == "missed" or text.startswith("FAIL") else ""
     return f"{opened.format(kind)}{html.escape(text)}</td>"
 
 

@@ -12,10 +12,13 @@ COLOURS = {
     "dense_single": "#3b3b3b",
     "dense_tp_row": "#0072b2",
     "dense_tp_column": "#56b4e9",
+    "dtensor_row": "#00755a",
+    "dtensor_column": "#3fbf97",
     "masked_split_dense": "#e69f00",
+    "torch_semi_structured": "#cc79a7",
     "block_shock": "#d55e00",
 }
-OTHERS = ("#009e73", "#cc79a7", "#7a5195", "#8c6d31", "#1b9e9e", "#a6761d")
+OTHERS = ("#7a5195", "#8c6d31", "#1b9e9e", "#a6761d", "#6b8e00", "#b03a5b")
 PARTS = {
     "forward": "#2a788e",
     "backward": "#7ad151",
@@ -33,6 +36,8 @@ RECOMPUTATION = {
     "recompute_greedy": "#e69f00",
     "recompute_optimal": "#d55e00",
 }
+# Ways of summing over the ranks: likewise in figures of their own.
+COLLECTIVES = {"nccl": "#0072b2", "one_shot": "#e69f00", "two_shot": "#d55e00", "copy": "#7a5195"}
 MARKERS = {1: "o", 2: "s", 4: "^", 8: "D"}
 DASHES: dict[int, tuple[float, ...]] = {1: (), 2: (4, 1.5), 4: (1, 1.2), 8: (5, 1.2, 1, 1.2)}
 

@@ -45,17 +45,18 @@ def panels(data: pd.DataFrame, sizes: Sequence[str], also: Sequence[str] = ()) -
     return found
 
 
-def canvas(count: int, width: float, height: float, title: str) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` axes in rows of at most three (of two, when that leaves no gap)."""
+def canvas(
+    count: int, width: float, height: float, title: str, columns: int | None = None
+) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` axes in rows of `columns`, or of at most three (of two, when that leaves no gap)."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    columns = count if count < 4 else 2 if count == 4 else 3
+    columns = columns or (count if count < 4 else 2 if count == 4 else 3)
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(max(width * columns, 6.4), height * rows + 0.9), layout="constrained")
+    spaced = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.06)  # inches
+    figure = Figure(figsize=(max(width * columns, 6.4), height * rows + 0.9), layout=spaced)
     axes = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
-    engine = figure.get_layout_engine()
-    assert engine is not None
-    engine.set(w_pad=0.09, h_pad=0.06)  # type: ignore[call-arg]  # inches
     figure.suptitle(title, fontsize="medium", fontweight="bold")
     return figure, axes
 

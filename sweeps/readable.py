@@ -154,5 +154,5 @@ def _error(error: float, limit: float) -> str:
     return "" if pd.isna(error) else f"{error:.2e} ({limit:.2e})"
 
 
-def _check(passed: object, failed: object) -> str:
-    return "" if pd.isna(passed) else "pass" if passed else f"FAIL {failed}"  # type: ignore[call-overload]
+def _check(passed: float, failed: object) -> str:
+    return "" if pd.isna(passed) else "pass" if passed else f"FAIL {failed}"

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from sweeps.benchmarks import benchmark_table, benchmarks, target_table, targets
 from sweeps.drawing import draw
 from sweeps.figures import Measured
 from sweeps.jobs import BROKEN, counts, environments, jobs, machines, reasons, when
 from sweeps.law import law
 from sweeps.load import load_runs
 from sweeps.page import Content, Listing, page
+from sweeps.panels import ranks
 from sweeps.profiles import draw_batches, profile_table
 from sweeps.readable import key_columns, markdown, number, readable, short, the_same
 from sweeps.recomputation import recomputation_table, recomputed
@@ -41,14 +43,17 @@ class Found:
     recomputed: pd.DataFrame
     profiles: pd.DataFrame
     traces: pd.DataFrame
+    benchmarks: pd.DataFrame
+    targets: pd.DataFrame
 
     @property
     def nothing(self) -> bool:
-        found = (self.table, self.drift, self.recomputed, self.profiles, self.traces)
+        found = (self.table, self.drift, self.recomputed, self.profiles, self.traces, self.benchmarks)
         return all(table.empty for table in found)
 
 
-TABLES = ("verdicts", "forward", "training_step", "law", "memory", "errors", "recomputation", "profiles", "traces")
+LAYERS = ("verdicts", "forward", "training_step", "law", "memory", "errors")
+TABLES = (*LAYERS, "recomputation", "profiles", "traces", "targets", "benchmarks")
 
 
 def write_report(paths: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> Path:
@@ -79,7 +84,9 @@ def _find(paths: Sequence[str | PathLike[str]]) -> Found:
     if runs.empty:
         raise ValueError(f"{_listed(paths)}: no run folder here (a run folder holds a status.json)")
     table = results(runs)
-    return Found(runs, table, drift(runs), law(table), recomputed(runs), profile_table(runs), trace_table(runs))
+    parts = (recomputed(runs), profile_table(runs), trace_table(runs))
+    measured = benchmarks(runs)
+    return Found(runs, table, drift(runs), law(table), *parts, measured, targets(measured))
 
 
 def _write(found: Found, paths: Sequence[str | PathLike[str]], out: Path) -> Path:
@@ -105,7 +112,7 @@ def _write(found: Found, paths: Sequence[str | PathLike[str]], out: Path) -> Pat
         the_same=the_same(found.table),
         listings=_listings(found, tables),
         pictures=[
-            *draw(Measured(found.table, found.drift, found.law, found.recomputed), figures),
+            *draw(Measured(found.table, found.drift, found.law, found.recomputed, found.benchmarks), figures),
             *draw_batches(found.runs, out),
         ],
         broken=_broken(broken) if len(broken) else None,
@@ -145,6 +152,19 @@ def _listings(found: Found, folder: Path) -> list[Listing]:
         note += "by: what tracing added to it. With an owner: the share of device time that belongs to a module, the "
         note += "loss, the optimizer or a collective."
         listings.append(Listing("traces", "Traced training steps", note, found.traces, files))
+    if not found.targets.empty:
+        shown = target_table(found.targets)
+        files = _write_table(folder / "targets", shown, found.targets)
+        note = "Ratios of medians of what took turns in one run. Shares of cells, and how many times as long as ours "
+        note += "torch_semi_structured takes, shall reach the limit; all other ratios shall stay below it."
+        listings.append(Listing("targets", "Benchmarks: targets", note, shown, files))
+    if not found.benchmarks.empty:
+        shown = benchmark_table(found.benchmarks)
+        files = _write_table(folder / "benchmarks", shown, _text_lists(found.benchmarks))
+        note = "Times are medians; as CUDA graphs, on GPUs, with the L2 cache cold, and eager with the host's part and "
+        note += "a warm cache. Ratio: over the baseline's time in the same run; of single rounds: its smallest and "
+        note += "largest value over the rounds in which both took turns. Of several runs of a cell the latest counts."
+        listings.append(Listing("benchmarks", "Benchmarks", note, shown, files))
     return listings
 
 
@@ -159,7 +179,7 @@ def _write_table(base: Path, shown: pd.DataFrame, numbers: pd.DataFrame | None =
 
 def _text_lists(table: pd.DataFrame) -> pd.DataFrame:
     """Repeats as `0.5;0.6;0.4`, which a spreadsheet can split."""
-    lists = [name for name in ("forward_ms", "local_ms", "step_ms") if name in table]
+    lists = [name for name in ("forward_ms", "local_ms", "step_ms", "rounds_us") if name in table]
     as_text = {name: table[name].map(lambda v: ";".join(map(repr, v)) if isinstance(v, list) else "") for name in lists}
     return table.assign(**as_text)
 
@@ -229,6 +249,11 @@ def _print(found: Found, written: Path) -> None:
             console.print(f"{left_out} more rows in {written.with_name('table.md')}", soft_wrap=True, highlight=False)
     for verdict in verdicts(found.table, found.drift):
         console.print(f"{verdict.name}: {verdict.outcome}: {verdict.because}", soft_wrap=True, highlight=False)
+    for target in found.targets.to_dict("records"):
+        met = "met" if target["met"] else "missed"
+        said = f"{met}: {target['target']} on {ranks(target['world_size'])}: {target['measured']:.3f} "
+        said += f"(limit {target['limit']:g}; worst cell {target['worst cell']})"
+        console.print(said, soft_wrap=True, highlight=False)
     console.print(f"report: {written}", soft_wrap=True, highlight=False)
 
 

@@ -13,8 +13,8 @@ import pandas as pd
 
 from sweeps.comparisons import compare, repeats, with_repeats
 
-DENSE = ("dense_single", "dense_tp_row", "dense_tp_column")
-METHODS = (*DENSE, "masked_split_dense", "block_shock")
+DENSE = ("dense_single", "dense_tp_row", "dense_tp_column", "dtensor_row", "dtensor_column")
+METHODS = (*DENSE, "masked_split_dense", "torch_semi_structured", "block_shock")
 PARTS = ("forward", "backward", "opt_step", "compress")
 COLLECTIVES = ("allreduce", "allgather")  # nested in forward and backward
 QUANTITIES = ("Y", "dX", "dW")
@@ -48,8 +48,8 @@ def results(runs: pd.DataFrame) -> pd.DataFrame:
     size 1 on the same device with the same inputs, size, dtype and timing, `speedup_row` over `dense_tp_row` on as many
     ranks; `step_speedup` and `step_speedup_row` are those of a training step. `*_lo` and `*_hi` are bootstrap 95%
     intervals (sweeps/intervals.py), empty where there are too few repeats; `forward_ms` and `step_ms` list the repeats
-    and `*_repeated` says what they are. `local_ms` is the forward without its collectives: the rank-local product.
-    `passed` covers every quantity checked, in any phase.
+    and `*_repeated` says what they are. `local_ms` is the forward without its collectives: the rank-local product,
+    empty where they were not timed apart. `passed` covers every quantity checked, in any phase.
     """
     records = _records(runs)
     forward = _forward(records[records["phase"] == "phase1_forward"])
@@ -148,7 +148,9 @@ def _forward(records: pd.DataFrame) -> pd.DataFrame:
     found = found.merge(_firsts(records, TIMED, texts), on=list(TIMED), how="left")
     found = with_repeats(found, repeats(records, list(TIMED), "forward"), "forward")
     local = with_repeats(found, repeats(records, list(TIMED), "forward", COLLECTIVES), "local")
-    return found.assign(local_ms=local["local_ms"])
+    alone = (found["world_size"] == 1).astype(bool)
+    told = alone | found[[f"forward_{name}_p50_ms" for name in COLLECTIVES]].notna().any(axis=1)
+    return found.assign(local_ms=local["local_ms"].where(told))  # collectives inside PyTorch's own layers are not timed
 
 
 def _backward(records: pd.DataFrame) -> pd.DataFrame:
@@ -156,7 +158,12 @@ def _backward(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def _training(records: pd.DataFrame) -> pd.DataFrame:
-    """The step, its parts, and what is left of it; parts are timed inside the step, each with its own clock."""
+    """The step, its parts, and what is left of it; parts are timed inside the step, each with its own clock. Where a
+    forward compresses, that part of it counts as `compress` alone."""
+    if not records.empty:
+        forward, compress = (_numbers(records, f"timings_ms.{part}.p50_ms") for part in ("forward", "compress"))
+        inside = (_column(records, "layer.compresses") == "forward") & compress.notna()
+        records = records.assign(**{"timings_ms.forward.p50_ms": forward.where(~inside, forward - compress)})
     columns = {f"step_{part}_p50_ms": f"timings_ms.{part}.p50_ms" for part in (*PARTS, *COLLECTIVES)}
     columns |= {"step_p50_ms": "timings_ms.total_step.p50_ms", "step_floor_ms": "roofline.floor_ms"}
     columns |= {"step_memory_peak_bytes": "memory_peak_bytes"}

@@ -9,13 +9,17 @@ ones: compressing the values would encode another place for a kept weight that h
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from blockshock.distributed import max_over_ranks
 from blockshock.kernels import Kernel
-from blockshock.packing import PackedLayout
+from blockshock.measured import remembered
+from blockshock.packing import BlockLayout, PackedLayout
 from blockshock.timing import quick_time_ms
 
 MULTIPLE = 128  # smallest rows and columns with which the buffer's layout was seen
@@ -36,14 +40,28 @@ def unsupported(device: str, dtype: str, rows: int, K: int, B: int) -> str | Non
     return None
 
 
+@dataclass(frozen=True)
+class Algorithm:
+    """What can be chosen of cuSPARSELt's product."""
+
+    number: int
+    transpose: bool  # whether the library writes the result row-major
+    split_k: int = 1
+    split_k_mode: int = -1  # 1: in one kernel, 2: in two; -1 where K is not split
+
+
 class CuSparseLt(Kernel):
-    """The forward product on sparse tensor cores; gradients as in packing.py (dX and dW have no 2:4 operand)."""
+    """The forward product on sparse tensor cores. dX and dW have no 2:4 operand: they multiply the blocks of a mask
+    that is made of blocks, at half of the dense work, and the unpacked weight of any other."""
 
     name = "cusparselt"
+    layout: PackedLayout
 
-    def __init__(self, layout: PackedLayout, half: torch.Tensor, batch: int, dtype: torch.dtype) -> None:
-        super().__init__(layout)
-        self._dtype = dtype
+    def __init__(
+        self, layout: PackedLayout, blocks: BlockLayout | None, half: torch.Tensor, batch: int, dtype: torch.dtype
+    ) -> None:
+        super().__init__(layout, dtype)
+        self._blocks = blocks
         self._kept = layout.rows * layout.features // 2
         self._metadata = torch._cslt_compress(half.to(dtype)).flatten()[self._kept :].clone()
         self._buffer: torch.Tensor | None = None
@@ -51,7 +69,9 @@ class CuSparseLt(Kernel):
         self._shape = (layout.rows, layout.features * 9 // 16)
         if self._kept + len(self._metadata) != self._shape[0] * self._shape[1]:
             raise RuntimeError("cuSPARSELt's compressed buffer is not (N, K*9/16) here: use another kernel")
-        self.algorithm, self.transpose = self._fastest(batch)
+        key = {"R": layout.rows, "K": layout.features, "B": batch, "dtype": str(dtype)[6:]}
+        found = remembered("cusparselt", key, half.device, lambda: self._measure(batch))
+        self.algorithm = Algorithm(**found["algorithm"])
 
     def adopt(self, values: torch.Tensor) -> torch.Tensor:
         buffer = torch.cat([values.reshape(-1), self._metadata])
@@ -69,49 +89,85 @@ class CuSparseLt(Kernel):
         self._in_mask_order.copy_(packed)
 
     def input_grad(self, dy: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        return super().input_grad(dy, values if self._in_mask_order is None else self._in_mask_order)
+        values = values if self._in_mask_order is None else self._in_mask_order
+        if self._blocks is None:
+            return super().input_grad(dy, values)
+        return self._blocks.input_grad(dy, self._blocks.from_row_major(values))
 
-    def product(self, x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    def values_grad(self, dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        if self._blocks is None:
+            return super().values_grad(dy, x)
+        return self._blocks.to_row_major(self._blocks.values_grad(dy, x))
+
+    def product(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         assert self._buffer is not None
         assert values.data_ptr() == self._buffer.data_ptr(), "the packed weight was moved out of its buffer"
-        return self._multiply(self._buffer, x, self.algorithm, self.transpose)
+        return multiply(self._buffer, x, self.algorithm, out)
+
+    def _measure(self, batch: int) -> dict[str, Any]:
+        """The fastest algorithm here, the slowest rank's times deciding: all of them, then split-K of the best few."""
+        device = self._metadata.device
+        x = torch.randn(batch, self.layout.features, device=device).to(self.dtype)
+        values = torch.randn(self._kept, device=device).to(self.dtype)
+        buffer = torch.cat([values, self._metadata]).view(self._shape)
+        plain = [Algorithm(number, transpose) for transpose in (True, False) for number in range(MOST_ALGORITHMS)]
+        times = self._times(plain, buffer, x)
+        best = sorted(plain, key=lambda each: times[plain.index(each)])[:WORTH_SPLITTING]
+        split = [
+            Algorithm(each.number, each.transpose, parts, mode) for each in best for parts in (2, 4) for mode in (1, 2)
+        ]
+        times += self._times(split, buffer, x)
+        fastest = times.index(min(times))
+        return {"algorithm": asdict((plain + split)[fastest]), "ms": times[fastest], "tried": len(times)}
 
     @staticmethod
-    def _multiply(buffer: torch.Tensor, x: torch.Tensor, algorithm: int, transpose: bool) -> torch.Tensor:
-        y = torch._cslt_sparse_mm(buffer, x.t(), alg_id=algorithm, transpose_result=transpose)
-        return y if transpose else y.t().contiguous()
-
-    def _fastest(self, batch: int) -> tuple[int, bool]:
-        """(algorithm id, whether the library writes the result row-major), by measurement; the same on every rank."""
-        device = self.layout.places.device
-        x = torch.randn(batch, self.layout.features, device=device).to(self._dtype)
-        values = torch.randn(self._kept, device=device).to(self._dtype)
-        buffer = torch.cat([values, self._metadata]).view(self._shape)
-        choices: list[tuple[int, bool]] = []
-        times: list[float] = []
-        for transpose in (True, False):
-            for algorithm in range(MOST_ALGORITHMS):
-                choices.append((algorithm, transpose))
-                times.append(self._time(buffer, x, algorithm, transpose))
-        slowest = max_over_ranks(times)
-        return choices[slowest.index(min(slowest))]
-
-    def _time(self, buffer: torch.Tensor, x: torch.Tensor, algorithm: int, transpose: bool) -> float:
-        try:
-            self._multiply(buffer, x, algorithm, transpose)
-        except RuntimeError:  # how the library says that it has no such algorithm for this shape
-            return float("inf")
-        return quick_time_ms(lambda: self._multiply(buffer, x, algorithm, transpose), x.device, repeats=5)
+    def _times(algorithms: list[Algorithm], buffer: torch.Tensor, x: torch.Tensor) -> list[float]:
+        times = []
+        for algorithm in algorithms:
+            try:
+                multiply(buffer, x, algorithm)
+            except RuntimeError:  # how the library says that it has no such algorithm for this shape
+                times.append(float("inf"))
+            else:
+                times.append(quick_time_ms(partial(multiply, buffer, x, algorithm), x.device, repeats=5))
+        return max_over_ranks(times)
 
     @property
     def weight_bytes(self) -> int:
         return super().weight_bytes + self._metadata.numel() * self._metadata.element_size()
 
     def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "algorithm": self.algorithm, "transpose_result": self.transpose}
+        return {"name": self.name, **asdict(self.algorithm)}
+
+
+def multiply(
+    buffer: torch.Tensor, x: torch.Tensor, algorithm: Algorithm, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(R, K·9/16), (B, K) -> (B, R)."""
+    y = torch._cslt_sparse_mm(
+        buffer,
+        x.t(),
+        alg_id=algorithm.number,
+        transpose_result=algorithm.transpose,
+        split_k=algorithm.split_k,
+        split_k_mode=algorithm.split_k_mode,
+    )
+    y = y if algorithm.transpose else y.t()
+    return y.contiguous() if out is None else out.copy_(y)
 
 
 MOST_ALGORITHMS = 24  # 21 were seen
+WORTH_SPLITTING = 3  # how many of the best algorithms are also tried with split-K
+
+
+def flop_formulas() -> dict[Any, Callable[..., int]]:
+    """The FLOPs of cuSPARSELt's product, by the operators that call it; PyTorch counts none of them."""
+    found: dict[Any, Callable[..., int]] = {torch.ops.aten._cslt_sparse_mm: sparse_mm_flops}
+    # From torch 2.13 on its sparse tensors multiply by an operator of their own, which is there once one has been made.
+    wrapped = getattr(torch.ops.semi_structured, "cusparselt_mm", None)
+    if wrapped is not None:
+        found[wrapped] = lambda dense, compressed, *_, **__: sparse_mm_flops(compressed, dense.t())
+    return found
 
 
 def sparse_mm_flops(compressed: torch.Tensor, dense: torch.Tensor, *_: Any, **__: Any) -> int:

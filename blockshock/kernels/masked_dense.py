@@ -8,5 +8,5 @@ from blockshock.kernels import Kernel
 class MaskedDense(Kernel):
     name = "masked_dense"
 
-    def product(self, x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        return x @ self.layout.unpack(values).t()
+    def product(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.mm(x, self.layout.unpack(values).t(), out=out)

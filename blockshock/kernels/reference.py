@@ -2,14 +2,14 @@
 
 import torch
 
-from blockshock.kernels import Kernel
+from blockshock.kernels import Kernel, into
 
 
 class Reference(Kernel):
     name = "reference"
 
-    def product(self, x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        return (x.double() @ self.layout.unpack(values).double().t()).to(x.dtype)
+    def product(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        return into(out, (x.double() @ self.layout.unpack(values).double().t()).to(x.dtype))
 
     def input_grad(self, dy: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         return (dy.double() @ self.layout.unpack(values).double()).to(dy.dtype)

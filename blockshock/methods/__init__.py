@@ -58,7 +58,7 @@ class ParallelLinear(nn.Module):
 
     def weight_bytes(self) -> int:
         """Bytes a rank holds for its weights: parameters and what the kernel needs beside them."""
-        return sum(p.numel() * p.element_size() for p in self.parameters())
+        return distributed.local_bytes(self.parameters())
 
     def place_weight(self, parts: list[torch.Tensor]) -> torch.Tensor:
         """This rank's parts in a dense (N, K) tensor, zeros elsewhere."""

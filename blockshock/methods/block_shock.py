@@ -1,9 +1,9 @@
 """Block-Shock: W = W₀ + W₁ with complementary 2:4 halves, one on each rank of a pair, multiplied by sparse kernels.
 
-    rank 2s + g:   partial = X W_g[rows_s]ᵀ        (half of the multiplications, 9/16 of the weight's bytes)
-    pair:          Y[:, rows_s] = partial₀ + partial₁
+    rank 2s + g:   partial = X[:, cols_s] W_g[:, cols_s]ᵀ     (half of the multiplications, 9/16 of the weight's bytes)
+    all ranks:     Y = Σ partial                              (halves.py has the other way to shard, over rows of W)
 
-`weights=packed` (default): the parameter *is* the packed matrix (N/q, K/2) that the kernel reads. Gradient and
+`weights=packed` (default): the parameter *is* the packed matrix (N, K/2q) that the kernel reads. Gradient and
 optimizer state are packed as well, and nothing is ever compressed again.
 `weights=masked`: the classic alternative. The parameter is a dense masked copy; its compressed form is made again
 every `compress_every` optimizer steps (1: always; K: every K steps, in between the product lags behind; 0: once).
@@ -20,7 +20,7 @@ from torch import nn
 from blockshock.errors import ConfigError, at_least, one_of
 from blockshock.kernels import check_kernel, make, masked_linear, packed_linear
 from blockshock.methods import ParallelLinear
-from blockshock.methods.halves import HalvesLinear, check_halves
+from blockshock.methods.halves import HalvesLinear, HalvesOptions, check_halves
 from blockshock.timing import region
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class BlockShock:
+class BlockShock(HalvesOptions):
     name: str
-    kernel: str = "auto"  # auto | cusparselt | gather | masked_dense | reference
+    kernel: str = "auto"  # auto | gather | triton | sparse_mma | cusparselt | masked_dense | reference
     weights: str = "packed"  # packed | masked
     compress_every: int = 1  # optimizer steps, with weights=masked
 
     def check(self, job: Job) -> None:
-        rows = check_halves(job)
+        rows, columns = check_halves(job, self)
         one_of("method.weights", self.weights, ("packed", "masked"))
         at_least("method.compress_every", self.compress_every, 0)
         if self.weights == "packed" and self.compress_every != 1:
@@ -45,7 +45,7 @@ class BlockShock:
                 self.compress_every,
                 "packed weights are never compressed; set weights=masked",
             )
-        check_kernel(job, self.kernel, rows, job.mask.period)
+        check_kernel(job, self.kernel, rows, columns)
 
     def build(self, problem: Problem, weight: torch.Tensor) -> ParallelLinear:
         return BlockShockLinear(self, problem, weight)
@@ -53,11 +53,11 @@ class BlockShock:
 
 class BlockShockLinear(HalvesLinear):
     def __init__(self, method: BlockShock, problem: Problem, weight: torch.Tensor) -> None:
-        super().__init__(problem)
+        super().__init__(problem, method)
         self.method = method
         masks = self.local_halves(problem, weight)
         self.kernels = [make(method.kernel, mask, problem.mask.period, problem.B, problem.dtype) for mask in masks]
-        rows = weight[self.rows]
+        rows = weight[self.rows, self.columns].contiguous()
         packed = [kernel.adopt(kernel.layout.pack(rows)) for kernel in self.kernels]
         if method.weights == "packed":
             self.weights = nn.ParameterList(nn.Parameter(values) for values in packed)
@@ -67,11 +67,17 @@ class BlockShockLinear(HalvesLinear):
                 nn.Parameter(kernel.layout.unpack(values)) for kernel, values in zip(self.kernels, packed, strict=True)
             )
             self.compressed = packed
+        self.choose_collective(method, self.kernels[0].describe())
 
     def multiply(self, x: torch.Tensor, half: int) -> torch.Tensor:
+        total = self.collective.total
         if self.compressed:
-            return masked_linear(x, self.weights[half], self.compressed[half], self.kernels[half])
-        return packed_linear(x, self.weights[half], self.kernels[half])
+            return masked_linear(x, self.weights[half], self.compressed[half], self.kernels[half], total)
+        return packed_linear(x, self.weights[half], self.kernels[half], total)
+
+    def product(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        values = self.compressed[0] if self.compressed else self.weights[0]
+        return self.kernels[0].product(x, values, out)
 
     def after_optimizer_step(self, step: int) -> None:
         """Compress again after optimizer step number `step` (from 1), where the method says so."""
@@ -94,4 +100,4 @@ class BlockShockLinear(HalvesLinear):
         return dense + sum(kernel.weight_bytes for kernel in self.kernels)
 
     def describe(self) -> dict[str, Any]:
-        return {"kernel": self.kernels[0].describe(), "weights": self.method.weights}
+        return {"kernel": self.kernels[0].describe(), "weights": self.method.weights, **self.collective.describe()}

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from blockshock import distributed
-from blockshock.collectives import gather_columns, sum_gradient
+from blockshock.collectives.gradients import gather_columns, sum_gradient
 from blockshock.methods import ParallelLinear, ring_roundings
 from blockshock.methods.dense_single import dense_costs
 from blockshock.methods.dense_tp_row import check_shards
@@ -41,7 +41,8 @@ class DenseTpColumn:
 class DenseTpColumnLinear(ParallelLinear):
     def __init__(self, problem: Problem, weight: torch.Tensor) -> None:
         super().__init__()
-        self.batch, self.outputs = problem.B, problem.N
+        self.batch, self.outputs, self.features = problem.B, problem.N, problem.K
+        self.itemsize = problem.dtype.itemsize
         self.ranks, height = distributed.world_size(), problem.N // distributed.world_size()
         self.rows = slice(distributed.rank() * height, (distributed.rank() + 1) * height)
         self.weight = nn.Parameter(weight[self.rows].clone())  # (N/P, K)
@@ -56,11 +57,9 @@ class DenseTpColumnLinear(ParallelLinear):
         return full
 
     def costs(self) -> dict[str, Cost]:
-        rows, features = self.weight.shape
-        itemsize = self.weight.element_size()
-        costs = dense_costs(self.batch, rows, features, itemsize)
-        costs["forward"] += all_gather(self.ranks, self.batch * self.outputs * itemsize)
-        costs["backward_input"] += all_reduce(self.ranks, self.batch * features * itemsize)
+        costs = dense_costs(self.batch, self.outputs // self.ranks, self.features, self.itemsize)
+        costs["forward"] += all_gather(self.ranks, self.batch * self.outputs * self.itemsize)
+        costs["backward_input"] += all_reduce(self.ranks, self.batch * self.features * self.itemsize)
         return costs
 
     def roundings(self) -> dict[str, float]:

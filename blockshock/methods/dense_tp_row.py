@@ -7,16 +7,18 @@ dX_r = dY W_r stays on its rank, dW_r = dYᵀ X_r
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from blockshock import distributed
-from blockshock.collectives import sum_over_ranks
+from blockshock.collectives.choice import CollectiveOptions, check_collective, choose
 from blockshock.errors import ConfigError
 from blockshock.methods import ParallelLinear, ring_roundings
+from blockshock.methods.dense_linear import dense_linear, product
 from blockshock.methods.dense_single import dense_costs
 from blockshock.roofline import Cost, all_reduce
 
@@ -26,14 +28,15 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class DenseTpRow:
+class DenseTpRow(CollectiveOptions):
     name: str
 
     def check(self, job: Job) -> None:
         check_shards(job, "K")
+        check_collective(job, self, job.hardware.world_size, job.model.N)
 
     def build(self, problem: Problem, weight: torch.Tensor) -> ParallelLinear:
-        return DenseTpRowLinear(problem, weight)
+        return DenseTpRowLinear(problem, weight, self)
 
 
 def check_shards(job: Job, axis: str) -> None:
@@ -49,19 +52,34 @@ def check_shards(job: Job, axis: str) -> None:
         raise ConfigError(f"model.{axis}", size, f"{job.method.name} needs a multiple of {ranks} ranks")
 
 
+AUTO = CollectiveOptions()
+
+
 class DenseTpRowLinear(ParallelLinear):
-    def __init__(self, problem: Problem, weight: torch.Tensor) -> None:
+    def __init__(self, problem: Problem, weight: torch.Tensor, options: CollectiveOptions = AUTO) -> None:
         super().__init__()
-        self.batch, self.features = problem.B, problem.K
+        self.batch, self.outputs, self.features = problem.B, problem.N, problem.K
+        self.itemsize = problem.dtype.itemsize
         self.ranks, width = distributed.world_size(), problem.K // distributed.world_size()
         self.columns = slice(distributed.rank() * width, (distributed.rank() + 1) * width)
         self.weight = nn.Parameter(weight[:, self.columns].contiguous())  # (N, K/P)
+        self.collective = choose(
+            options,
+            partial(product, weight=self.weight),
+            dist.group.WORLD,
+            batch=problem.B,
+            features=width,
+            width=problem.N,
+            dtype=problem.dtype,
+            device=problem.device,
+            kernel={"name": "dense"},
+        )
 
     def shard_input(self, x: torch.Tensor) -> torch.Tensor:
         return x[:, self.columns].contiguous()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return sum_over_ranks(nn.functional.linear(x, self.weight), dist.group.WORLD)
+        return dense_linear(x, self.weight, self.collective.total)
 
     def assemble_input_grad(self, dx: torch.Tensor) -> torch.Tensor:
         full = dx.new_zeros(len(dx), self.features)
@@ -74,11 +92,12 @@ class DenseTpRowLinear(ParallelLinear):
         return full
 
     def costs(self) -> dict[str, Cost]:
-        rows, width = self.weight.shape
-        itemsize = self.weight.element_size()
-        costs = dense_costs(self.batch, rows, width, itemsize)
-        costs["forward"] += all_reduce(self.ranks, self.batch * rows * itemsize)
+        costs = dense_costs(self.batch, self.outputs, self.features // self.ranks, self.itemsize)
+        costs["forward"] += all_reduce(self.ranks, self.batch * self.outputs * self.itemsize)
         return costs
 
     def roundings(self) -> dict[str, float]:
         return {"Y": ring_roundings(self.ranks), "dX": 1.0, "dW": 1.0}
+
+    def describe(self) -> dict[str, Any]:
+        return self.collective.describe()

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from blockshock.methods import ParallelLinear
-from blockshock.methods.halves import HalvesLinear, check_halves
+from blockshock.methods.dense_linear import dense_linear, product
+from blockshock.methods.halves import HalvesLinear, HalvesOptions, check_halves
 
 if TYPE_CHECKING:
     from blockshock.config import Job
@@ -20,27 +21,31 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class MaskedSplitDense:
+class MaskedSplitDense(HalvesOptions):
     name: str
 
     def check(self, job: Job) -> None:
-        check_halves(job)
+        check_halves(job, self)
 
     def build(self, problem: Problem, weight: torch.Tensor) -> ParallelLinear:
-        return MaskedSplitLinear(problem, weight)
+        return MaskedSplitLinear(self, problem, weight)
 
 
 class MaskedSplitLinear(HalvesLinear):
-    """Parameters are dense (N/q, K) with exact zeros outside the mask; gradients are masked, so zeros stay zero."""
+    """Parameters are dense, with exact zeros outside the mask; gradients are masked, so zeros stay zero."""
 
-    def __init__(self, problem: Problem, weight: torch.Tensor) -> None:
-        super().__init__(problem)
+    def __init__(self, options: HalvesOptions, problem: Problem, weight: torch.Tensor) -> None:
+        super().__init__(problem, options)
         self.masks = self.local_halves(problem, weight)
-        zero = weight.new_zeros(())
-        self.weights = nn.ParameterList(nn.Parameter(torch.where(mask, weight[self.rows], zero)) for mask in self.masks)
+        own, zero = weight[self.rows, self.columns], weight.new_zeros(())
+        self.weights = nn.ParameterList(nn.Parameter(torch.where(mask, own, zero)) for mask in self.masks)
+        self.choose_collective(options, {"name": "dense"})
 
     def multiply(self, x: torch.Tensor, half: int) -> torch.Tensor:
-        return _MaskedGradLinear.apply(x, self.weights[half], self.masks[half])
+        return dense_linear(x, self.weights[half], self.collective.total, self.masks[half])
+
+    def product(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        return product(x, out, weight=self.weights[0])
 
     def dense_half(self, part: torch.Tensor, half: int) -> torch.Tensor:
         return part
@@ -48,19 +53,5 @@ class MaskedSplitLinear(HalvesLinear):
     def half_bytes(self) -> float:
         return self.weights[0].numel() * self.itemsize
 
-
-class _MaskedGradLinear(torch.autograd.Function):
-    """Y = X Wᵀ whose weight gradient is zero where the mask is."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(x, weight, mask)
-        return x @ weight.t()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
-        x, weight, mask = ctx.saved_tensors
-        dy = grads[0]
-        dx = dy @ weight if ctx.needs_input_grad[0] else None
-        dw = (dy.t() @ x).masked_fill_(~mask, 0.0) if ctx.needs_input_grad[1] else None
-        return dx, dw, None
+    def describe(self) -> dict[str, Any]:
+        return self.collective.describe()

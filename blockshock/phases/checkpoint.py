@@ -18,6 +18,7 @@ from blockshock.errors import ConfigError, at_least, one_of
 from blockshock.execution import Execution
 from blockshock.phases import OptimizerOptions
 from blockshock.problem import DTYPES
+from blockshock.samples import summarize
 
 if TYPE_CHECKING:
     from blockshock.config import Job
@@ -68,7 +69,7 @@ class CheckpointStep(OptimizerOptions):
             execution.log("%s", proof.summary())
         execution.write(
             None,
-            {"total_step": timing.summarize(samples)},
+            {"total_step": summarize(samples)},
             N=None,
             K=None,
             B=job.workload.batch_size,
@@ -82,7 +83,7 @@ class CheckpointStep(OptimizerOptions):
         )
         if proof is not None and not proof.passed and getattr(job.method, "exact", False):
             raise CheckFailed(f"the recomputed step differs from the unchanged one: {proof.summary().splitlines()[-1]}")
-        return timing.summarize(samples)["p50_ms"]
+        return summarize(samples)["p50_ms"]
 
     def _measure(self, execution: Execution, step: Callable[[], object]) -> tuple[list[float], dict[str, Any]]:
         """Milliseconds of each step, and on a GPU the allocator's bytes between steps and at the peak."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from blockshock.correctness import QUANTITIES
 from blockshock.execution import Execution
-from blockshock.timing import summarize
+from blockshock.samples import summarize
 
 
 @dataclass

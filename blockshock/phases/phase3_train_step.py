@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from blockshock.correctness import QUANTITIES
+from blockshock.distributed import local_bytes
 from blockshock.errors import ConfigError
 from blockshock.execution import Execution
 from blockshock.phases import OPTIMIZERS, TimedPhase, TrainingOptions
@@ -43,15 +44,11 @@ class TrainStep(TrainingOptions, TimedPhase):
 
         costs = layer.costs()
         backward = costs["backward_weight"] + (costs["backward_input"] if self.input_grad else Cost())
-        parameter_bytes = sum(p.numel() * p.element_size() for p in layer.parameters())
+        parameter_bytes = local_bytes(layer.parameters())
         update = Cost(memory_bytes=OPTIMIZERS[self.optimizer] * parameter_bytes)
         step_ms = timings["total_step"]["p50_ms"] if "total_step" in timings else None
-        state_bytes = sum(
-            value.numel() * value.element_size()
-            for state in optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, torch.Tensor)
-        )
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        state_bytes = local_bytes(value for value in states if isinstance(value, torch.Tensor))
         execution.write(
             layer,
             timings,

@@ -19,6 +19,7 @@ from blockshock.errors import ConfigError, at_least, one_of
 from blockshock.execution import Execution
 from blockshock.phases import OptimizerOptions
 from blockshock.problem import DTYPES
+from blockshock.samples import summarize
 
 if TYPE_CHECKING:
     from blockshock.config import Job
@@ -83,7 +84,7 @@ class ProfileStep(OptimizerOptions):
         summary = profiler.summary()
         execution.write(
             None,
-            {"total_step": timing.summarize(step_ms)},
+            {"total_step": summarize(step_ms)},
             N=None,
             K=None,
             B=job.workload.batch_size,
@@ -93,15 +94,15 @@ class ProfileStep(OptimizerOptions):
             profile={
                 **summary,
                 "step_peak_bytes": step_peak,
-                "eager": {**timing.summarize(eager_ms), "peak_bytes": eager_peak},
-                "cuda_graph": timing.summarize(graph_ms) if graph_ms else None,
+                "eager": {**summarize(eager_ms), "peak_bytes": eager_peak},
+                "cuda_graph": summarize(graph_ms) if graph_ms else None,
                 "sign_off": [dataclasses.asdict(check) for check in checks],
             },
         )
         failed = [check for check in checks if not check.passed]
         if failed:
             raise CheckFailed(f"sign-off: {failed[0].name}: found {failed[0].found}, expected {failed[0].expected}")
-        return timing.summarize(step_ms)["p50_ms"]
+        return summarize(step_ms)["p50_ms"]
 
     def _time(self, execution: Execution, step: Callable[[], object]) -> tuple[list[float], int | None]:
         """Milliseconds of each of `timed_iters` steps, and the peak of PyTorch's allocator (None on a CPU)."""

@@ -23,10 +23,11 @@ from blockshock.config import kind
 from blockshock.correctness import QUANTITIES
 from blockshock.errors import ConfigError, at_least, one_of
 from blockshock.execution import Execution
-from blockshock.kernels.cusparselt import sparse_mm_flops
+from blockshock.kernels.cusparselt import flop_formulas
 from blockshock.methods import ParallelLinear
 from blockshock.phases import TrainingOptions
 from blockshock.problem import DTYPES
+from blockshock.samples import summarize
 from profiler import plots
 from profiler.errors import EmptyTraceError
 from profiler.kernels import (
@@ -105,13 +106,13 @@ class Trace(TrainingOptions):
         distributed.barrier()  # every rank's tables are there
         tables = read_steps(execution.folder.path)
         _draw(execution, "step_breakdown", plots.plot_step_breakdown, tables)
-        step_ms = timing.summarize(untraced)
+        step_ms = summarize(untraced)
         traced = distributed.max_over_ranks((tables[distributed.rank()]["step_ns"] / 1e6).tolist())
         found = self._summary(tables, collector, profile)
-        found["slowdown"] = timing.summarize(traced)["p50_ms"] / step_ms["p50_ms"] - 1
+        found["slowdown"] = summarize(traced)["p50_ms"] / step_ms["p50_ms"] - 1
         execution.write(
             subject.layer,
-            {"total_step": step_ms, "traced_step": timing.summarize(traced)},
+            {"total_step": step_ms, "traced_step": summarize(traced)},
             timing_mode="sync",
             trace=found,
             **(subject.fields or {}),
@@ -122,8 +123,8 @@ class Trace(TrainingOptions):
         layer, _ = execution.build()
         verdicts = execution.check(layer, QUANTITIES)
         step, _ = self.make_step(layer, execution.problem)
-        formulas = {torch.ops.aten._cslt_sparse_mm: sparse_mm_flops}
-        return Subject(layer, step, step, lambda: count_flops(layer, step, formulas), layer, {"correctness": verdicts})
+        fields = {"correctness": verdicts}
+        return Subject(layer, step, step, lambda: count_flops(layer, step, flop_formulas()), layer, fields)
 
     def _model(self, execution: Execution) -> Subject:
         job = execution.job

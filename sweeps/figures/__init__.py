@@ -9,6 +9,8 @@ To add one, write the two functions and list it here.
 """
 
 from sweeps.figures.accuracy import DRIFT, ERRORS
+from sweeps.figures.benchmark_times import BENCHMARK_ALL_REDUCE, BENCHMARK_HOST, BENCHMARK_LAW
+from sweeps.figures.benchmarks import BENCHMARK_MAPS
 from sweeps.figures.collectives import ALLREDUCE
 from sweeps.figures.law import LAW
 from sweeps.figures.plot import Measured, Plot
@@ -18,6 +20,7 @@ from sweeps.figures.scaling import SCALING, SPEEDUP_OVER_DENSE, SPEEDUP_OVER_ROW
 from sweeps.figures.speed import THROUGHPUT
 from sweeps.figures.training import TRAINING_STEP
 
+BENCHMARK_FIGURES = (*BENCHMARK_MAPS, BENCHMARK_ALL_REDUCE, BENCHMARK_LAW, BENCHMARK_HOST)
 FIGURES = (
     THROUGHPUT,
     SPEEDUP_OVER_DENSE,
@@ -31,6 +34,7 @@ FIGURES = (
     ERRORS,
     DRIFT,
     *RECOMPUTATION_FIGURES,
+    *BENCHMARK_FIGURES,
 )
 
-__all__ = ["FIGURES", "Measured", "Plot"]
+__all__ = ["BENCHMARK_FIGURES", "FIGURES", "Measured", "Plot"]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
-ROW, HALVES = ("dense_tp_row",), ("masked_split_dense", "block_shock")
+ROW, HALVES = ("dense_tp_row",), ("masked_split_dense", "torch_semi_structured", "block_shock")
 
 
 def select(measured: Measured) -> pd.DataFrame:

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measured:
-    """What figures select from: `tables.results`, `tables.drift`, `law.law` and `recomputation.recomputed`."""
+    """What figures select from: `tables.results`, `tables.drift`, `law.law`, `recomputation.recomputed` and
+    `benchmarks.benchmarks`."""
 
     table: pd.DataFrame
     drift: pd.DataFrame
     law: pd.DataFrame
     recomputed: pd.DataFrame
+    benchmarks: pd.DataFrame
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from sweeps.figures.maps import ratio_map
 from sweeps.figures.plot import Measured, Plot, fastest, ordered
 from sweeps.palette import marker, palette
 from sweeps.panels import (
@@ -42,8 +42,6 @@ def select_speedup(measured: Measured, speedup: str, baseline: str) -> pd.DataFr
 
 def heat_maps(data: pd.DataFrame, speedup: str, title: str) -> Figure:
     """N against B, a panel a method and world size; blue is faster than the baseline."""
-    import seaborn as sns
-
     places = {name: i for i, name in enumerate(ordered(data["method"]))}
     data = data.assign(_place=data["method"].map(places))
     found, title = cut(panels(data, ["_place", "world_size"]), title, most=9)
@@ -52,26 +50,11 @@ def heat_maps(data: pd.DataFrame, speedup: str, title: str) -> Figure:
     ends = max(1.25, np.exp(np.abs(np.log(data[speedup])).max()))
     for axis, (_, rows) in zip(axes, found, strict=True):
         cells = rows.pivot_table(index="N", columns="B", values=speedup, aggfunc="max").sort_index(ascending=False)
-        sns.heatmap(
-            np.log2(cells),
-            annot=cells.map(lambda value: "" if pd.isna(value) else f"{value:.2f}×"),
-            fmt="",
-            cmap="RdBu",
-            vmin=-math.log2(ends),
-            vmax=math.log2(ends),
-            cbar=False,
-            linewidths=1.5,
-            annot_kws={"fontsize": "small"},
-            ax=axis,
-        )
-        for text in axis.texts:  # two inks that a dark page leaves alone, since the cells stay as they are (dark.py)
-            text.set_color("#fdfdfd" if text.get_color() == "w" else "#161616")
+        ratio_map(axis, cells, ends)
         method, world_size = rows["method"].iloc[0], rows["world_size"].iloc[0]
         extra = [rows[key].iloc[0] for key in ("device", "dtype", "workload") if data[key].nunique() > 1]
         named = ", ".join([f"{method}, {ranks(world_size)}", *extra])
         axis.set_title(textwrap.fill(named, 38), fontsize="small")
-        axis.tick_params(axis="y", rotation=0)
-        axis.grid(visible=False)
     return figure
 
 

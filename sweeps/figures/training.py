@@ -60,8 +60,8 @@ TRAINING_STEP = Plot(
     "training_step",
     "Where a training step goes",
     "Shorter is better: the coloured parts are timed inside the step, each with its own clock, the thin inner bar is "
-    "the time of all-reduce and all-gather within forward and backward, and the upright mark is the whole step timed "
-    "by itself; of several kernels or masks, the fastest is drawn.",
+    "the time of all-reduce and all-gather within forward and backward (DTensor's are not timed apart), and the "
+    "upright mark is the whole step timed by itself; of several kernels or masks, the fastest is drawn.",
     select,
     training_step,
 )

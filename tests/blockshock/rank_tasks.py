@@ -18,9 +18,11 @@ from blockshock.problem import Problem
 from blockshock.ranks import Outcome, RankInfo
 from blockshock.timing import Timer, region
 
+CPU = torch.device("cpu")
 
-def join(info: RankInfo) -> None:
-    distributed.initialize(info, "cpu", "gloo", threads=1, timeout_s=60)
+
+def join(info: RankInfo, device: str = "cpu") -> torch.device:
+    return distributed.initialize(info, device, "nccl" if device == "cuda" else "gloo", threads=1, timeout_s=60)
 
 
 def hello(info: RankInfo, say: Any) -> Outcome:
@@ -73,17 +75,16 @@ def method_yaml(name: str, **options: Any) -> Any:
     return instantiate({**OmegaConf.load(CONF / "method" / f"{name}.yaml"), **options})
 
 
-def problem_of(spec: dict[str, Any]) -> Problem:
+def problem_of(spec: dict[str, Any], device: torch.device = CPU) -> Problem:
     mask = instantiate(OmegaConf.load(CONF / "mask" / f"{spec['mask']}.yaml"))
     workload = instantiate(OmegaConf.load(CONF / "workload" / "gaussian.yaml"))
     dtype = getattr(torch, spec["dtype"])
-    return Problem(spec["N"], spec["K"], spec["B"], dtype, torch.device("cpu"), spec["seed"], workload, mask)
+    return Problem(spec["N"], spec["K"], spec["B"], dtype, device, spec["seed"], workload, mask)
 
 
 def compare_with_dense(info: RankInfo, spec: dict[str, Any], say: Any) -> Outcome:
     """Relative errors of Y, dX and dW against float64 autograd on a dense layer; the worst rank's."""
-    join(info)
-    problem = problem_of(spec)
+    problem = problem_of(spec, join(info, spec.get("device", "cpu")))
     weight, x, upstream = problem.weight(), problem.inputs(), problem.upstream_gradient()
     layer = method_yaml(spec["method"], **spec.get("options", {})).build(problem, weight)
     local = layer.shard_input(x).detach().requires_grad_()

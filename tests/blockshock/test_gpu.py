@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from blockshock.kernels import make, packed_linear
+from blockshock.kernels.cusparselt import multiply
 from sweeps import load_runs
 from tests.blockshock.test_packing import PERIODS, half_mask
 
@@ -48,14 +49,14 @@ def test_values_updated_in_place_multiply_bit_for_bit_as_a_fresh_compression(kin
         packed_linear(x, values, kernel).square().mean().backward()
         optimizer.step()
     ours = kernel.product(x, values.detach())
-    fresh = torch._cslt_compress(kernel.layout.unpack(values.detach()))
-    theirs = kernel._multiply(fresh, x, kernel.algorithm, kernel.transpose)
+    fresh = torch._cslt_compress(kernel.layout.unpack(values.detach())).view(kernel._shape)
+    theirs = multiply(fresh, x, kernel.algorithm)
     assert torch.equal(ours, theirs)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", sorted(PERIODS))
-@pytest.mark.parametrize("name", ["gather", "masked_dense", "reference", "cusparselt"])
+@pytest.mark.parametrize("name", ["gather", "triton", "sparse_mma", "masked_dense", "reference", "cusparselt"])
 def test_gradients_on_the_gpu_are_those_of_the_masked_matrix(kind, name):
     if name == "gather" and PERIODS[kind] is None:
         pytest.skip("gather needs rows that repeat")
@@ -67,7 +68,7 @@ def test_gradients_on_the_gpu_are_those_of_the_masked_matrix(kind, name):
     dense_dx, dense_dw = dy @ weight, (dy.t() @ x)[mask]
     for got, dense, exact in (
         (kernel.input_grad(dy, values), dense_dx, exact_dx),
-        (kernel.values_grad(dy, x).flatten(), dense_dw, exact_dw),
+        (kernel.layout.unpack(kernel.values_grad(dy, x))[mask], dense_dw, exact_dw),
     ):
         assert float((got.double() - exact).norm()) <= 1.2 * float((dense.double() - exact).norm())
 
@@ -94,7 +95,8 @@ PHASES = "phase0_correctness,phase1_forward,phase2_backward_input,phase3_train_s
 
 @pytest.mark.gpu
 def test_every_phase_runs_on_one_gpu_with_every_method_that_fits(cli, tmp_path):
-    sweep = ["-m", f"phase={PHASES}", "method=dense_single,masked_split_dense,block_shock", "model.N=512", "model.B=32"]
+    methods = "method=dense_single,masked_split_dense,torch_semi_structured,block_shock"
+    sweep = ["-m", f"phase={PHASES}", methods, "model.N=512", "model.B=32"]
     done = cli(
         *sweep,
         "mask=complement_1100_0011,checkerboard,random_2of4",
@@ -107,7 +109,8 @@ def test_every_phase_runs_on_one_gpu_with_every_method_that_fits(cli, tmp_path):
 
 @pytest.mark.gpus
 def test_every_phase_runs_on_two_gpus_with_every_method_that_fits(cli, tmp_path):
-    methods = "method=dense_tp_row,dense_tp_column,masked_split_dense,block_shock"
+    dense = "dense_tp_row,dense_tp_column,dtensor_row,dtensor_column"
+    methods = f"method={dense},masked_split_dense,torch_semi_structured,block_shock"
     sweep = ["-m", f"phase={PHASES}", methods, "model.N=512", "model.B=32", "hardware.world_size=2"]
     done = cli(*sweep, "mask=complement_1100_0011,random_2of4", "experiment.name=two", *OURS)
     assert done.code == 0, done.err

@@ -21,9 +21,10 @@ MASKS = [
 def problems(draw, ranks=(1, 2, 4)):
     world_size = draw(st.sampled_from(ranks))
     method = draw(st.sampled_from(["block_shock", "masked_split_dense"]))
-    options = {}
+    shard = draw(st.sampled_from(["inputs", "outputs"]))
+    options = {"shard": shard}
     if method == "block_shock":
-        options = {
+        options |= {
             "kernel": draw(st.sampled_from(["auto", "masked_dense", "reference"])),
             "weights": draw(st.sampled_from(["packed", "masked"])),
         }
@@ -31,8 +32,8 @@ def problems(draw, ranks=(1, 2, 4)):
         "method": method,
         "options": options,
         "mask": draw(st.sampled_from(MASKS)),
-        "N": 8 * draw(st.integers(1, 6)),
-        "K": 4 * draw(st.integers(1, 12)),
+        "N": (8 if shard == "outputs" else 4) * draw(st.integers(1, 6)),
+        "K": (8 if shard == "inputs" else 4) * draw(st.integers(1, 6)),
         "B": draw(st.integers(1, 17)),
         "seed": draw(st.integers(0, 2**31)),
         "dtype": "float64",
@@ -62,7 +63,7 @@ def test_in_low_precision_the_error_is_a_few_roundings(pools, problem, dtype):
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-@pytest.mark.parametrize("method", ["dense_tp_row", "dense_tp_column"])
+@pytest.mark.parametrize("method", ["dense_tp_row", "dense_tp_column", "dtensor_row", "dtensor_column"])
 def test_tensor_parallelism_equals_the_dense_layer_in_float64(pools, method, world_size):
     spec = {"method": method, "mask": MASKS[0], "N": 48, "K": 24, "B": 5, "seed": 3, "dtype": "float64"}
     outcome = pools(world_size).run(rank_tasks.compare_with_dense, spec)
@@ -73,10 +74,10 @@ def test_tensor_parallelism_equals_the_dense_layer_in_float64(pools, method, wor
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("mask", ["complement_1010_0101", "checkerboard", "random_2of4", "magnitude_2of4"])
-@pytest.mark.parametrize("weights", ["packed", "masked"])
-def test_ten_adamw_steps_with_halves_equal_ten_of_a_dense_layer(pools, mask, weights, world_size):
+@pytest.mark.parametrize(("weights", "shard"), [("packed", "inputs"), ("packed", "outputs"), ("masked", "inputs")])
+def test_ten_adamw_steps_with_halves_equal_ten_of_a_dense_layer(pools, mask, weights, shard, world_size):
     spec = {
-        "method": "block_shock", "options": {"weights": weights}, "mask": mask,
+        "method": "block_shock", "options": {"weights": weights, "shard": shard}, "mask": mask,
         "N": 32, "K": 48, "B": 12, "seed": 11, "dtype": "float64",
         "optimizer": "AdamW", "settings": {"lr": 1e-2, "weight_decay": 0.1},
     }  # fmt: skip

@@ -1,12 +1,11 @@
 """Floors are the sums one does by hand."""
 
-import json
 import time
 
 import pytest
 import torch
 
-from blockshock import calibration
+from blockshock import calibration, measured
 from blockshock.calibration import Rates
 from blockshock.packing import PackedLayout
 from blockshock.roofline import Cost, all_gather, all_reduce, floor
@@ -77,7 +76,7 @@ def test_rates_are_measured_once_and_again_on_request(tmp_path, monkeypatch):
     assert calibration.rates(torch.float32, cpu, "gloo").copy_gbs == 1
     assert calibration.rates(torch.float32, cpu, "gloo", again=True).copy_gbs == 2
     assert calibration.rates(torch.bfloat16, cpu, "gloo").copy_gbs == 3
-    assert len(json.loads(calibration.cache_path(cpu).read_text())) == 2
+    assert len(measured.load(measured.cache_path(cpu))["rates"]) == 2
 
 
 def test_measured_rates_are_those_of_this_machine():

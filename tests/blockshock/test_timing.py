@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockshock.timing import Timer, region, summarize, summarize_blocks
+from blockshock.samples import summarize, summarize_blocks
+from blockshock.timing import Timer, region
 
 CPU = torch.device("cpu")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 WriteRun = Callable[..., Path]
+SIZES = ((64, 16), (64, 32), (128, 16), (128, 32))
 
 
 @pytest.fixture
@@ -93,6 +95,50 @@ def checkpointed() -> Callable[..., dict[str, Any]]:
         return {**line, **given}
 
     return make
+
+
+@pytest.fixture
+def benchmarked(write_run) -> Path:
+    """Benchmark folders of one GPU and of two: every part, two N and two B, times that differ; their parent."""
+    write_run("bench1", benchmark_rows(1))
+    return write_run("bench2", benchmark_rows(2)).parent
+
+
+def benchmark_rows(world_size: int, sizes: Sequence[tuple[int, int]] = SIZES) -> list[dict[str, Any]]:
+    """Lines as `python -m blockshock.bench` writes them. No two times of a cell are alike."""
+    masks = ("complement_1100_0011", "complement_1010_0101", "complement_1001_0110", "checkerboard", "random_2of4")
+    layers = ("dtensor_row", "dense_tp_row", "torch_semi_structured", "block_shock/1100", "block_shock/checkerboard")
+    law = ("dense_tp_row", "dense", "half_k_dense", "block_shock", "sparse_half", "all_reduce")
+    parts: dict[str, tuple[str, ...]] = {"forward": layers, "train": layers, "law": law}
+    parts |= {"all_reduce": ("nccl", "one_shot", "two_shot")}
+    if world_size == 1:
+        parts = {"product": ("half_k_dense", "dense", *(f"{mask}/auto" for mask in masks))}
+        parts |= {"backward": ("half_k_dense", "half_k_dense/dW", *(f"{m}/{g}" for m in masks for g in ("dX", "dW")))}
+    lines = []
+    for (part, names), (N, B) in itertools.product(parts.items(), sizes):
+        for place, name in enumerate(names):
+            method, _, variant = name.partition("/")
+            time = (10.0 + N * B / 4096) * (1 + (7 * place + N // 64 + B) % 11 / 12)
+            line = {
+                **{"schema": 1, "phase": "bench", "timestamp_unix": 1.0, "part": part, "method": method},
+                **{"variant": variant, "mask": "", "kernel": "", "N": N, "K": N, "B": B, "dtype": "bfloat16"},
+                **{"world_size": world_size, "device": "Hand GPU", "p50_us": time, "eager_p50_us": 3 * time},
+                "rounds_us": [0.99 * time, time, 1.02 * time],
+            }
+            if part == "backward":
+                line["quantity"] = "dW" if name.endswith("dW") else "dX"
+            if part == "product" and "/" in name:
+                kernel = {"name": "triton", "variant": "strided", "split": 2}
+                line |= {"kernel": "auto", "detail": kernel, "relative_error": 1e-3, "copy_gbs": 4000.0}
+            if part == "train":
+                line |= {"state_bytes": N * N, "dense_state_bytes": 2 * N * N}
+            if part == "all_reduce":
+                line |= {"bytes": 2 * N * B, "chosen": name == "one_shot"}
+            if part == "forward" and method.startswith("block"):
+                collective = {"implementation": "one_shot", "chunks": 2, "measured_ms": {"nccl/1": 0.04}}
+                line["detail"] = {"kernel": {"name": "sparse_mma", "rows": 64}, "collective": collective}
+            lines.append(line)
+    return lines
 
 
 _REGIONS = ("forward", "backward", "opt_step", "compress", "allreduce", "total_step")

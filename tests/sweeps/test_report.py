@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from sweeps import load_runs
-from sweeps.figures import FIGURES, Measured
+from sweeps.benchmarks import benchmarks
+from sweeps.figures import BENCHMARK_FIGURES, FIGURES, Measured
 from sweeps.law import law
 from sweeps.palette import COLOURS, RECOMPUTATION, palette
 from sweeps.panels import round_ticks
@@ -22,7 +23,7 @@ from sweeps.tables import drift, results
 def measured(folder) -> Measured:
     runs = load_runs([folder])
     table = results(runs)
-    return Measured(table, drift(runs), law(table), recomputed(runs))
+    return Measured(table, drift(runs), law(table), recomputed(runs), benchmarks(runs))
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_every_file_is_written_and_every_link_leads_somewhere(mixed, tmp_path):
     page = Resources(report.read_text())
     assert {"table.csv", "table.md", "figures/throughput.png", "figures/drift.svg"} <= set(page.links)
     embedded = [link for link in page.links if link.startswith("data:text/csv;base64,")]
-    assert len(embedded) == len(FIGURES)  # each figure's data
+    assert len(embedded) == len(FIGURES) - len(BENCHMARK_FIGURES)  # each figure's data
     for link in set(page.links) - set(embedded):
         assert link[1:] in page.ids if link.startswith("#") else (report.parent / link).stat().st_size > 0
 
@@ -90,7 +91,7 @@ def test_every_file_is_written_and_every_link_leads_somewhere(mixed, tmp_path):
 def test_the_page_needs_no_other_file_and_no_network(mixed, tmp_path):
     text = write_report([mixed], tmp_path / "out").read_text()
     page = Resources(text)
-    assert len(page.fetched) == len(FIGURES)
+    assert len(page.fetched) == len(FIGURES) - len(BENCHMARK_FIGURES)
     assert all(source.startswith("data:image/") for source in page.fetched)
     assert not re.search(r"https?://", text)
     assert not re.search(r"@import|url\(", text)
@@ -141,7 +142,7 @@ def test_nothing_is_drawn_from_an_empty_selection(plot, write_run, record, tmp_p
 
 
 @pytest.mark.parametrize("plot", FIGURES, ids=lambda plot: plot.name)
-def test_a_figure_has_labelled_axes_no_empty_panel_and_no_tick_labels_that_touch(plot, mixed):
+def test_a_figure_has_labelled_axes_no_empty_panel_and_no_tick_labels_that_touch(plot, mixed, benchmarked):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure = plot.draw(plot.select(measured(mixed)))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 from sweeps import load_runs
@@ -83,6 +84,24 @@ def test_the_rank_local_time_is_the_forward_without_its_collective_block_by_bloc
     row = only(table_of(line))
     assert row["local_ms"] == pytest.approx([2 * factor for factor in (0.98, 0.99, 1.0, 1.01, 1.02)])
     assert row["forward_allreduce_p50_ms"] == 1.0
+
+
+def test_there_is_no_rank_local_time_where_the_collective_was_not_timed_apart(table_of, record):
+    table = table_of(
+        record("phase1_forward", "dtensor_row", forward=3.0, world_size=2),
+        record("phase1_forward", "dense_single", forward=3.0),
+    )
+    assert pd.isna(only(table, method="dtensor_row")["local_ms"])
+    assert only(table, method="dense_single")["local_ms"] == [3.0]
+
+
+@pytest.mark.parametrize(("compresses", "forward", "rest"), [("forward", 2.0, 1.0), ("opt_step", 6.0, 0.0)])
+def test_compression_inside_the_forward_is_counted_once(table_of, record, compresses, forward, rest):
+    times = {"total_step": 10.0, "forward": 6.0, "backward": 2.0, "opt_step": 1.0, "compress": 4.0}
+    row = only(
+        table_of(record("phase3_train_step", "torch_semi_structured", **times, layer={"compresses": compresses}))
+    )
+    assert row[["step_forward_p50_ms", "step_compress_p50_ms", "step_rest_p50_ms"]].tolist() == [forward, 4.0, rest]
 
 
 @pytest.mark.parametrize(

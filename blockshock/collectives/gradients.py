@@ -16,18 +16,6 @@ from blockshock.timing import region
 Group = dist.ProcessGroup | None  # None: this rank alone
 
 
-class _SumOverRanks(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, partial: torch.Tensor, group: Group) -> torch.Tensor:
-        total = partial.detach()  # the same memory: the product's output is nobody else's
-        with region("allreduce"):
-            return allreduce_sum(total, group)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return grads[0], None
-
-
 class _SumGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, group: Group) -> torch.Tensor:
@@ -59,11 +47,6 @@ class _GatherColumns(torch.autograd.Function):
 
 # torch 2.13 renames all_gather_into_tensor and warns of the old name; 2.11 has the old name only.
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-
-
-def sum_over_ranks(partial: torch.Tensor, group: Group) -> torch.Tensor:
-    """All-reduce `partial` in place; the gradient passes unchanged (g of Megatron-LM)."""
-    return partial if group is None else _SumOverRanks.apply(partial, group)
 
 
 def sum_gradient(x: torch.Tensor, group: Group) -> torch.Tensor:

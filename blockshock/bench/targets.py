@@ -1,0 +1,164 @@
+"""The targets that the measured ratios are held against, and by how much they are met or missed.
+
+verdicts(pandas.read_json("metrics.jsonl", lines=True))     # one row a target and number of ranks
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+FIXED = ("complement_1100_0011", "complement_1010_0101", "complement_1001_0110")
+OURS = "block_shock/1100"
+OTHER_MASKS = ("block_shock/checkerboard", "block_shock/random")
+
+
+def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
+    """target, world_size, measured, limit, met, cells: every target for which there are rows."""
+    found = [verdict for part in (_product, _random, _forward, _train, _all_reduce, _law) for verdict in part(rows)]
+    columns = ["world_size", "target", "measured", "limit", "met", "cells", "worst cell"]
+    return pd.DataFrame(found, columns=columns)
+
+
+def ratios(rows: pd.DataFrame, part: str, column: str = "p50_us") -> pd.DataFrame:
+    """The times of one part, a row a cell and a column a contender (`method/variant`)."""
+    chosen = rows[rows["part"] == part]
+    pairs = zip(chosen["method"], chosen["variant"], strict=True)
+    return chosen.assign(contender=[f"{method}/{variant}".rstrip("/") for method, variant in pairs]).pivot_table(
+        index=["world_size", "N", "B"], columns="contender", values=column, aggfunc="median"
+    )
+
+
+def _verdict(
+    ratio: pd.Series, target: str, limit: float, measured: float | None = None, least: bool = False
+) -> dict[str, Any]:
+    """`measured` (default: the worst of `ratio`) against `limit`, an upper bound or with `least` a lower one."""
+    place = int(ratio.to_numpy().argmin() if least else ratio.to_numpy().argmax())
+    worst: Any = ratio.index[place]
+    value = float(ratio.iloc[place]) if measured is None else measured
+    return {
+        "world_size": int(worst[0]),
+        "target": target,
+        "measured": value,
+        "limit": limit,
+        "met": value >= limit if least else value <= limit,
+        "cells": len(ratio),
+        "worst cell": f"N={worst[1]} B={worst[2]}: {ratio.iloc[place]:.3f}",
+    }
+
+
+def _over(times: pd.DataFrame, mine: str, other: str) -> pd.Series:
+    """The ratio of two contenders in the cells that have both; a benchmark that goes on may still lack either."""
+    return (times[mine] / times[other]).dropna() if {mine, other} <= set(times) else pd.Series(dtype=float)
+
+
+def _by_ranks(times: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    for _, group in times.groupby(level="world_size"):
+        yield group
+
+
+def _product(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    times = ratios(rows, "product")
+    for title, masks in (("fixed patterns", FIXED), ("checkerboard", ("checkerboard",))):
+        names = [f"{mask}/auto" for mask in masks if f"{mask}/auto" in times]
+        if names:
+            ratio = pd.concat([times[name] / times["half_k_dense"] for name in names]).dropna()
+            mean = float(np.exp(np.log(ratio).mean()))
+            yield _verdict(ratio, f"product, {title}, over half-K dense: geometric mean", 1.10, mean)
+            yield _verdict(ratio, f"product, {title}, over half-K dense: worst cell", 1.25)
+
+
+def _random(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    times = ratios(rows, "product")
+    if "random_2of4/auto" not in times:
+        return
+    auto = times["random_2of4/auto"].dropna()
+    small = auto[auto.index.get_level_values("B") <= 64]
+    if len(small):
+        N, B = small.index.get_level_values("N"), small.index.get_level_values("B")
+        rate = float(rows["copy_gbs"].max()) * 1e3  # bytes a µs
+        floor = (N * N * 2 * 9 / 16 + 4 * B * N) / rate  # two bytes an element: values, metadata, X and Y
+        yield _verdict(small / floor, "product, random 2-of-4, B <= 64, over the bytes floor", 1.25)
+    if "random_2of4/cusparselt" in times:
+        yield _verdict(
+            (auto / times["random_2of4/cusparselt"]).dropna(), "product, random 2-of-4, over cuSPARSELt", 1.0
+        )
+
+
+def _forward(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    for times in _by_ranks(ratios(rows, "forward")):
+        row = _over(times, OURS, "dtensor_row")
+        if len(row):
+            share = float((row <= 0.9).mean())
+            yield _verdict(row, "forward over dtensor_row: share of cells <= 0.9", 0.8, share) | {"met": share >= 0.8}
+            yield _verdict(row, "forward over dtensor_row: worst cell", 1.05)
+        peer = _over(times, "torch_semi_structured", OURS)
+        small = peer[peer.index.get_level_values("B") <= 256] if len(peer) else peer
+        if len(small):
+            yield _verdict(small, "torch_semi_structured over ours, B <= 256", 5.0, least=True)
+        if len(peer):
+            yield _verdict(peer, "torch_semi_structured over ours", 1.0, least=True)
+        alike = _over(times, OURS, "dense_tp_row")
+        if len(alike):
+            yield _verdict(alike, "forward over dense_tp_row, which chooses alike", 1.0)
+
+
+def _train(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    for times in _by_ranks(ratios(rows, "train")):
+        for ours, other in itertools.product((OURS, *OTHER_MASKS), ("dense_tp_row", "dtensor_row")):
+            ratio = _over(times, ours, other)
+            if len(ratio):
+                yield _verdict(ratio, f"AdamW step of {ours} over {other}", 1.1)
+    if (rows["part"] == "train").any():
+        share = ratios(rows, "train", "state_bytes") / ratios(rows, "train", "dense_state_bytes")
+        for own in _by_ranks(share):
+            for name in (str(n) for n in own if str(n).startswith("block_shock/")):
+                if own[name].notna().any():
+                    yield _verdict(own[name].dropna(), f"{name}: weight, gradient and optimizer bytes over dense", 0.57)
+
+
+def _all_reduce(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    if "chosen" not in rows:
+        return
+    mine = rows[(rows["part"] == "all_reduce") & rows["chosen"].eq(True)]
+    if mine.empty:
+        return
+    chosen = mine.set_index(["world_size", "N", "B"])
+    times = ratios(rows, "all_reduce")
+    eager = ratios(rows, "all_reduce", "eager_p50_us") if "eager_p50_us" in rows else pd.DataFrame()
+    better = times[[n for n in ("nccl", "two_shot") if n in times]].min(axis=1)
+    for ranks in sorted(chosen.index.unique("world_size")):
+        own = chosen.xs(ranks, drop_level=False)
+        yield _verdict(own["p50_us"] / better[own.index], "all-reduce chosen over the better of NCCL, two-shot", 1.03)
+        small = own[own["bytes"] <= 1 << 21]
+        if len(small) and "nccl" in eager:
+            yield _verdict(small["p50_us"] / eager["nccl"][small.index], "all-reduce up to 2 MiB over eager NCCL", 0.6)
+
+
+def _law(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    error = law(rows)["error"]
+    if error.empty:
+        return
+    share = float((error.abs() <= 0.05).mean())
+    yield _verdict(error.abs(), "the law: share of cells within 5%", 0.9, share) | {"met": share >= 0.9}
+
+
+def law(rows: pd.DataFrame) -> pd.DataFrame:
+    """Predicted and measured Block-Shock over row-parallel, by cell, and by how much the measured ratio is larger.
+
+    s is the sparse half's speed over the whole dense product. Predicted is max(2/s, 9/8) times row-parallel's product,
+    plus the collective, over row-parallel's product plus the collective (docs/method.md).
+    """
+    names = ["dense", "half_k_dense", "sparse_half", "all_reduce", "block_shock", "dense_tp_row"]
+    times = ratios(rows, "law").reindex(columns=names)
+    s = times["dense"] / times["sparse_half"]
+    factor = np.maximum(2 / s, 9 / 8)
+    predicted = (factor * times["half_k_dense"] + times["all_reduce"]) / (times["half_k_dense"] + times["all_reduce"])
+    measured = times["block_shock"] / times["dense_tp_row"]
+    return pd.DataFrame(
+        {"s": s, "factor": factor, "predicted": predicted, "measured": measured, "error": measured / predicted - 1}
+    ).dropna()

@@ -1,0 +1,159 @@
+"""Which way to sum a layer's partial products, and in how many chunks: said by the user or measured at build time.
+
+    chosen = choose(method, multiply, group, batch=B, features=K, width=R, dtype=..., device=..., kernel={...})
+    y = chosen.total(x, multiply);   record["collective"] = chosen.describe()
+
+`auto` times every implementation and number of chunks that this machine and size allow, with the layer's own product at
+its own size, in CUDA graphs; the slowest rank's time counts, so all ranks agree. measured.py keeps the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from blockshock import distributed
+from blockshock.collectives import reductions
+from blockshock.collectives.product_sum import FEWEST_ROWS, Multiply, ProductSum, Total, alone, most_chunks
+from blockshock.collectives.symmetric import SymmetricBuffer, symmetric_buffer
+from blockshock.errors import ConfigError, at_least, one_of
+from blockshock.measured import remembered
+from blockshock.timing import quick_time_ms
+
+if TYPE_CHECKING:
+    from blockshock.config import Job
+
+CHUNKS = (1, 2, 4, 8)  # tried where X has the rows
+
+
+@dataclass(kw_only=True)
+class CollectiveOptions:
+    """Options of a method that sums partial products: alike for all, so that comparing them compares nothing else."""
+
+    collective: str = "auto"  # auto (the fastest here) | nccl | one_shot | two_shot | copy
+    overlap_chunks: int | None = None  # chunks of X's rows whose sums overlap the next product; null: the fastest here
+
+
+PLAIN = CollectiveOptions(collective="nccl", overlap_chunks=1)  # what one would write: all_reduce after the product
+
+
+@dataclass
+class Chosen:
+    """A layer's way to sum, and why not another."""
+
+    total: Total
+    impossible: dict[str, str] = field(default_factory=dict)  # implementation: what stands against it here
+    ms: dict[str, float] = field(default_factory=dict)  # product and sum, by "implementation/chunks", where measured
+
+    def describe(self) -> dict[str, Any]:
+        if not isinstance(self.total, ProductSum):
+            return {}
+        found: dict[str, Any] = {"collective": self.total.describe()}
+        if self.impossible:
+            found["collective"]["impossible"] = self.impossible
+        if self.ms:
+            found["collective"]["measured_ms"] = self.ms
+        return found
+
+
+def check_collective(job: Job, options: CollectiveOptions, ranks: int, rows: int) -> None:
+    """Refuse what can't sum partial products (B, rows) over `ranks` ranks, as far as can be said before they start."""
+    name, chunks, batch = options.collective, options.overlap_chunks, job.model.B
+    one_of("method.collective", name, ("auto", *reductions.GPU_NAMES))
+    if chunks is not None:
+        at_least("method.overlap_chunks", chunks, 1)
+        if chunks > most_chunks(batch):
+            problem = f"chunks have {FEWEST_ROWS} rows of X at least, so model.B={batch} allows {most_chunks(batch)}"
+            raise ConfigError("method.overlap_chunks", chunks, problem)
+    if name == "auto" or ranks == 1:
+        return
+    if job.hardware.backend != "nccl":
+        problem = f"needs GPUs and hardware.backend=nccl, not {job.hardware.backend}; use auto"
+        raise ConfigError("method.collective", name, problem)
+    from blockshock.problem import DTYPES
+
+    dtype = DTYPES[job.model.dtype]
+    why = reductions.impossible(name, ranks, dtype, batch * rows * dtype.itemsize)
+    if why:
+        raise ConfigError("method.collective", name, f"{why}; use auto or nccl")
+
+
+def choose(
+    options: CollectiveOptions,
+    multiply: Multiply,
+    group: dist.ProcessGroup | None,
+    *,
+    batch: int,
+    features: int,
+    width: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    kernel: dict[str, Any],
+) -> Chosen:
+    """How to sum `multiply(x)`, (batch, features) -> (batch, width), over `group`. All ranks of the job must call it.
+
+    `kernel` says what multiplies: a measurement holds for it alone.
+    Raises ConfigError where the user chose what this machine can't do.
+    """
+    if group is None:
+        return Chosen(alone)
+    ranks = dist.get_world_size(group)
+    if dist.get_backend(group) != "nccl":
+        return Chosen(ProductSum(reductions.make("gloo", group, width, None), options.overlap_chunks or 1))
+    size = batch * width * dtype.itemsize
+    names = list(reductions.GPU_NAMES) if options.collective == "auto" else [options.collective]
+    whys = {name: reductions.impossible(name, ranks, dtype, size) for name in names}
+    buffer: SymmetricBuffer | None = None
+    if any(name in reductions.SYMMETRIC and why is None for name, why in whys.items()):
+        buffer, problem = symmetric_buffer(group, device, size)
+        if problem:
+            whys |= {name: problem for name in names if name in reductions.SYMMETRIC and whys[name] is None}
+    impossible = {name: why for name, why in whys.items() if why}
+    names = [name for name in names if name not in impossible]
+    if not names:
+        raise ConfigError(
+            "method.collective", options.collective, f"{impossible[options.collective]}; use auto or nccl"
+        )
+    counts = [chunks for chunks in CHUNKS if chunks <= most_chunks(batch)]
+    if options.overlap_chunks is not None:
+        counts = [options.overlap_chunks]
+    ways = {
+        f"{name}/{chunks}": ProductSum(reductions.make(name, group, width, buffer), chunks)
+        for name in names
+        for chunks in counts
+    }
+    if len(ways) == 1:
+        return Chosen(next(iter(ways.values())), impossible)
+    key = {
+        "ranks": f"{ranks}of{distributed.world_size()}",
+        "dtype": str(dtype).removeprefix("torch."),
+        **{"B": batch, "K": features, "R": width},
+        "kernel": ",".join(f"{name}:{value}" for name, value in _flat(kernel).items()),
+        "of": ",".join(ways),
+    }
+    found = remembered("collective", key, device, lambda: _measure(ways, multiply, (batch, features), dtype, device))
+    return Chosen(ways[min(found, key=found.__getitem__)], impossible, found)
+
+
+def _measure(
+    ways: dict[str, ProductSum], multiply: Multiply, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> dict[str, float]:
+    """Milliseconds of product and sum by each way, on random data; the slowest rank's."""
+    x = torch.randn(*shape, device=device).to(dtype)
+    times = []
+    with torch.no_grad():
+        for way in ways.values():
+            distributed.barrier()
+            times.append(quick_time_ms(partial(way, x, multiply), device))
+    return dict(zip(ways, distributed.max_over_ranks(times), strict=True))
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

@@ -1,0 +1,150 @@
+"""Ways to sum a partial product over a group, each with one rounding an addition (bf16 + bf16 -> bf16).
+
+A reduction says where the product should write (`place`), adds one chunk on the current stream (`add`), and ends
+(`finish`). The results of all are the same on every rank of the group.
+
+`nccl`, `gloo`  the process group's own all-reduce, in place in the result
+`one_shot`      every rank reads all partial products and adds them: one exchange, P-1 times the bytes; for small ones
+`two_shot`      every rank adds 1/P of the rows, then collects the rest: two exchanges, 2(P-1)/P times the bytes
+`copy`          a pair exchanges its partial products by the copy engines, which leaves the processors to the next
+                chunk's product, and adds: the bytes of one_shot
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+from blockshock.collectives.symmetric import SymmetricBuffer
+
+GPU_NAMES = ("nccl", "one_shot", "two_shot", "copy")
+SYMMETRIC = ("one_shot", "two_shot", "copy")
+TWO_SHOT_RANKS = (2, 4, 8)  # the sizes for which PyTorch compiles it out of place
+SHOT_DTYPES = (torch.bfloat16, torch.float32)  # for which PyTorch compiles both shots
+
+Places = tuple[torch.Tensor | None, torch.Tensor | None]
+
+
+class Reduction(Protocol):
+    name: str
+
+    def place(self, rows: int, like: torch.Tensor, whole: bool = False) -> Places:
+        """(where the product is to be written, where the sum will be), both (rows, R), of dtype and device of `like`.
+
+        (None, None): anywhere, and in the product's own place. `whole`: a place for all of it is needed, since
+        chunks will be written there.
+        """
+
+    def add(self, partial: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        """Begin to sum `partial` over the group into `total` (of one shape); returns `total`."""
+
+    def finish(self, total: torch.Tensor) -> torch.Tensor:
+        """Order all sums begun before what follows on the current stream; returns `total`."""
+
+
+class InPlace:
+    """The process group's all-reduce."""
+
+    def __init__(self, group: dist.ProcessGroup, width: int) -> None:
+        self.name: str = dist.get_backend(group)
+        self._group, self._width = group, width
+        self._works: list[dist.Work] = []
+
+    def place(self, rows: int, like: torch.Tensor, whole: bool = False) -> Places:
+        if not whole:
+            return None, None
+        total = like.new_empty(rows, self._width)
+        return total, total
+
+    def add(self, partial: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        # NCCL runs on the current stream; gloo in threads, beside the next product.
+        work = dist.all_reduce(total, group=self._group, async_op=self.name == "gloo")
+        if work is not None:
+            self._works.append(work)
+        return total
+
+    def finish(self, total: torch.Tensor) -> torch.Tensor:
+        for work in self._works:
+            work.wait()
+        self._works.clear()
+        return total
+
+
+class Symmetric(ABC):
+    """The product goes into memory that peers read; the sum is ordinary memory, which no later product overwrites.
+
+    A rank's next product overwrites what its peers read. It may: both shots begin and end with a barrier of the ranks
+    on the device (one for each block of rows that the same thread block of every rank works on), and so does `Copy`.
+    The kernel is done on this rank when every peer has passed the last barrier, after its reads of this rank's memory.
+    Whatever follows on the stream, or on one that waits for it, comes after that. Chunks have rows of their own in the
+    buffer, since the next chunk is written while this one is read. Two sums through one buffer never run at a time:
+    the signals of their barriers are in the same place.
+    """
+
+    name = ""
+
+    def __init__(self, buffer: SymmetricBuffer, width: int) -> None:
+        self.buffer, self._width = buffer, width
+
+    def place(self, rows: int, like: torch.Tensor, whole: bool = False) -> Places:
+        return self.buffer.view((rows, self._width), like.dtype), like.new_empty(rows, self._width)
+
+    @abstractmethod
+    def add(self, partial: torch.Tensor, total: torch.Tensor) -> torch.Tensor: ...
+
+    def finish(self, total: torch.Tensor) -> torch.Tensor:
+        return total
+
+
+class OneShot(Symmetric):
+    name = "one_shot"
+
+    def add(self, partial: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        return torch.ops.symm_mem.one_shot_all_reduce_out(partial, "sum", self.buffer.group_name, total)
+
+
+class TwoShot(Symmetric):
+    name = "two_shot"
+
+    def add(self, partial: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        return torch.ops.symm_mem.two_shot_all_reduce_out(partial, "sum", self.buffer.group_name, total)
+
+
+class Copy(Symmetric):
+    name = "copy"
+
+    def add(self, partial: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        self.buffer.barrier()  # the peer has written these rows
+        total.copy_(self.buffer.of_peer(partial))
+        return total.add_(partial)
+
+    def finish(self, total: torch.Tensor) -> torch.Tensor:
+        self.buffer.barrier()  # the peer has read all rows
+        return total
+
+
+def impossible(name: str, ranks: int, dtype: torch.dtype, size: int) -> str | None:
+    """Why `name` can't sum `size` bytes of partial products over `ranks` GPUs; None if it can on a fitting machine."""
+    if name not in SYMMETRIC:
+        return None
+    if name == "copy" and ranks != 2:
+        return f"is for pairs, not for {ranks} ranks"
+    if name == "two_shot" and ranks not in TWO_SHOT_RANKS:
+        return f"is for {', '.join(map(str, TWO_SHOT_RANKS))} ranks, not for {ranks}"
+    if name != "copy" and dtype not in SHOT_DTYPES:
+        return f"adds bf16 and fp32, not {str(dtype).removeprefix('torch.')}"
+    if size % 16:
+        return f"needs a partial product of a multiple of 16 bytes, not {size}"
+    return None
+
+
+def make(name: str, group: dist.ProcessGroup, width: int, buffer: SymmetricBuffer | None) -> Reduction:
+    """The reduction `name` of partial products (B, width)."""
+    if name not in SYMMETRIC:
+        return InPlace(group, width)
+    assert buffer is not None
+    kinds: dict[str, type[Symmetric]] = {"one_shot": OneShot, "two_shot": TwoShot, "copy": Copy}
+    return kinds[name](buffer, width)

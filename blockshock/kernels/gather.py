@@ -1,0 +1,27 @@
+"""For masks made of dense blocks: copy the columns of X that a block keeps, then multiply densely (packing.py)."""
+
+from typing import Any
+
+import torch
+
+from blockshock.kernels import Kernel, mask_key
+from blockshock.packing import BlockLayout
+
+
+class Gather(Kernel):
+    """Forward, dX and dW are half of the dense work each, plus copies of X, dY or their results."""
+
+    name = "gather"
+    layout: BlockLayout
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "mask": mask_key(self.layout)}
+
+    def product(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        return self.layout.product(x, values, out)
+
+    def input_grad(self, dy: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return self.layout.input_grad(dy, values)
+
+    def values_grad(self, dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self.layout.values_grad(dy, x)

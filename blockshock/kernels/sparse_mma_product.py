@@ -1,0 +1,95 @@
+"""Few rows of X times any 2:4 half on sparse tensor cores, by our own kernel (sparse_mma.cu)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+
+from blockshock import nvml
+from blockshock.errors import ConfigError
+from blockshock.kernels import Kernel, nvrtc
+from blockshock.kernels.sparse_mma import STEP, Tiles, Workspace, arrange, product
+from blockshock.kernels.tuning import Tuned, for_batch
+from blockshock.packing import PackedLayout
+
+# The best few of each shape in a search over 190, on an H200.
+CHOICES = (
+    Tiles(64, 16, 4, 1, 1, 4),  # for GPUs with less shared memory
+    Tiles(64, 64, 8, 2, 1, 3),
+    Tiles(128, 16, 8, 1, 4, 5),
+    Tiles(128, 16, 8, 2, 1, 5),
+    Tiles(128, 16, 4, 1, 1, 5),
+    Tiles(128, 16, 4, 1, 4, 5, cluster=True),
+    Tiles(64, 16, 4, 1, 2, 8, cluster=True),
+    Tiles(128, 16, 8, 1, 2, 5, cluster=True),
+    Tiles(128, 64, 8, 2, 4, 6),
+    Tiles(128, 64, 8, 2, 4, 3),
+    Tiles(64, 64, 8, 2, 2, 4, cluster=True),
+    Tiles(256, 64, 8, 2, 2, 4, cluster=True),
+    Tiles(128, 64, 8, 2, 1, 3),
+    Tiles(128, 64, 8, 2, 2, 3, cluster=True),
+)
+
+
+def unsupported(device: str, dtype: str, rows: int, K: int) -> str | None:
+    """Why this kernel can't multiply by a half (rows, K); None if it can."""
+    here = torch.cuda.device_count() > 0  # a cluster's login node can't tell what its GPU nodes have
+    if device != "cuda" or (here and not nvrtc.usable()):
+        return "needs an NVIDIA GPU and the cuda-bindings that come with PyTorch for CUDA; use auto or masked_dense"
+    if dtype not in ("bf16", "fp16"):
+        return f"multiplies bf16 and fp16, not {dtype}; use model.dtype=bf16, or kernel auto or masked_dense"
+    if rows % 128 or K % STEP:
+        return f"needs a rank's rows N={rows} to be a multiple of 128 and K={K} of {STEP}"
+    if here and (nvml.capability() or (8, 0)) < (8, 0):
+        return "needs sparse tensor cores, a GPU of compute capability 8.0 or later; use auto or triton"
+    return None
+
+
+def fitting(rows: int, K: int, device: torch.device) -> list[Tiles]:
+    """The tiles for a half (rows, K) that this GPU has room for."""
+    found = torch.cuda.get_device_properties(device)
+    room = getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block)  # not in the type stubs
+    capability = (found.major, found.minor)
+    return [tiles for tiles in CHOICES if tiles.fits(rows, K, capability, room)]
+
+
+class SparseMma(Kernel):
+    """Forward from packed values and two bits a value; gradients with the weight made dense in memory."""
+
+    name = "sparse_mma"
+    layout: PackedLayout
+
+    def __init__(self, layout: PackedLayout, batch: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(layout, dtype)
+        places = layout.places
+        self._metadata = arrange(places.repeat(layout.rows // len(places), 1))
+        key = {"R": layout.rows, "K": layout.features, "B": batch, "dtype": str(dtype)[6:]}
+        x = torch.randn(batch, layout.features, device=device).to(dtype)
+        values = torch.randn(layout.rows, layout.features // 2, device=device).to(dtype)
+        out = torch.empty(batch, layout.rows, device=device, dtype=dtype)
+        run = partial(product, x, values, self._metadata, out)
+        work = partial(_workspace, rows=layout.rows, device=device)
+        choices = for_batch(fitting(layout.rows, layout.features, device), batch)
+        if not choices:
+            problem = "has no tiles that fit this GPU's shared memory; use auto, triton or cusparselt"
+            raise ConfigError("method.kernel", self.name, problem)
+        self.tuned = Tuned("sparse_mma", choices, key, device, run, work)
+
+    def product(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        if out is None:
+            out = x.new_empty(len(x), self.layout.rows)
+        return product(x, values, self._metadata, out, self.tuned.tiles, self.tuned.work(len(x)))
+
+    @property
+    def weight_bytes(self) -> int:
+        return super().weight_bytes + self._metadata.numel() * self._metadata.element_size()
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, **asdict(self.tuned.tiles)}
+
+
+def _workspace(tiles: Tiles, batch: int, *, rows: int, device: torch.device) -> Workspace:
+    return Workspace(tiles, rows, batch, device)

@@ -1,0 +1,52 @@
+"""Column-parallel tensor parallelism as PyTorch offers it: `ColwiseParallel` on a DTensor weight, its output gathered.
+
+The peer of dense_tp_column: the same shards and products, an all-gather forward and an all-reduce of dX backward;
+the dispatch and the collectives are DTensor's (dtensor_row.py says what that changes).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel
+
+from blockshock.distributed import local_part
+from blockshock.methods import ParallelLinear
+from blockshock.methods.dense_tp_column import DenseTpColumnLinear
+from blockshock.methods.dense_tp_row import check_shards
+from blockshock.methods.dtensor import parallelized, waited_for
+
+if TYPE_CHECKING:
+    from blockshock.config import Job
+    from blockshock.problem import Problem
+
+
+@dataclass
+class DTensorColumn:
+    name: str
+
+    def check(self, job: Job) -> None:
+        check_shards(job, "N")
+
+    def build(self, problem: Problem, weight: torch.Tensor) -> ParallelLinear:
+        return DTensorColumnLinear(problem, weight)
+
+
+class DTensorColumnLinear(DenseTpColumnLinear):
+    def __init__(self, problem: Problem, weight: torch.Tensor) -> None:
+        super().__init__(problem, weight)
+        plan = ColwiseParallel(input_layouts=Replicate(), output_layouts=Replicate())
+        self.linear = parallelized(self.weight.detach(), Shard(0), plan)
+        del self.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return waited_for(self.linear(x))
+
+    def place_weight(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        return super().place_weight([local_part(part) for part in parts])
+
+    def describe(self) -> dict[str, Any]:
+        return {"plan": "ColwiseParallel"}

@@ -1,0 +1,52 @@
+"""Row-parallel tensor parallelism as PyTorch offers it: `RowwiseParallel` on a DTensor weight.
+
+The peer of dense_tp_row: the same shards, products and all-reduce. What differs is PyTorch's: DTensor's dispatch on the
+host, which a CUDA graph removes, and its functional collectives, which sum into a copy of the partial product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import RowwiseParallel
+
+from blockshock.collectives.choice import PLAIN
+from blockshock.distributed import local_part
+from blockshock.methods import ParallelLinear
+from blockshock.methods.dense_tp_row import DenseTpRowLinear, check_shards
+from blockshock.methods.dtensor import parallelized, waited_for
+
+if TYPE_CHECKING:
+    from blockshock.config import Job
+    from blockshock.problem import Problem
+
+
+@dataclass
+class DTensorRow:
+    name: str
+
+    def check(self, job: Job) -> None:
+        check_shards(job, "K")
+
+    def build(self, problem: Problem, weight: torch.Tensor) -> ParallelLinear:
+        return DTensorRowLinear(problem, weight)
+
+
+class DTensorRowLinear(DenseTpRowLinear):
+    def __init__(self, problem: Problem, weight: torch.Tensor) -> None:
+        super().__init__(problem, weight, PLAIN)
+        plan = RowwiseParallel(input_layouts=Shard(-1), output_layouts=Replicate())
+        self.linear = parallelized(self.weight.detach(), Shard(1), plan)
+        del self.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return waited_for(self.linear(x))
+
+    def place_weight(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        return super().place_weight([local_part(part) for part in parts])
+
+    def describe(self) -> dict[str, Any]:
+        return {"plan": "RowwiseParallel"}

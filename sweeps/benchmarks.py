@@ -1,0 +1,181 @@
+"""The records of `python -m blockshock.bench`: times of what took turns in one run, and their ratios to a baseline.
+
+table = benchmarks(load_runs([...]))        # numbers, a row a contender and cell
+shown = benchmark_table(table)              # the same as text for people
+judged = targets(table)                     # the ratios against the targets of blockshock.bench.targets
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+
+from blockshock.bench.targets import verdicts
+from sweeps.readable import errors, number
+
+PHASE = "bench"
+SETTING = ["device", "dtype"]  # never to be mixed
+CELL = [*SETTING, "part", "world_size", "N", "K", "B"]
+# Part -> what its times are divided by. The law has a prediction instead (blockshock.bench.targets.law).
+BASELINES = {
+    "product": "half_k_dense",
+    "backward": "half_k_dense",
+    "forward": "dtensor_row",
+    "train": "dtensor_row",
+    "all_reduce": "nccl",
+}
+PARTS = (*BASELINES, "law")
+TEXTS = ["method", "variant", "mask", "kernel", "quantity"]
+NUMBERS = ["p50_us", "eager_p50_us", "relative_error", "dense_relative_error", "bytes", "copy_gbs"]
+NUMBERS += ["state_bytes", "dense_state_bytes"]
+WAY = ["contender", "chosen_kernel", "kernel_options", "collective", "chunks"]
+RATIOS = ["baseline", "baseline_us", "ratio", "ratio_lo", "ratio_hi"]
+COLUMNS = [*CELL, *TEXTS, *WAY, *NUMBERS, *RATIOS, "rounds_us", "chosen"]
+
+
+def benchmarks(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row a contender and cell, of a cell that several run folders have those of the latest.
+
+    Columns: COLUMNS. `ratio` is p50_us over that of the part's baseline in the same cell and run, `ratio_lo` and
+    `ratio_hi` the smallest and largest of those of single rounds, in which they took turns. `chosen_kernel` and
+    `collective` are what `auto` chose. Empty, with these columns, where there is no such record.
+    """
+    phase = runs["phase"] if "phase" in runs else pd.Series(dtype=object)
+    rows = runs[(phase == PHASE).reindex(runs.index, fill_value=False)]
+    if rows.empty:
+        return pd.DataFrame(columns=COLUMNS)
+    latest = rows.sort_values("timestamp_unix", kind="stable").groupby(CELL)["folder"].transform("last")
+    rows = rows[rows["folder"] == latest.reindex(rows.index)].reset_index(drop=True)
+    table = rows.reindex(columns=[*CELL, *TEXTS, *NUMBERS, "rounds_us", "chosen"])
+    table[TEXTS] = table[TEXTS].astype(object).fillna("")
+    sizes = ["world_size", "N", "K", "B"]
+    table[sizes] = table[sizes].astype(int)  # beside records without them they had become floats
+    table[NUMBERS] = table[NUMBERS].apply(pd.to_numeric)
+    table["chosen"] = table["chosen"].eq(True)
+    pairs = zip(table["method"], table["variant"], strict=True)
+    table["contender"] = [f"{method}/{variant}".rstrip("/") for method, variant in pairs]
+    table = pd.concat([table, _choices(rows)], axis=1).merge(_baselines(table), on=[*CELL, "quantity"], how="left")
+    table["baseline"] = table["baseline"].fillna("")
+    table["ratio"] = table["p50_us"] / table["baseline_us"]
+    each = [_of_rounds(a, b) for a, b in zip(table["rounds_us"], table["baseline_rounds"], strict=True)]
+    table[["ratio_lo", "ratio_hi"]] = pd.DataFrame(each, index=table.index)
+    table["_part"] = table["part"].map({part: place for place, part in enumerate(PARTS)})
+    return table.sort_values(["_part", *CELL], kind="stable")[COLUMNS].reset_index(drop=True)
+
+
+def targets(table: pd.DataFrame) -> pd.DataFrame:
+    """`blockshock.bench.targets.verdicts` of each device and dtype, with these two in front."""
+    return by_setting(table, verdicts)
+
+
+def by_setting(table: pd.DataFrame, judge: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
+    """What `judge` makes of the rows of each device and dtype, with these two in front; empty if it made nothing."""
+    found = []
+    for (device, dtype), rows in table.groupby(SETTING):
+        made = judge(rows)
+        made.insert(0, "device", str(device))
+        made.insert(1, "dtype", str(dtype))
+        if not made.empty:
+            found.append(made)
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def target_table(judged: pd.DataFrame) -> pd.DataFrame:
+    """The targets as text."""
+    columns = {
+        **{name: judged[name] for name in SETTING if judged[name].nunique() > 1},
+        "target": judged["target"],
+        "P": judged["world_size"],
+        "measured": judged["measured"].map("{:.3f}".format),
+        "limit": judged["limit"].map("{:g}".format),
+        "verdict": judged["met"].map({True: "met", False: "missed"}),
+        "cells": judged["cells"],
+        "worst cell": judged["worst cell"],
+    }
+    return pd.DataFrame(columns).astype(str)
+
+
+def benchmark_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows as text; columns that say nothing are left out."""
+    columns = {
+        "part": table["part"],
+        "method": table["method"],
+        "variant": table["variant"],
+        "mask": table["mask"],
+        "kernel": table["kernel"],
+        "chosen kernel": table["chosen_kernel"],
+        "its options": table["kernel_options"],
+        "collective": table["collective"],
+        "chunks": table["chunks"],
+        **{name: table[name] for name in SETTING if table[name].nunique() > 1},
+        "N": table["N"],
+        "B": table["B"],
+        "P": table["world_size"],
+        clock(table): table["p50_us"].map(number),
+        "eager, µs": table["eager_p50_us"].map(number),
+        "baseline": table["baseline"],
+        "ratio": table["ratio"].map(_ratio),
+        "of single rounds": [
+            "" if pd.isna(low) else f"{low:.3f} – {high:.3f}"
+            for low, high in zip(table["ratio_lo"], table["ratio_hi"], strict=True)
+        ],
+        "relative error": errors(table["relative_error"]),
+    }
+    shown = pd.DataFrame(columns).astype(str)
+    return shown[[name for name in shown if (shown[name] != "").any()]]
+
+
+def clock(table: pd.DataFrame) -> str:
+    """What the times are: CUDA graphs are what GPUs replay."""
+    return "time, µs" if table["device"].eq("cpu").any() else "CUDA graph, µs"
+
+
+def _baselines(table: pd.DataFrame) -> pd.DataFrame:
+    """The baseline of each cell (of `backward`, of each quantity)."""
+    plain = table["variant"].eq("") | table["part"].eq("backward")
+    found = table[table["method"].eq(table["part"].map(BASELINES)) & plain]
+    names = {"method": "baseline", "p50_us": "baseline_us", "rounds_us": "baseline_rounds"}
+    return found[[*CELL, "quantity", *names]].rename(columns=names)
+
+
+def _of_rounds(own: Any, baseline: Any) -> tuple[float, float]:
+    if not isinstance(own, list) or not isinstance(baseline, list):
+        return float("nan"), float("nan")
+    each = [a / b for a, b in zip(own, baseline, strict=True)]
+    return min(each), max(each)
+
+
+def _choices(rows: pd.DataFrame) -> pd.DataFrame:
+    """The kernel and the collective of each row's `detail`: a product's is the kernel, a layer's holds both."""
+    detail = rows[[name for name in rows if str(name).startswith("detail.")]]
+    found = []
+    for row in detail.to_dict("records"):
+        said = {str(key).removeprefix("detail."): value for key, value in row.items() if not _nothing(value)}
+        of_layer = {key.removeprefix("kernel."): said[key] for key in said if key.startswith("kernel.")}
+        kernel = of_layer or {key: value for key, value in said.items() if "name" in said and "." not in key}
+        chunks = said.get("collective.chunks")
+        found.append(
+            {
+                "chosen_kernel": " ".join(str(kernel[key]) for key in ("name", "variant") if key in kernel),
+                "kernel_options": " ".join(
+                    f"{key}={_plain(value)}" for key, value in kernel.items() if key not in ("name", "variant")
+                ),
+                "collective": said.get("collective.implementation", ""),
+                "chunks": "" if chunks is None else _plain(chunks),
+            }
+        )
+    return pd.DataFrame(found, index=rows.index, columns=["chosen_kernel", "kernel_options", "collective", "chunks"])
+
+
+def _nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and pd.isna(value))
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _ratio(value: float) -> str:
+    return "" if pd.isna(value) else f"{value:.3f}"

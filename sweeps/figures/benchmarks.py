@@ -1,0 +1,117 @@
+"""Benchmarks as heat maps: each contender's time over the baseline's, by N and B, and where it misses its target."""
+
+from __future__ import annotations
+
+import textwrap
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from blockshock.bench.targets import FIXED
+from sweeps.benchmarks import CELL, RATIOS, SETTING
+from sweeps.figures.maps import ratio_map
+from sweeps.figures.plot import Measured, Plot
+from sweeps.panels import canvas, ranks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLOCKS = (*FIXED, "checkerboard")
+OURS = ("block_shock/1100", "block_shock/checkerboard", "block_shock/random")
+# Part -> its contenders, from top to bottom.
+CONTENDERS = {
+    "product": tuple(f"{mask}/auto" for mask in (*BLOCKS, "random_2of4")),
+    "backward": tuple(f"{mask}/{grad}" for mask in (*BLOCKS, "random_2of4") for grad in ("dX", "dW")),
+    "forward": (*OURS, "block_shock/outputs", "dense_tp_row"),
+    "train": (*OURS, "block_shock/outputs", "dense_tp_row"),
+}
+# Part -> the ratio that no cell may exceed, and for whom (blockshock.bench.targets).
+LIMITS = {
+    "product": (1.25, CONTENDERS["product"][:-1]),
+    "forward": (1.05, OURS),
+    "train": (1.1, OURS),
+}
+
+
+def select(measured: Measured, part: str) -> pd.DataFrame:
+    """The ratios of the part's contenders, and `limit` where there is one; only maps of two cells or more."""
+    table = measured.benchmarks
+    order = {name: place for place, name in enumerate(CONTENDERS[part])}
+    data = table[table["part"].eq(part) & table["contender"].isin(list(order)) & table["ratio"].notna()]
+    data = data[[*CELL, "contender", "quantity", "p50_us", *RATIOS]]
+    limit, whose = LIMITS.get(part, (np.nan, ()))
+    data = data.assign(
+        limit=np.where(data["contender"].isin(list(whose)), limit, np.nan), _place=data["contender"].map(order)
+    )
+    several = data.groupby([*SETTING, "contender", "world_size", "quantity"])["N"].transform("size") > 1
+    return data[several].sort_values([*SETTING, "_place", "world_size", "N", "B"]).drop(columns="_place")
+
+
+def maps(data: pd.DataFrame, title: str) -> Figure:
+    """N against B, a panel a contender and world size (or gradient); outlined: above the limit."""
+    data = data.assign(_row=[a.removesuffix(f"/{b}") for a, b in zip(data["contender"], data["quantity"], strict=True)])
+    down, across = data[[*SETTING, "_row"]].drop_duplicates(), data[["world_size", "quantity"]].drop_duplicates()
+    places = down.merge(across.sort_values("world_size", kind="stable"), how="cross")
+    sizes = data[["N", "B"]].nunique()
+    columns = len(across) if len(across) > 1 else None
+    figure, axes = canvas(len(places), max(3.4, 0.56 * sizes["B"] + 1.3), 0.4 * sizes["N"] + 1.0, title, columns)
+    ends = max(1.25, float(np.exp(np.abs(np.log(data["ratio"])).quantile(0.98))))
+    for axis, place in zip(axes, places.to_dict("records"), strict=True):
+        rows = data[(data[list(places)] == pd.Series(place)).all(axis=1)]
+        if rows.empty:  # not on so many ranks
+            axis.remove()
+            continue
+        cells = rows.pivot_table(index="N", columns="B", values="ratio").sort_index(ascending=False)
+        ratio_map(axis, cells, ends, "{:.3f}", less_is_better=True)
+        limits = rows.pivot_table(index="N", columns="B", values="limit", dropna=False)
+        _outline(axis, cells > limits.reindex_like(cells))
+        one = rows.iloc[0]
+        extra = [str(one[key]) for key in SETTING if data[key].nunique() > 1]
+        several = [ranks(one["world_size"])] if data["world_size"].nunique() > 1 or one["world_size"] > 1 else []
+        name = one["contender"].removesuffix("/auto").replace("/", ", ")
+        axis.set_title(textwrap.fill(", ".join([name, *several, *extra]), 44), fontsize="small")
+    return figure
+
+
+def _outline(axis: Axes, above: pd.DataFrame) -> None:
+    from matplotlib.patches import Rectangle
+
+    for row, column in np.argwhere(above.to_numpy()):
+        box = Rectangle((column + 0.04, row + 0.05), 0.92, 0.9, fill=False, edgecolor="#161616", lw=1.8, zorder=5)
+        axis.add_patch(box)
+
+
+READING = "The number is the time over {}'s in the same run: blue is faster, red is slower."
+NOTES = {
+    "product": (
+        "rank-local product over half-K dense",
+        READING.format("the dense product over half of K")
+        + " Outlined: above the 1.25 that no cell of a fixed pattern or checkerboard shall exceed.",
+    ),
+    "backward": (
+        "backward over half-K dense",
+        READING.format("that gradient's dense product over half of K") + " dX: the input's; dW: the packed weight's.",
+    ),
+    "forward": (
+        "forward over dtensor_row",
+        READING.format("DTensor's row-parallel plan")
+        + " Outlined: Block-Shock above 1.05, which no cell shall exceed.",
+    ),
+    "train": (
+        "AdamW step over dtensor_row",
+        READING.format("DTensor's row-parallel plan") + " Outlined: Block-Shock above 1.1, which no cell shall exceed.",
+    ),
+}
+BENCHMARK_MAPS = tuple(
+    Plot(
+        f"bench_{part}",
+        f"Benchmark: {title}",
+        note,
+        partial(select, part=part),
+        partial(maps, title=f"{title[0].upper()}{title[1:]} (time; below 1 is faster)"),
+    )
+    for part, (title, note) in NOTES.items()
+)

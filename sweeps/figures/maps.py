@@ -1,0 +1,47 @@
+"""A heat map of ratios over the sizes, its colours on a logarithmic scale around 1."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+EVEN = 0.18  # the luminance on which white and black ink have the same contrast
+
+
+def ratio_map(
+    axis: Axes, cells: pd.DataFrame, ends: float, form: str = "{:.2f}×", less_is_better: bool = False
+) -> None:
+    """`cells` (N by B) with their numbers; blue is better than 1 and red worse, full at `ends` or 1 / `ends`."""
+    import seaborn as sns
+    from matplotlib.colors import to_rgba_array
+
+    sns.heatmap(
+        np.log2(cells),
+        annot=cells.map(lambda value: "" if pd.isna(value) else form.format(value)),
+        fmt="",
+        cmap="RdBu_r" if less_is_better else "RdBu",
+        vmin=-math.log2(ends),
+        vmax=math.log2(ends),
+        cbar=False,
+        linewidths=1.5,
+        annot_kws={"fontsize": "small"},
+        ax=axis,
+    )
+    told = cells.notna().to_numpy().ravel()
+    for text, colour in zip(axis.texts, to_rgba_array(axis.collections[0].get_facecolor())[told], strict=True):
+        # two inks that a dark page leaves alone, since the cells stay as they are (dark.py)
+        text.set_color("#161616" if _luminance(colour) > EVEN else "#fdfdfd")
+    axis.tick_params(axis="y", rotation=0)
+    axis.grid(visible=False)
+
+
+def _luminance(colour: np.ndarray) -> float:
+    """Relative luminance of an sRGB colour (WCAG 2.2)."""
+    linear = np.where(colour[:3] <= 0.04045, colour[:3] / 12.92, ((colour[:3] + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
