@@ -60,7 +60,12 @@ def explain(error: Exception, overrides: list[str], known_keys: Iterable[str]) -
         given = next((o for o in overrides if o.split("=")[0].lstrip("+~") == key), key)
         # A default list error names the group where a value error names the leaf: both are keys a user typed.
         if "could not be converted" not in text and "not a valid" not in text.lower():
-            return f"{given}: unknown key{_nearest(key, known_keys)} (all keys: blockshock --cfg job)"
+            known = list(known_keys)
+            if key in known:  # a sweep over several choices of a group, and this is the key of some of them
+                group = key.split(".")[0]
+                problem = f"not every {group} of this sweep has that key; sweep those that have it on their own"
+                return f"{given}: {problem} (their keys: blockshock {group}=NAME --cfg job)"
+            return f"{given}: unknown key{_nearest(key, known)} (all keys: blockshock --cfg job)"
     wrong = getattr(cause, "full_key", None)
     if wrong:
         return f"{wrong}: {str(getattr(cause, 'msg', cause) or cause).splitlines()[0]}"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -52,7 +53,8 @@ def test_a_rank_that_dies_takes_the_job_down_within_seconds_and_says_why(how, re
 def test_the_first_rank_to_fail_is_blamed_whatever_order_the_reports_are_read_in(monkeypatch):
     """The parent looks late: both ranks' reports are there, and rank 0's is only an echo."""
     wait = ranks.mpc.wait
-    monkeypatch.setattr(ranks.mpc, "wait", lambda *args: (time.sleep(1.5), wait(*args))[1])
+    late = SimpleNamespace(wait=lambda *args: (time.sleep(1.5), wait(*args))[1])
+    monkeypatch.setattr(ranks, "mpc", late)  # the parent's own looks, not multiprocessing's
     with RankPool(2) as pool:
         outcome = pool.run(rank_tasks.misbehave, "raise")
     assert outcome.reason == "rank 1: ValueError: boom on rank 1"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from blockshock.record import RunFolder
 from sweeps import load_runs
@@ -219,6 +220,26 @@ def test_hydras_sweep_syntax_is_intact(cli, monkeypatch):
     found = {(job["model"]["N"], job["model"]["B"], job["mask"]["name"]) for job in jobs}
     masks = ("complement_1001_0110", "complement_1010_0101")
     assert found == {(n, b, mask) for n in (64, 128) for b in (8, 16) for mask in masks}
+
+
+def test_each_job_is_composed_once_and_in_batches_where_those_are_asked_for(cli, monkeypatch):
+    composed = []
+    load = ConfigLoaderImpl.load_sweep_config
+    monkeypatch.setattr(
+        ConfigLoaderImpl, "load_sweep_config", lambda *args, **more: (composed.append(1), load(*args, **more))[1]
+    )
+    assert len(planned(cli, monkeypatch, "model.N=64,128,192", "hydra.sweeper.max_batch_size=2")) == 3
+    assert len(composed) == 3
+
+
+@pytest.mark.parametrize("launcher", ["local", "basic"])
+def test_a_job_that_cannot_be_composed_stops_a_sweep_before_its_first(cli, tmp_path, launcher):
+    """The second job's key is unknown to its method; Hydra's own launcher would run the first before it sees that."""
+    own = [f"hydra/launcher={launcher}", "hardware=cpu", "phase=phase0_correctness", "model.N=16", "model.B=8"]
+    done = cli("-m", *own, "method=block_shock,dense_single", "method.weights=packed")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "method.weights=packed: not every method of this sweep has that key" in done.err
+    assert not list(tmp_path.rglob("status.json"))
 
 
 def test_the_same_job_asked_for_twice_is_refused(cli):
