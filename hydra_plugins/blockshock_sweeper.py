@@ -1,7 +1,7 @@
 """Hydra's own sweeper without its rehearsal: `hydra/sweeper=grid`, the default here.
 
-Hydra's composes every job once to see whether it can be, and leaves it to the launcher to compose it again. Our launchers
-compose and check all jobs before the first starts, so that the rehearsal only takes time, 0.1 s a job.
+Hydra's composes every job once to see whether it can be, and leaves it to the launcher to compose it again. Our
+launchers compose and check all jobs before the first starts, so that the rehearsal only takes time, 0.1 s a job.
 """
 
 from collections.abc import Sequence
