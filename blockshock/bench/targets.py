@@ -140,25 +140,31 @@ def _all_reduce(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _law(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    error = law(rows)["error"]
-    if error.empty:
+    found = law(rows)
+    if found.empty:
         return
-    share = float((error.abs() <= 0.05).mean())
-    yield _verdict(error.abs(), "the law: share of cells within 5%", 0.9, share) | {"met": share >= 0.9}
+    for column, name in (("error", "the law"), ("parts_error", "the sum of the measured parts")):
+        error = found[column].abs()
+        share = float((error <= 0.05).mean())
+        yield _verdict(error, f"{name}: share of cells within 5%", 0.9, share) | {"met": share >= 0.9}
 
 
 def law(rows: pd.DataFrame) -> pd.DataFrame:
     """Predicted and measured Block-Shock over row-parallel, by cell, and by how much the measured ratio is larger.
 
     s is the sparse half's speed over the whole dense product. Predicted is max(2/s, 9/8) times row-parallel's product,
-    plus the collective, over row-parallel's product plus the collective (docs/method.md).
+    plus the collective, over row-parallel's product plus the collective (docs/method.md). That takes row-parallel's
+    product for half of the dense one, which a small product is not; `parts` is the ratio of the sums of what each
+    method does, measured alone: where it holds and the law does not, that assumption is all that is wrong.
     """
     names = ["dense", "half_k_dense", "sparse_half", "all_reduce", "block_shock", "dense_tp_row"]
     times = ratios(rows, "law").reindex(columns=names)
     s = times["dense"] / times["sparse_half"]
     factor = np.maximum(2 / s, 9 / 8)
-    predicted = (factor * times["half_k_dense"] + times["all_reduce"]) / (times["half_k_dense"] + times["all_reduce"])
+    row_parallel = times["half_k_dense"] + times["all_reduce"]
+    predicted = (factor * times["half_k_dense"] + times["all_reduce"]) / row_parallel
+    parts = (times["sparse_half"] + times["all_reduce"]) / row_parallel
     measured = times["block_shock"] / times["dense_tp_row"]
-    return pd.DataFrame(
-        {"s": s, "factor": factor, "predicted": predicted, "measured": measured, "error": measured / predicted - 1}
-    ).dropna()
+    columns = {"s": s, "factor": factor, "predicted": predicted, "parts": parts, "measured": measured}
+    columns |= {"error": measured / predicted - 1, "parts_error": measured / parts - 1}
+    return pd.DataFrame(columns).dropna()

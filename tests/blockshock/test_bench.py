@@ -223,6 +223,17 @@ def test_the_law_predicts_the_slower_of_its_two_bounds_and_the_collective():
     assert shared["measured"] == float(abs(35 / 30 / found["predicted"] - 1) <= 0.05)
 
 
+def test_where_half_of_a_product_takes_more_than_half_of_its_time_the_parts_still_add_up():
+    times = {"dense": 16.0, "half_k_dense": 11.0, "sparse_half": 25.0, "all_reduce": 20.0}
+    times |= {"dense_tp_row": 31.0, "block_shock": 45.0}  # nothing but the parts
+    table = rows("law", {name: {(64, 16): time} for name, time in times.items()})
+    found = law(table).iloc[0]
+    assert found["parts_error"] == pytest.approx(0)
+    assert found["error"] == pytest.approx(45 / 31 / ((2 * 25 / 16 * 11 + 20) / 31) - 1)
+    assert not verdict(table, "the law: share of cells within 5%")["met"]
+    assert verdict(table, "the sum of the measured parts: share of cells within 5%")["met"]
+
+
 def test_records_that_lack_contenders_give_no_verdict_on_them():
     for part, name in (("forward", "dtensor_row"), ("train", "dtensor_row"), ("law", "dense"), ("backward", "x/dX")):
         table = rows(part, {name: {(64, 16): 1.0}}, state_bytes=1, dense_state_bytes=2)
