@@ -11,12 +11,13 @@ import torch
 import torch.distributed as dist
 
 from blockshock import distributed
+from blockshock.bench.all_reduce import check_sum
 from blockshock.collectives import reductions
 from blockshock.collectives.choice import CollectiveOptions, choose
 from blockshock.collectives.product_sum import ProductSum
 from blockshock.collectives.symmetric import live_bytes, symmetric_buffer
 from blockshock.collectives.timing import time_all_reduce
-from blockshock.correctness import MARGIN
+from blockshock.correctness import MARGIN, CheckFailed
 from blockshock.methods import ring_roundings
 from blockshock.problem import Problem
 from blockshock.ranks import Outcome, RankInfo
@@ -50,6 +51,29 @@ def in_chunks_and_whole(info: RankInfo, spec: dict[str, Any], chunks: int, say: 
     different += ["dW" for a, b in zip(whole["dW"], chunked["dW"], strict=True) if not torch.equal(a, b)]
     different += [name for name in ("Y", "Y later") if not torch.equal(chunked[name], exact)]
     return Outcome(value=(different, layer.describe()))
+
+
+class LosesOne(reductions.InPlace):
+    """Like a reduction whose last row is not waited for."""
+
+    def finish(self, total: torch.Tensor) -> torch.Tensor:
+        super().finish(total)[-1] /= 2
+        return total
+
+
+def checked_sums(info: RankInfo, dtype: torch.dtype, say: Any) -> Outcome:
+    """What bench's check says of a right sum, and of a wrong one."""
+    join(info)
+    like = torch.empty(0, dtype=dtype)
+    found: list[Any] = []
+    for kind in (reductions.InPlace, LosesOne):
+        reduction = kind(dist.group.WORLD, 256)
+        partial, total = reduction.place(64, like, whole=True)
+        try:
+            found.append(check_sum("gloo", reduction, partial, total))
+        except CheckFailed as error:
+            found.append(str(error))
+    return Outcome(value=found)
 
 
 # On GPUs ------------------------------------------------------------------------------------------------------------

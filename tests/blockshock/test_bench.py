@@ -14,6 +14,7 @@ import torch
 
 from blockshock.bench import run
 from blockshock.bench.targets import law, ratios, verdicts
+from tests.blockshock import collective_tasks
 
 QUICK = ("--n", "64", "--iters", "2", "--rounds", "2")
 cpu = pytest.mark.skipif(torch.cuda.device_count() > 0, reason="measures on the GPUs where there are some")
@@ -243,3 +244,13 @@ def test_records_that_lack_contenders_give_no_verdict_on_them():
 def test_a_cell_measured_twice_counts_with_its_median():
     table = pd.concat([rows("train", {"a": {(64, 16): time}}) for time in (1.0, 5.0, 2.0)])
     assert math.isclose(ratios(table, "train").loc[(2, 64, 16), "a"], 2.0)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_sum_is_held_against_float64_before_it_is_timed(pools, world_size, dtype):
+    right, wrong = pools(world_size).run(collective_tasks.checked_sums, dtype).value
+    assert 0 < right["relative_error"] < torch.finfo(dtype).eps
+    if world_size == 2:  # one addition: rounded once
+        assert right["relative_error"] == pytest.approx(right["dense_relative_error"])
+    assert "gloo: the sum's relative error is" in wrong
