@@ -7,7 +7,8 @@ keeps the result.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 
 import torch
 
@@ -31,7 +32,8 @@ def rates(dtype: torch.dtype, device: torch.device, backend: str, again: bool = 
         "backend": backend,
         "threads": torch.get_num_threads(),
     }
-    return Rates(**remembered("rates", key, device, lambda: asdict(measure(dtype, device)), again))
+    names = [field.name for field in fields(Rates)]
+    return Rates(**remembered("rates", key, device, lambda: asdict(measure(dtype, device)), names, again))
 
 
 def measure(dtype: torch.dtype, device: torch.device) -> Rates:
@@ -47,11 +49,19 @@ def _copy_gbs(device: torch.device) -> float:
 
 
 def _matmul_tflops(dtype: torch.dtype, device: torch.device) -> float:
-    half = dtype in (torch.bfloat16, torch.float16)
-    size = 1024 if device.type == "cpu" else 8192 if half else 4096
+    if device.type == "cuda":
+        size = 8192 if dtype in (torch.bfloat16, torch.float16) else 4096
+        return 2 * size**3 / _seconds(_product(size, dtype, device), device) / 1e12
+    small, large = 256, 1024
+    seconds = _seconds(_product(small, dtype, device), device, repeats=1, bursts=1)
+    # A CPU without instructions for the dtype (fp16) is as slow at any size, and would take a minute at the large one.
+    size = large if (large / small) ** 3 * seconds < 0.2 else small
+    return 2 * size**3 / _seconds(_product(size, dtype, device), device) / 1e12
+
+
+def _product(size: int, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    out = torch.empty_like(a)
-    return 2 * size**3 / _seconds(lambda: torch.mm(a, b, out=out), device) / 1e12
+    return partial(torch.mm, a, b, out=torch.empty_like(a))
 
 
 def _link_gbs(dtype: torch.dtype, device: torch.device) -> float:

@@ -1,6 +1,6 @@
 """What was measured on this machine once, and need not be measured again: rates, and which way of computing is fastest.
 
-    best = remembered("product", {"kernel": "triton", "N": 4096}, device, measure)   # a collective; JSON in, JSON out
+    times = remembered("product", {"N": 4096}, device, measure, ["gather", "triton"])   # a collective; JSON in and out
 
 One JSON file a host, device and set of versions (driver, PyTorch, NCCL, Triton, cuSPARSELt, our own kernels) under
 $XDG_CACHE_HOME/blockshock (~/.cache/blockshock), so that a change of any starts afresh. `blockshock-tune` shows it.
@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -30,16 +30,24 @@ log = logging.getLogger("blockshock")
 
 
 def remembered(
-    section: str, key: dict[str, Any], device: torch.device, measure: Callable[[], Any], again: bool = False
-) -> Any:
+    section: str,
+    key: dict[str, Any],
+    device: torch.device,
+    measure: Callable[[], dict[str, Any]],
+    names: Collection[str],
+    again: bool = False,
+) -> dict[str, Any]:
     """What `measure` returned for `key` on this machine, now or at an earlier time. Measures anew when `again`.
 
-    A collective: rank 0's view of the disk decides for all ranks whether to measure, and its result is everyone's.
+    `names`: what is in it. An entry with other names, of another version or a hand's, is measured again too. A
+    collective: rank 0's view of the disk decides for all ranks whether to measure, and its result is everyone's.
     """
     path, name = cache_path(device), key_name(key)
     known = None
     if distributed.rank() == 0 and not again:
         known = load(path).get(section, {}).get(name)
+        if not (isinstance(known, dict) and known.keys() == set(names)):
+            known = None
     known = distributed.from_rank_0(known)
     if known is not None:
         return known

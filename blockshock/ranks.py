@@ -22,9 +22,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 GRACE_S = 2.0  # what the other ranks get to report after one has failed; then they are killed
@@ -127,7 +127,23 @@ class _Rank:
 def start_forking_server(many_jobs: bool = False) -> None:
     """Start the server that forks ranks now: it imports torch while its user does something else."""
     _context(many_jobs)
-    forkserver.ensure_running()
+    with _interrupts_wait():
+        forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Hold interrupts back meanwhile: one halfway through a request would make the server that forks ranks stumble.
+
+    What is started here inherits the mask. So a Ctrl-C does not stop the server in the middle of its imports either; it
+    ends with this process.
+    """
+    resource_tracker.ensure_running()  # to start it, multiprocessing unblocks SIGINT and SIGTERM whatever the mask was
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _context(many_jobs: bool) -> multiprocessing.context.ForkServerContext:
@@ -149,9 +165,7 @@ class RankPool:
         self.world_size = world_size
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._ranks: list[_Rank] = []
-        # An interrupt halfway through a request would make the server that forks ranks stumble: it waits until then.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
-        try:
+        with _interrupts_wait():
             for rank in range(world_size):
                 info = RankInfo(rank, rank, world_size, world_size, ("127.0.0.1", self._store.port))
                 ours, theirs = context.Pipe()
@@ -159,14 +173,14 @@ class RankPool:
                 process.start()
                 theirs.close()
                 self._ranks.append(_Rank(process, ours))
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.alive = True
 
     def __enter__(self) -> RankPool:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error:  # an interrupt: ranks are in the middle of something
+            self.kill()
         self.close()
 
     def run(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ from blockshock.masks import halves
 from blockshock.measured import cache_path, load
 from blockshock.problem import DTYPES
 
+UNITS = {"gbs": "GB/s", "tflops": "TFLOP/s"}  # by the ends of the rates' names
+
 
 def main(argv: list[str] | None = None) -> None:
     """Do as `argv` says; exit status 2 for what can't be done."""
@@ -36,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     console = Console()
     try:
         if options.forget:
-            path.unlink(missing_ok=True)
+            _forget(path)
             console.print(f"forgotten: {path}", highlight=False, soft_wrap=True)
             return
         if options.n or options.batch:
@@ -48,6 +51,13 @@ def main(argv: list[str] | None = None) -> None:
     console.print(f"{path}" if known else f"nothing is known yet ({path})", highlight=False, soft_wrap=True)
     for section, entries in sorted(known.items()):
         console.print(_table(section, entries))
+
+
+def _forget(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError("--forget", path, f"{error.strerror}; take it away by hand") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,7 +74,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _tune(options: argparse.Namespace, device: torch.device, console: Console) -> None:
     if not (options.n and options.batch):
-        raise ConfigError("--n" if options.batch else "--batch", None, "give both --n and --batch")
+        given, missing = ("--batch", "--n") if options.batch else ("--n", "--batch")
+        raise ConfigError(given, options.batch or options.n, f"needs {missing} too: a kernel is chosen for both")
     sizes = list(itertools.product(whole_numbers("--n", options.n), whole_numbers("--batch", options.batch)))
     for name in options.mask.split(","):
         one_of("--mask", name, sorted(path.stem for path in (CONF / "mask").iterdir()))
@@ -87,11 +98,30 @@ def whole_numbers(name: str, text: str) -> list[int]:
 
 
 def _table(section: str, entries: dict[str, Any]) -> Table:
-    table = Table("for", "chosen", "µs" if section != "rates" else "", title=section, title_justify="left")
+    if section == "rates":
+        table = Table("for", "measured", title=section, title_justify="left")
+        for key, found in sorted(entries.items()):
+            table.add_row(key, _rates(found) if _numbers(found) else f"not readable: {found}")
+        return table
+    table = Table("for", "chosen", "µs", title=section, title_justify="left")
     for key, found in sorted(entries.items()):
-        chosen, time = _chosen(found)
-        table.add_row(key, chosen, time)
+        readable = _numbers(found) or (isinstance(found, dict) and found.keys() >= {"ms", "tried"})
+        table.add_row(key, *(_chosen(found) if readable else (f"not readable: {found}", "")))
     return table
+
+
+def _numbers(found: Any) -> bool:
+    return isinstance(found, dict) and bool(found) and all(isinstance(value, int | float) for value in found.values())
+
+
+def _rates(found: dict[str, float]) -> str:
+    """Rates as far as they were measured: one rank has no link."""
+    said = []
+    for name, value in found.items():
+        what, _, unit = name.rpartition("_")
+        if value:
+            said.append(f"{what} {value:.4g} {UNITS.get(unit, unit)}")
+    return ", ".join(said)
 
 
 def _chosen(found: dict[str, Any]) -> tuple[str, str]:
@@ -99,8 +129,6 @@ def _chosen(found: dict[str, Any]) -> tuple[str, str]:
     if "ms" in found:  # one best of many: tiles, an algorithm
         what = next(value for name, value in found.items() if name not in ("ms", "tried"))
         return f"{_words(what)} (of {found['tried']})", f"{1e3 * found['ms']:.1f}"
-    if any(name.endswith(("_gbs", "_tflops")) for name in found):
-        return _words({name: f"{value:.1f}" for name, value in found.items()}), ""
     best = min(found, key=lambda name: found[name])  # times by name
     rest = ", ".join(f"{name} {1e3 * ms:.1f}" for name, ms in sorted(found.items(), key=lambda i: i[1]) if name != best)
     return f"{best}, not {rest}", f"{1e3 * found[best]:.1f}"
@@ -108,3 +136,7 @@ def _chosen(found: dict[str, Any]) -> tuple[str, str]:
 
 def _words(values: dict[str, Any]) -> str:
     return " ".join(f"{name}={value}" for name, value in values.items())
+
+
+if __name__ == "__main__":
+    main()

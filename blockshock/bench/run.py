@@ -86,8 +86,12 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--iters", type=int, default=10, help="iterations of a captured loop (default: 10)")
     parser.add_argument("--rounds", type=int, default=5, help="replays of each loop, in turn (default: 5)")
     parser.add_argument("--no-eager", action="store_true", help="do not time without CUDA graphs as well")
-    parser.add_argument("--out", default="outputs/bench", help="folder; cells that it has are not measured again")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--out", help="folder; cells that it has are not measured again (default: outputs/bench/xRANKS)"
+    )
+    options = parser.parse_args(argv)
+    options.out = options.out or f"outputs/bench/x{options.ranks}"
+    return options
 
 
 def _plan(options: argparse.Namespace) -> dict[str, Any]:
@@ -148,6 +152,8 @@ def _refuse_law(N: int, B: int, problem: str) -> None:
 def _done(out: str, about: dict[str, Any]) -> set[tuple[str, int, int, int]]:
     """The cells that the folder has. Raises ConfigError where it holds something else."""
     folder = RunFolder(out)
+    if (folder.path / "sweep.json").exists() or next(folder.path.glob("*/status.json"), None):
+        raise ConfigError("--out", out, "holds other runs; choose a folder of its own")
     known = folder.records()
     if any(row.get("phase") != "bench" for row in known):
         raise ConfigError("--out", out, "holds another job's records; choose another folder")

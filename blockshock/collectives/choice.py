@@ -135,7 +135,8 @@ def choose(
         "kernel": ",".join(f"{name}:{value}" for name, value in _flat(kernel).items()),
         "of": ",".join(ways),
     }
-    found = remembered("collective", key, device, lambda: _measure(ways, multiply, (batch, features), dtype, device))
+    measure = partial(_measure, ways, multiply, (batch, features), dtype, device)
+    found = remembered("collective", key, device, measure, list(ways))
     return Chosen(ways[min(found, key=found.__getitem__)], impossible, found)
 
 

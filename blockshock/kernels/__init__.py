@@ -127,7 +127,7 @@ def make(name: str, half: torch.Tensor, period: int | None, batch: int, dtype: t
         return dict(zip(names, max_over_ranks(times), strict=True))
 
     key = {"mask": mask_key(blocks), "R": len(half), "K": half.shape[1], "B": batch, "dtype": str(dtype)[6:]}
-    times = remembered("product", key | {"among": "+".join(names)}, half.device, measure)
+    times = remembered("product", key | {"among": "+".join(names)}, half.device, measure, names)
     return _build(min(times, key=lambda each: times[each]), blocks, half, period, batch, dtype)
 
 

@@ -49,7 +49,8 @@ class Tuned:
         self.tiles = self._choices[0]
         if len(self._choices) > 1 and device.type == "cuda":
             among = f"{crc32(repr(self._choices).encode()):08x}"  # other choices are measured anew
-            found = remembered(section, key | {"among": among}, device, partial(self._measure, run, device))
+            measure = partial(self._measure, run, device)
+            found = remembered(section, key | {"among": among}, device, measure, ("tiles", "ms", "tried"))
             self.tiles = next(t for t in self._choices if asdict(t) == found["tiles"])
         self._work = workspace(self.tiles, self.batch)
 

@@ -144,6 +144,16 @@ def test_wrong_arguments_are_refused_before_anything_is_written(bench, tmp_path,
     assert not (tmp_path / "bench").exists()
 
 
+@pytest.mark.parametrize("there", ["sweep.json", "a_job/status.json"])
+def test_a_folder_of_other_runs_is_refused_and_left_as_it_was(bench, tmp_path, there):
+    path = tmp_path / "bench" / there
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    code, _, err = bench("--parts", "product", *QUICK)
+    assert (code, "holds other runs; choose a folder of its own" in err) == (2, True)
+    assert [p for p in (tmp_path / "bench").rglob("*") if p.is_file()] == [path]
+
+
 def rows(part: str, times: dict[str, dict[tuple[int, int], float]], **given: Any) -> pd.DataFrame:
     """Hand-made records: {contender: {(N, B): µs}}."""
     return pd.DataFrame(

@@ -91,6 +91,20 @@ def test_the_slowest_rank_counts_iteration_by_iteration():
     assert min(slowest) > 9.5
 
 
+def test_ranks_of_a_pool_that_is_left_by_an_exception_are_killed_at_once():
+    pools = []
+
+    def interrupted() -> None:
+        with RankPool(2) as pool:
+            pools.append(pool)
+            pool.run(rank_tasks.hello)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert {rank.process.exitcode for rank in pools[0]._ranks} == {-signal.SIGKILL}
+
+
 @pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_rank_outlives_the_process_that_started_it(tmp_path, signal_):
     code = (
