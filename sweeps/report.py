@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from blockshock.record import UNREADABLE, check_writable
-from sweeps.benchmarks import benchmark_table, benchmarks, target_table, targets
+from sweeps.benchmarks import benchmark_table, benchmarks, latest, target_table, targets
 from sweeps.drawing import draw
 from sweeps.figures import Measured
 from sweeps.jobs import BROKEN, counts, environments, jobs, machines, reasons, when
@@ -100,7 +100,7 @@ def _find(paths: Sequence[str | PathLike[str]]) -> Found:
     table = results(runs)
     parts = (recomputed(runs), profile_table(runs), trace_table(runs))
     measured = benchmarks(runs)
-    return Found(runs, table, drift(runs), law(table), *parts, measured, targets(measured))
+    return Found(runs, table, drift(runs), law(table), *parts, latest(measured), targets(measured))
 
 
 def _write(found: Found, paths: Sequence[str | PathLike[str]], out: Path) -> Path:
@@ -181,7 +181,10 @@ def _listings(found: Found, folder: Path) -> list[Listing]:
         files = _write_table(folder / "benchmarks", shown, _text_lists(found.benchmarks))
         note = "Times are medians; as CUDA graphs, on GPUs, with the L2 cache cold, and eager with the host's part and "
         note += "a warm cache. Ratio: over the baseline's time in the same run; of single rounds: its smallest and "
-        note += "largest value over the rounds in which both took turns. Of several runs of a cell the latest counts."
+        note += "largest value over the rounds in which both took turns. Of several runs of a contender in a cell the "
+        note += "latest counts, with that run's baseline."
+        if found.benchmarks["device"].eq("cpu").any():
+            note += " The targets are for GPUs: times on a CPU only show that it works, and are not judged."
         listings.append(Listing("benchmarks", "Benchmarks", note, shown, files))
     return listings
 

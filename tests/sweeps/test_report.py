@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from sweeps import load_runs
-from sweeps.benchmarks import benchmarks
+from sweeps.benchmarks import benchmarks, latest
 from sweeps.figures import BENCHMARK_FIGURES, FIGURES, Measured
 from sweeps.law import law
 from sweeps.palette import COLOURS, RECOMPUTATION, palette
@@ -23,7 +23,7 @@ from sweeps.tables import drift, results
 def measured(folder) -> Measured:
     runs = load_runs([folder])
     table = results(runs)
-    return Measured(table, drift(runs), law(table), recomputed(runs), benchmarks(runs))
+    return Measured(table, drift(runs), law(table), recomputed(runs), latest(benchmarks(runs)))
 
 
 @pytest.fixture
