@@ -32,20 +32,21 @@ def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def ratios(rows: pd.DataFrame, part: str, column: str = "p50_us") -> pd.DataFrame:
-    """The times of one part, a row a cell and run, and a column a contender (`method/variant`)."""
-    chosen = _with_run(rows[rows["part"] == part])
+    """The times of one part, a row a cell (and run, if `rows` say it), and a column a contender (`method/variant`)."""
+    chosen = rows[rows["part"] == part]
     pairs = zip(chosen["method"], chosen["variant"], strict=True)
     return chosen.assign(contender=[f"{method}/{variant}".rstrip("/") for method, variant in pairs]).pivot_table(
-        index=[*CELL, "run"], columns="contender", values=column, aggfunc="median"
+        index=_place(rows), columns="contender", values=column, aggfunc="median"
     )
 
 
-def _with_run(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows if "run" in rows else rows.assign(run=0)
+def _place(rows: pd.DataFrame) -> list[str]:
+    """What times must share to be compared."""
+    return [*CELL, "run"] if "run" in rows else CELL
 
 
 def _latest(found: pd.Series) -> pd.Series:
-    """By cell and run, to by cell: that of the latest run which has one."""
+    """Of each cell that of the latest run which has one."""
     return found.dropna().groupby(level=CELL).last()
 
 
@@ -142,7 +143,7 @@ def _all_reduce(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
     mine = rows[(rows["part"] == "all_reduce") & rows["chosen"].eq(True)]
     if mine.empty:
         return
-    chosen = _with_run(mine).set_index([*CELL, "run"])
+    chosen = mine.set_index(_place(mine))
     times = ratios(rows, "all_reduce")
     eager = ratios(rows, "all_reduce", "eager_p50_us") if "eager_p50_us" in rows else pd.DataFrame()
     better = times[[n for n in ("nccl", "two_shot") if n in times]].min(axis=1)
@@ -187,4 +188,4 @@ def law(rows: pd.DataFrame) -> pd.DataFrame:
     columns = {"s": s, "factor": factor, "predicted": predicted, "parts": parts, "measured": measured}
     columns |= {"error": measured / predicted - 1, "parts_error": measured / parts - 1}
     found = pd.DataFrame(columns).dropna()
-    return found.groupby(level=CELL).tail(1).droplevel("run") if len(found) else found
+    return found.reset_index().groupby(CELL).tail(1).set_index(CELL)[list(columns)] if len(found) else found
