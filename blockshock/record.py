@@ -13,10 +13,11 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType, UnionType
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -28,6 +29,49 @@ from blockshock.errors import ConfigError
 # What a new try finds in its folder and keeps: its own status, the lock it holds (claim), Hydra's log that goes on.
 KEPT = ("status.json", ".lock", "blockshock.log")
 STATUSES = ("ok", "oom", "unsupported", "failed", "timeout", "running")
+UNREADABLE = "unreadable"  # what `told` says of a folder whose result can't be read; never written
+NO_RECORDS = "metrics.jsonl: missing or empty, its records are gone"
+# What status.json holds. What else it may hold is asked for with `get`.
+_KINDS: dict[str, type | UnionType] = dict.fromkeys(("status", "reason", "started", "config_hash"), str)
+_KINDS |= {"ended": str | None, "pid": int | None, "host": str | None}
+
+
+class Unreadable(ValueError):
+    """A file that does not hold what was written there: `status.json: not JSON (...)`."""
+
+
+def read_object(path: Path, kinds: Mapping[str, type | UnionType] = MappingProxyType({})) -> dict[str, Any]:
+    """The JSON object in `path`, whose values for the keys of `kinds` are of these kinds (None: may be missing).
+
+    Raises Unreadable, and FileNotFoundError where there is no such file.
+    """
+    return parse_object(path.name, read_text(path), kinds)
+
+
+def read_text(path: Path) -> str:
+    """Raises Unreadable, and FileNotFoundError where there is no such file."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Unreadable(f"{path.name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"{path.name}: not text") from error
+
+
+def parse_object(name: str, text: str, kinds: Mapping[str, type | UnionType] = MappingProxyType({})) -> dict[str, Any]:
+    """The JSON object that `text`, from the file `name`, is; see read_object."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise Unreadable(f"{name}: {'not JSON (' + str(error) + ')' if text.strip() else 'empty'}") from error
+    if not isinstance(found, dict):
+        raise Unreadable(f"{name}: not a JSON object")
+    wrong = [key for key, kind in kinds.items() if not isinstance(found.get(key), kind)]
+    if wrong:
+        raise Unreadable(f"{name}: {wrong[0]} is {'of a wrong type' if wrong[0] in found else 'missing'}")
+    return found
 
 
 def check_writable(path: str | os.PathLike[str], key: str = "experiment.output_dir") -> None:
@@ -96,8 +140,8 @@ class RunFolder:
                     return
 
     def is_done(self) -> bool:
-        """Whether this folder's job has been measured and is `ok`."""
-        return (self.path / "status.json").exists() and self.status()["status"] == "ok"
+        """Whether this folder's job has been measured, is `ok` and has its records."""
+        return (self.path / "status.json").exists() and self.told()["status"] == "ok"
 
     def close(self, config: dict[str, Any], status: str, reason: str, run_id: str) -> None:
         """Record how a job ended that could not say so itself, or that can't run: also where it made no folder."""
@@ -117,7 +161,30 @@ class RunFolder:
         self._status(status, reason, ended=_now(), value=value, **kept)
 
     def status(self) -> dict[str, Any]:
-        return json.loads((self.path / "status.json").read_text())
+        """Its status.json; where that can't be read the status is `unreadable`, and the reason says why."""
+        path = self.path / "status.json"
+        try:
+            found = read_object(path, _KINDS)
+            if found["status"] not in STATUSES:
+                raise Unreadable(f"{path.name}: no such status: {found['status']!r}")
+            for moment in filter(None, (found["started"], found["ended"])):
+                _time(path.name, moment)
+        except Unreadable as error:
+            return {"status": UNREADABLE, "reason": str(error)}
+        return found
+
+    def told(self) -> dict[str, Any]:
+        """As `status`, but `unreadable` too where it is `ok` and what it measured is gone: every phase records some."""
+        found = self.status()
+        if found["status"] == "ok" and not self.has_records():
+            return {"status": UNREADABLE, "reason": NO_RECORDS}
+        return found
+
+    def has_records(self) -> bool:
+        try:
+            return (self.path / "metrics.jsonl").stat().st_size > 0
+        except FileNotFoundError:
+            return False
 
     def append(self, *records: dict[str, Any]) -> None:
         """A line each, written with one call and synced: a reader sees all or none. NaN and inf become null.
@@ -172,6 +239,15 @@ class RunFolder:
             "host": socket.gethostname(),
         }
         self.write_json("status.json", content)
+
+
+def _time(name: str, text: str) -> None:
+    try:
+        known = datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        known = False
+    if not known:
+        raise Unreadable(f"{name}: {text!r} is no time with its zone")
 
 
 def _now() -> str:

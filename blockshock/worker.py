@@ -77,7 +77,8 @@ def _sizes(job: Job | None) -> str:
     if job is None:
         return "unknown sizes"
     m = job.model
-    return f"N={m.N} K={m.K} B={m.B} {m.dtype} on {job.hardware.world_size} ranks"
+    ranks = job.hardware.world_size
+    return f"N={m.N} K={m.K} B={m.B} {m.dtype} on {ranks} rank{'s' * (ranks > 1)}"
 
 
 def _log_to(path: Path, say: Callable[[str], None] | None, redirect: bool) -> None:

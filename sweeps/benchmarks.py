@@ -1,7 +1,7 @@
 """The records of `python -m blockshock.bench`: times of what took turns in one run, and their ratios to a baseline.
 
-table = benchmarks(load_runs([...]))        # numbers, a row a contender and cell
-shown = benchmark_table(table)              # the same as text for people
+table = benchmarks(load_runs([...]))        # numbers, a row a contender, cell and run
+shown = benchmark_table(latest(table))      # of each contender and cell the latest, as text for people
 judged = targets(table)                     # the ratios against the targets of blockshock.bench.targets
 """
 
@@ -27,28 +27,31 @@ BASELINES = {
     "all_reduce": "nccl",
 }
 PARTS = (*BASELINES, "law")
+DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # records have PyTorch's names, people type these
 TEXTS = ["method", "variant", "mask", "kernel", "quantity"]
 NUMBERS = ["p50_us", "eager_p50_us", "relative_error", "dense_relative_error", "bytes", "copy_gbs"]
 NUMBERS += ["state_bytes", "dense_state_bytes"]
 WAY = ["contender", "chosen_kernel", "kernel_options", "collective", "chunks"]
 RATIOS = ["baseline", "baseline_us", "ratio", "ratio_lo", "ratio_hi"]
-COLUMNS = [*CELL, *TEXTS, *WAY, *NUMBERS, *RATIOS, "rounds_us", "chosen"]
+COLUMNS = ["run", *CELL, *TEXTS, *WAY, *NUMBERS, *RATIOS, "rounds_us", "chosen"]
 
 
 def benchmarks(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a contender and cell, of a cell that several run folders have those of the latest.
+    """One row a contender, cell and run folder.
 
-    Columns: COLUMNS. `ratio` is p50_us over that of the part's baseline in the same cell and run, `ratio_lo` and
-    `ratio_hi` the smallest and largest of those of single rounds, in which they took turns. `chosen_kernel` and
-    `collective` are what `auto` chose. Empty, with these columns, where there is no such record.
+    Columns: COLUMNS. `run` numbers the run folders from the earliest. `ratio` is p50_us over that of the part's
+    baseline in the same cell and run, `ratio_lo` and `ratio_hi` the smallest and largest of those of single rounds, in
+    which they took turns. `chosen_kernel` and `collective` are what `auto` chose. Empty, with these columns, where
+    there is no such record.
     """
     phase = runs["phase"] if "phase" in runs else pd.Series(dtype=object)
-    rows = runs[(phase == PHASE).reindex(runs.index, fill_value=False)]
+    rows = runs[(phase == PHASE).reindex(runs.index, fill_value=False)].reset_index(drop=True)
     if rows.empty:
         return pd.DataFrame(columns=COLUMNS)
-    latest = rows.sort_values("timestamp_unix", kind="stable").groupby(CELL)["folder"].transform("last")
-    rows = rows[rows["folder"] == latest.reindex(rows.index)].reset_index(drop=True)
+    ended = rows.groupby("folder", sort=False)["timestamp_unix"].max().rank(method="first").astype(int)
     table = rows.reindex(columns=[*CELL, *TEXTS, *NUMBERS, "rounds_us", "chosen"])
+    table["run"] = rows["folder"].map(ended)
+    table["dtype"] = table["dtype"].replace(DTYPES)
     table[TEXTS] = table[TEXTS].astype(object).fillna("")
     sizes = ["world_size", "N", "K", "B"]
     table[sizes] = table[sizes].astype(int)  # beside records without them they had become floats
@@ -56,7 +59,9 @@ def benchmarks(runs: pd.DataFrame) -> pd.DataFrame:
     table["chosen"] = table["chosen"].eq(True)
     pairs = zip(table["method"], table["variant"], strict=True)
     table["contender"] = [f"{method}/{variant}".rstrip("/") for method, variant in pairs]
-    table = pd.concat([table, _choices(rows)], axis=1).merge(_baselines(table), on=[*CELL, "quantity"], how="left")
+    table = pd.concat([table, _choices(rows)], axis=1).merge(
+        _baselines(table), on=["run", *CELL, "quantity"], how="left"
+    )
     table["baseline"] = table["baseline"].fillna("")
     table["ratio"] = table["p50_us"] / table["baseline_us"]
     each = [_of_rounds(a, b) for a, b in zip(table["rounds_us"], table["baseline_rounds"], strict=True)]
@@ -65,9 +70,22 @@ def benchmarks(runs: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(["_part", *CELL], kind="stable")[COLUMNS].reset_index(drop=True)
 
 
+def latest(table: pd.DataFrame) -> pd.DataFrame:
+    """Of a contender (also its mask, kernel and quantity) that several runs measured in a cell, the latest run's rows.
+
+    Each keeps the ratio to the baseline of its own run: one that only an older run measured stays, and is held against
+    what it took turns with.
+    """
+    same = [*CELL, *TEXTS]
+    return table[table["run"] == table.groupby(same)["run"].transform("max")].reset_index(drop=True)
+
+
 def targets(table: pd.DataFrame) -> pd.DataFrame:
-    """`blockshock.bench.targets.verdicts` of each device and dtype, with these two in front."""
-    return by_setting(table, verdicts)
+    """`blockshock.bench.targets.verdicts` of each device and dtype, with these two in front.
+
+    The targets are for GPUs: what was measured on a CPU shows that it works, and is not judged.
+    """
+    return by_setting(table[table["device"] != "cpu"], verdicts)
 
 
 def by_setting(table: pd.DataFrame, judge: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
@@ -137,7 +155,7 @@ def _baselines(table: pd.DataFrame) -> pd.DataFrame:
     plain = table["variant"].eq("") | table["part"].eq("backward")
     found = table[table["method"].eq(table["part"].map(BASELINES)) & plain]
     names = {"method": "baseline", "p50_us": "baseline_us", "rounds_us": "baseline_rounds"}
-    return found[[*CELL, "quantity", *names]].rename(columns=names)
+    return found[["run", *CELL, "quantity", *names]].rename(columns=names)
 
 
 def _of_rounds(own: Any, baseline: Any) -> tuple[float, float]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-ORDER = ("ok", "running", "failed", "oom", "timeout", "unsupported")
-BROKEN = ("failed", "oom", "timeout")
+ORDER = ("ok", "running", "unreadable", "failed", "oom", "timeout", "unsupported")
+BROKEN = ("unreadable", "failed", "oom", "timeout")
 
 
 def jobs(runs: pd.DataFrame) -> pd.DataFrame:

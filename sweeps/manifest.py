@@ -11,9 +11,10 @@ import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from blockshock.record import write_atomically
+from blockshock.record import Unreadable, read_object, write_atomically
 
 NAME = "sweep.json"
+_KINDS = {"arguments": list, "hydra_overrides": list, "skip_unsupported": bool, "jobs": dict, "slurm": dict}
 
 
 @dataclass
@@ -27,8 +28,20 @@ class Manifest:
 
     @staticmethod
     def read(sweep: Path) -> Manifest | None:
+        """The manifest in this folder, None where there is none. Raises Unreadable."""
         path = sweep / NAME
-        return Manifest(**json.loads(path.read_text())) if path.exists() else None
+        if not path.exists():
+            return None
+        found = read_object(path, _KINDS)
+        unknown = sorted(set(found) - set(Manifest.__dataclass_fields__))
+        if unknown:
+            raise Unreadable(f"{NAME}: unknown key {unknown[0]}")
+        texts = [*found["arguments"], *found["hydra_overrides"], *found["slurm"].values()]
+        for overrides in found["jobs"].values():
+            texts += overrides if isinstance(overrides, list) else [overrides, None]
+        if not all(isinstance(text, str) for text in texts):
+            raise Unreadable(f"{NAME}: its arguments, jobs or slurm hold something else than texts")
+        return Manifest(**found)
 
     def write(self, sweep: Path) -> None:
         write_atomically(sweep / NAME, json.dumps(asdict(self), indent=1) + "\n")

@@ -75,6 +75,7 @@ class Content:
     counts: dict[str, int]
     verdicts: list[tuple[Verdict, Listing | None]]
     the_same: dict[str, str]
+    whole_table: bool  # is there a table.csv?
     listings: list[Listing]
     pictures: list[Picture]
     broken: Listing | None

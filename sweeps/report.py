@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from sweeps.benchmarks import benchmark_table, benchmarks, target_table, targets
+from blockshock.record import UNREADABLE, check_writable
+from sweeps.benchmarks import benchmark_table, benchmarks, latest, target_table, targets
 from sweeps.drawing import draw
 from sweeps.figures import Measured
 from sweeps.jobs import BROKEN, counts, environments, jobs, machines, reasons, when
@@ -52,6 +53,7 @@ class Found:
         return all(table.empty for table in found)
 
 
+LEFT_OUT = 10  # unreadable runs named on stderr
 LAYERS = ("verdicts", "forward", "training_step", "law", "memory", "errors")
 TABLES = (*LAYERS, "recomputation", "profiles", "traces", "targets", "benchmarks")
 
@@ -70,13 +72,25 @@ def main() -> None:
     out = arguments.out or arguments.folders[0] / "report"
     try:
         found = _find(arguments.folders)
+        check_writable(out, "--out")
         written = _write(found, arguments.folders, out)
     except (OSError, ValueError) as error:
         _refuse(str(error))
+    ran = jobs(found.runs)
+    _name_unreadable(ran[ran["status"] == UNREADABLE], written)
     if found.nothing:
-        ended = ", ".join(f"{count} {status}" for status, count in counts(jobs(found.runs)).items())
-        _refuse(f"{_listed(arguments.folders)}: no records in {ended} runs; why stands in {written}")
+        ended = ", ".join(f"{count} {status}" for status, count in counts(ran).items())
+        runs = "run" if len(ran) == 1 else "runs"
+        _refuse(f"{_listed(arguments.folders)}: no records in {ended} {runs}; why stands in {written}")
     _print(found, written)
+
+
+def _name_unreadable(found: pd.DataFrame, written: Path) -> None:
+    """On stderr a line for each, with its file; of many the first."""
+    for folder, reason in found[["folder", "reason"]].head(LEFT_OUT).itertuples(index=False, name=None):
+        print(f"blockshock-report: {_shown(folder)}/{reason}; this run is left out", file=sys.stderr)
+    if len(found) > LEFT_OUT:
+        print(f"blockshock-report: {len(found) - LEFT_OUT} more are left out, see {written}", file=sys.stderr)
 
 
 def _find(paths: Sequence[str | PathLike[str]]) -> Found:
@@ -86,7 +100,7 @@ def _find(paths: Sequence[str | PathLike[str]]) -> Found:
     table = results(runs)
     parts = (recomputed(runs), profile_table(runs), trace_table(runs))
     measured = benchmarks(runs)
-    return Found(runs, table, drift(runs), law(table), *parts, measured, targets(measured))
+    return Found(runs, table, drift(runs), law(table), *parts, latest(measured), targets(measured))
 
 
 def _write(found: Found, paths: Sequence[str | PathLike[str]], out: Path) -> Path:
@@ -96,8 +110,11 @@ def _write(found: Found, paths: Sequence[str | PathLike[str]], out: Path) -> Pat
     for name in TABLES:  # of an earlier report, which may have had more to show
         for ending in (".csv", ".md"):
             (tables / name).with_suffix(ending).unlink(missing_ok=True)
-    _text_lists(found.table).to_csv(out / "table.csv", index=False)
-    (out / "table.md").write_text(markdown(readable(found.table)), encoding="utf-8")
+    for name in ("table.csv", "table.md"):
+        (out / name).unlink(missing_ok=True)
+    if not found.table.empty:
+        _text_lists(found.table).to_csv(out / "table.csv", index=False)
+        (out / "table.md").write_text(markdown(readable(found.table)), encoding="utf-8")
     ran = jobs(found.runs)
     broken = ran[ran["status"].isin(BROKEN)]
     judged = verdicts(found.table, found.drift)
@@ -110,6 +127,7 @@ def _write(found: Found, paths: Sequence[str | PathLike[str]], out: Path) -> Pat
         counts=counts(ran),
         verdicts=[(verdict, _evidence(verdict)) for verdict in judged],
         the_same=the_same(found.table),
+        whole_table=not found.table.empty,
         listings=_listings(found, tables),
         pictures=[
             *draw(Measured(found.table, found.drift, found.law, found.recomputed, found.benchmarks), figures),
@@ -163,7 +181,10 @@ def _listings(found: Found, folder: Path) -> list[Listing]:
         files = _write_table(folder / "benchmarks", shown, _text_lists(found.benchmarks))
         note = "Times are medians; as CUDA graphs, on GPUs, with the L2 cache cold, and eager with the host's part and "
         note += "a warm cache. Ratio: over the baseline's time in the same run; of single rounds: its smallest and "
-        note += "largest value over the rounds in which both took turns. Of several runs of a cell the latest counts."
+        note += "largest value over the rounds in which both took turns. Of several runs of a contender in a cell the "
+        note += "latest counts, with that run's baseline."
+        if found.benchmarks["device"].eq("cpu").any():
+            note += " The targets are for GPUs: times on a CPU only show that it works, and are not judged."
         listings.append(Listing("benchmarks", "Benchmarks", note, shown, files))
     return listings
 
@@ -262,7 +283,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="blockshock-report",
         description="Write a report on run folders: report.html (one file), tables and figures.",
         epilog="Works while a sweep is still going on. Example: blockshock-report outputs/sweeps/first_picture. "
-        "Exit status: 0, or 2 when a folder is missing or holds no records.",
+        "Exit status: 0, or 2 when a folder is missing or holds no records. "
+        "A run that can't be read is named and left out.",
     )
     parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="a run folder, or any folder above some")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where the report goes (default: <first DIR>/report)")

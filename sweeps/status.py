@@ -6,7 +6,6 @@ Reads run folders and sweep.json only, and asks SLURM where a sweep has jobs the
 from __future__ import annotations
 
 import argparse
-import json
 import socket
 import sys
 from collections import Counter, defaultdict
@@ -20,11 +19,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from blockshock import slurm
+from blockshock.record import RunFolder, Unreadable
 from sweeps.launchers.board import COLOURS, clock
 from sweeps.manifest import NAME, Manifest, shown
+from sweeps.words import counted
 
 SHOWN = 10  # lines a section
-ORDER = ("ok", "running", "in the queue", "died", "failed", "oom", "timeout", "unsupported", "not started")
+BAD = ("unreadable", "failed", "oom", "timeout", "unsupported")  # in this order, with their reasons
+ORDER = ("ok", "running", "in the queue", "died", *BAD, "not started")
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,13 @@ class Row:
 
 
 def rows_of(sweep: Path) -> list[Row]:
-    """Every job of one sweep's folder (or of any folder of run folders), those without a folder yet included."""
+    """Every job of one sweep's folder (or of any folder of run folders), those without a folder yet included.
+
+    Raises Unreadable for a broken sweep.json.
+    """
     manifest = Manifest.read(sweep)
-    statuses = {path.parent: json.loads(path.read_text()) for path in sorted(sweep.rglob("status.json"))}
-    found = {str(folder.relative_to(sweep)): status for folder, status in statuses.items()}
+    folders = [path.parent for path in sorted(sweep.rglob("status.json"))]
+    found = {str(folder.relative_to(sweep)): RunFolder(folder).told() for folder in folders}
     ids = manifest.slurm if manifest else {}
     asked = slurm.states(ids.values()) if ids and slurm.available() else None
     names = [*found, *(name for name in (manifest.jobs if manifest else {}) if name not in found)]
@@ -85,16 +90,16 @@ def show(sweep: Path, console: Console) -> None:
     counts = "  ".join(
         f"[{COLOURS.get(state, 'default')}]{len(by_state[state])} {state}[/]" for state in ORDER if by_state[state]
     )
-    console.print(f"[bold]{escape(shown(sweep))}[/]: {len(rows)} jobs  {counts}", highlight=False)
+    console.print(f"[bold]{escape(shown(sweep))}[/]: {counted(len(rows), 'job')}  {counts}", highlight=False)
     for state in ("running", "died"):
         oldest = sorted(by_state[state], key=lambda row: -row.age_s)
         _lines(console, state, [f"{clock(r.age_s):>8}  {r.name}  ({r.detail})" for r in oldest])
     waiting = Counter(row.detail.partition(": ")[2] for row in by_state["in the queue"])
     _lines(console, "in the queue", [f"{n:>8}  {why}" for why, n in waiting.most_common()])
-    for state in ("failed", "oom", "timeout", "unsupported"):
+    for state in BAD:
         _lines(console, state, _by_reason(by_state[state]))
     manifest = Manifest.read(sweep)
-    if manifest and any(by_state[state] for state in ("died", "failed", "timeout", "not started")):
+    if manifest and any(by_state[state] for state in ("died", "unreadable", "failed", "timeout", "not started")):
         console.print("run what is not ok with:", highlight=False)
         console.print(f"  {escape(manifest.resume_command(sweep))}", soft_wrap=True, highlight=False)
 
@@ -122,7 +127,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="blockshock-status",
         description="What is done, running and failed in sweeps, and the command that goes on.",
-        epilog="Example: blockshock-status outputs/sweeps/first_picture. Exit status: 0, or 2 without a run there.",
+        epilog="Example: blockshock-status outputs/sweeps/first_picture. Exit status: 0, or 2 without a run there "
+        "or with a broken sweep.json.",
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="a sweep's folder, or any folder above some")
     folder = parser.parse_args().folder
@@ -132,8 +138,16 @@ def main() -> None:
         print(f"blockshock-status: {folder}: {problem}", file=sys.stderr)
         sys.exit(2)
     console = Console(width=None if sys.stdout.isatty() else 200)
+    broken = False
     for sweep in sweeps:
-        show(sweep, console)
+        try:
+            show(sweep, console)
+        except Unreadable as error:  # of one sweep; the others have theirs
+            hint = "restore it, or delete it to see the folders without it"
+            print(f"blockshock-status: {sweep}/{error}; {hint}", file=sys.stderr)
+            broken = True
+    if broken:
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import pandas as pd
 
 from sweeps.comparisons import ALIKE, lists
 from sweeps.intervals import MIN_REPEATS, ratio_intervals
+from sweeps.words import counted
 
 SUPPORTED, REFUTED, UNDECIDED = "supported", "refuted", "undecided"
 MARGIN = 1.02  # "no more than" allows 2%: what one median of the same thing differs from the next
@@ -129,7 +130,11 @@ def _training(table: pd.DataFrame) -> tuple[str, str, pd.DataFrame]:
         parts += [f"more memory at {_of(larger)}"] if larger.any() else []
         return REFUTED, f"{', '.join(parts)}; {text}", found
     kept = (found["hi"] <= MARGIN) & found["memory_over_dense"].notna()
-    return (SUPPORTED, f"at all {len(found)} comparisons; {text}", found) if kept.all() else _open(found, text)
+    return (
+        (SUPPORTED, f"at {'all ' * (len(found) > 1)}{counted(len(found), 'comparison')}; {text}", found)
+        if kept.all()
+        else _open(found, text)
+    )
 
 
 def _kernels(table: pd.DataFrame) -> tuple[str, str, pd.DataFrame]:
@@ -186,7 +191,7 @@ def _range(found: pd.DataFrame, of_what: str) -> str:
     span = f"intervals from {found['lo'].min():.2f} to {found['hi'].max():.2f}" if decided.any() else "no intervals"
     few = "" if decided.all() else f"; {_of(~decided)} not repeated {MIN_REPEATS} times"
     low, high = found["ratio"].min(), found["ratio"].max()
-    return f"it takes {low:.2f} to {high:.2f} {of_what} ({len(found)} comparisons, {span}{few})."
+    return f"it takes {low:.2f} to {high:.2f} {of_what} ({counted(len(found), 'comparison')}, {span}{few})."
 
 
 def _open(found: pd.DataFrame, text: str) -> tuple[str, str, pd.DataFrame]:

@@ -17,20 +17,37 @@ OURS = "block_shock/1100"
 OTHER_MASKS = ("block_shock/checkerboard", "block_shock/random")
 
 
+CELL = ["world_size", "N", "B"]
+
+
 def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
-    """target, world_size, measured, limit, met, cells: every target for which there are rows."""
+    """target, world_size, measured, limit, met, cells: every target for which there are rows.
+
+    `rows` of several runs have a column `run`, larger for a later one: no ratio is of times of two runs, and of a cell
+    in which several runs measured both, the latest counts.
+    """
     found = [verdict for part in (_product, _random, _forward, _train, _all_reduce, _law) for verdict in part(rows)]
     columns = ["world_size", "target", "measured", "limit", "met", "cells", "worst cell"]
     return pd.DataFrame(found, columns=columns)
 
 
 def ratios(rows: pd.DataFrame, part: str, column: str = "p50_us") -> pd.DataFrame:
-    """The times of one part, a row a cell and a column a contender (`method/variant`)."""
+    """The times of one part, a row a cell (and run, if `rows` say it), and a column a contender (`method/variant`)."""
     chosen = rows[rows["part"] == part]
     pairs = zip(chosen["method"], chosen["variant"], strict=True)
     return chosen.assign(contender=[f"{method}/{variant}".rstrip("/") for method, variant in pairs]).pivot_table(
-        index=["world_size", "N", "B"], columns="contender", values=column, aggfunc="median"
+        index=_place(rows), columns="contender", values=column, aggfunc="median"
     )
+
+
+def _place(rows: pd.DataFrame) -> list[str]:
+    """What times must share to be compared."""
+    return [*CELL, "run"] if "run" in rows else CELL
+
+
+def _latest(found: pd.Series) -> pd.Series:
+    """Of each cell that of the latest run which has one."""
+    return found.dropna().groupby(level=CELL).last()
 
 
 def _verdict(
@@ -53,7 +70,7 @@ def _verdict(
 
 def _over(times: pd.DataFrame, mine: str, other: str) -> pd.Series:
     """The ratio of two contenders in the cells that have both; a benchmark that goes on may still lack either."""
-    return (times[mine] / times[other]).dropna() if {mine, other} <= set(times) else pd.Series(dtype=float)
+    return _latest(times[mine] / times[other]) if {mine, other} <= set(times) else pd.Series(dtype=float)
 
 
 def _by_ranks(times: pd.DataFrame) -> Iterator[pd.DataFrame]:
@@ -64,9 +81,9 @@ def _by_ranks(times: pd.DataFrame) -> Iterator[pd.DataFrame]:
 def _product(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
     times = ratios(rows, "product")
     for title, masks in (("fixed patterns", FIXED), ("checkerboard", ("checkerboard",))):
-        names = [f"{mask}/auto" for mask in masks if f"{mask}/auto" in times]
-        if names:
-            ratio = pd.concat([times[name] / times["half_k_dense"] for name in names]).dropna()
+        found = [_over(times, f"{mask}/auto", "half_k_dense") for mask in masks]
+        if any(len(ratio) for ratio in found):
+            ratio = pd.concat([ratio for ratio in found if len(ratio)])
             mean = float(np.exp(np.log(ratio).mean()))
             yield _verdict(ratio, f"product, {title}, over half-K dense: geometric mean", 1.10, mean)
             yield _verdict(ratio, f"product, {title}, over half-K dense: worst cell", 1.25)
@@ -76,17 +93,16 @@ def _random(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
     times = ratios(rows, "product")
     if "random_2of4/auto" not in times:
         return
-    auto = times["random_2of4/auto"].dropna()
+    auto = _latest(times["random_2of4/auto"])
     small = auto[auto.index.get_level_values("B") <= 64]
     if len(small):
         N, B = small.index.get_level_values("N"), small.index.get_level_values("B")
         rate = float(rows["copy_gbs"].max()) * 1e3  # bytes a µs
         floor = (N * N * 2 * 9 / 16 + 4 * B * N) / rate  # two bytes an element: values, metadata, X and Y
         yield _verdict(small / floor, "product, random 2-of-4, B <= 64, over the bytes floor", 1.25)
-    if "random_2of4/cusparselt" in times:
-        yield _verdict(
-            (auto / times["random_2of4/cusparselt"]).dropna(), "product, random 2-of-4, over cuSPARSELt", 1.0
-        )
+    vendor = _over(times, "random_2of4/auto", "random_2of4/cusparselt")
+    if len(vendor):
+        yield _verdict(vendor, "product, random 2-of-4, over cuSPARSELt", 1.0)
 
 
 def _forward(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -118,7 +134,7 @@ def _train(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
         for own in _by_ranks(share):
             for name in (str(n) for n in own if str(n).startswith("block_shock/")):
                 if own[name].notna().any():
-                    yield _verdict(own[name].dropna(), f"{name}: weight, gradient and optimizer bytes over dense", 0.57)
+                    yield _verdict(_latest(own[name]), f"{name}: weight, gradient and optimizer bytes over dense", 0.57)
 
 
 def _all_reduce(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -127,16 +143,20 @@ def _all_reduce(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
     mine = rows[(rows["part"] == "all_reduce") & rows["chosen"].eq(True)]
     if mine.empty:
         return
-    chosen = mine.set_index(["world_size", "N", "B"])
+    chosen = mine.set_index(_place(mine))
     times = ratios(rows, "all_reduce")
     eager = ratios(rows, "all_reduce", "eager_p50_us") if "eager_p50_us" in rows else pd.DataFrame()
     better = times[[n for n in ("nccl", "two_shot") if n in times]].min(axis=1)
     for ranks in sorted(chosen.index.unique("world_size")):
         own = chosen.xs(ranks, drop_level=False)
-        yield _verdict(own["p50_us"] / better[own.index], "all-reduce chosen over the better of NCCL, two-shot", 1.03)
+        yield _verdict(
+            _latest(own["p50_us"] / better[own.index]), "all-reduce chosen over the better of NCCL, two-shot", 1.03
+        )
         small = own[own["bytes"] <= 1 << 21]
         if len(small) and "nccl" in eager:
-            yield _verdict(small["p50_us"] / eager["nccl"][small.index], "all-reduce up to 2 MiB over eager NCCL", 0.6)
+            yield _verdict(
+                _latest(small["p50_us"] / eager["nccl"][small.index]), "all-reduce up to 2 MiB over eager NCCL", 0.6
+            )
 
 
 def _law(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -167,4 +187,5 @@ def law(rows: pd.DataFrame) -> pd.DataFrame:
     measured = times["block_shock"] / times["dense_tp_row"]
     columns = {"s": s, "factor": factor, "predicted": predicted, "parts": parts, "measured": measured}
     columns |= {"error": measured / predicted - 1, "parts_error": measured / parts - 1}
-    return pd.DataFrame(columns).dropna()
+    found = pd.DataFrame(columns).dropna()
+    return found.reset_index().groupby(CELL).tail(1).set_index(CELL)[list(columns)] if len(found) else found

@@ -21,33 +21,40 @@ if TYPE_CHECKING:
 
 BLOCKS = (*FIXED, "checkerboard")
 OURS = ("block_shock/1100", "block_shock/checkerboard", "block_shock/random")
-# Part -> its contenders, from top to bottom.
-CONTENDERS = {
+LAYERS = (*OURS, "block_shock/outputs", "dense_tp_row")
+# Part -> which of its contenders are drawn (the figures' texts say it in words), and those that come first.
+DRAWN = {
+    "product": r".+/auto",
+    "backward": r".+/d[XW]",
+    "forward": r"block_shock/(?!nccl).+|dense_tp_row",
+    "train": r"block_shock/(?!nccl).+|dense_tp_row",
+}
+FIRST = {
     "product": tuple(f"{mask}/auto" for mask in (*BLOCKS, "random_2of4")),
     "backward": tuple(f"{mask}/{grad}" for mask in (*BLOCKS, "random_2of4") for grad in ("dX", "dW")),
-    "forward": (*OURS, "block_shock/outputs", "dense_tp_row"),
-    "train": (*OURS, "block_shock/outputs", "dense_tp_row"),
+    "forward": LAYERS,
+    "train": LAYERS,
 }
-# Part -> the ratio that no cell may exceed, and for whom (blockshock.bench.targets).
+# Part -> the ratio that no cell may exceed on a GPU, and for whom (blockshock.bench.targets).
 LIMITS = {
-    "product": (1.25, CONTENDERS["product"][:-1]),
+    "product": (1.25, tuple(f"{mask}/auto" for mask in BLOCKS)),
     "forward": (1.05, OURS),
     "train": (1.1, OURS),
 }
 
 
 def select(measured: Measured, part: str) -> pd.DataFrame:
-    """The ratios of the part's contenders, and `limit` where there is one; only maps of two cells or more."""
+    """The ratios of the part's contenders that DRAWN names, and `limit` where there is one."""
     table = measured.benchmarks
-    order = {name: place for place, name in enumerate(CONTENDERS[part])}
-    data = table[table["part"].eq(part) & table["contender"].isin(list(order)) & table["ratio"].notna()]
+    drawn = table["contender"].astype(str).str.fullmatch(DRAWN[part]) & table["method"].ne(table["baseline"])
+    data = table[table["part"].eq(part) & drawn & table["ratio"].notna()]
     data = data[[*CELL, "contender", "quantity", "p50_us", *RATIOS]]
     limit, whose = LIMITS.get(part, (np.nan, ()))
-    data = data.assign(
-        limit=np.where(data["contender"].isin(list(whose)), limit, np.nan), _place=data["contender"].map(order)
-    )
-    several = data.groupby([*SETTING, "contender", "world_size", "quantity"])["N"].transform("size") > 1
-    return data[several].sort_values([*SETTING, "_place", "world_size", "N", "B"]).drop(columns="_place")
+    judged = data["contender"].isin(list(whose)) & data["device"].ne("cpu")
+    names = [*FIRST[part], *sorted(set(data["contender"]) - set(FIRST[part]))]
+    place = data["contender"].map({name: place for place, name in enumerate(names)})
+    data = data.assign(limit=np.where(judged, limit, np.nan), _place=place)
+    return data.sort_values([*SETTING, "_place", "world_size", "N", "B"]).drop(columns="_place")
 
 
 def maps(data: pd.DataFrame, title: str) -> Figure:
@@ -85,11 +92,19 @@ def _outline(axis: Axes, above: pd.DataFrame) -> None:
 
 
 READING = "The number is the time over {}'s in the same run: blue is faster, red is slower."
+MASKS = " Of each mask the kernel that was chosen; single kernels and the dense product stand in the table."
+METHODS = (
+    " Drawn are Block-Shock and row-parallel; other methods, and NCCL in place of the collective that was chosen, "
+)
+METHODS += "stand in the table."
+OUTLINED = " Outlined: above {}, which no cell of Block-Shock's 1100, checkerboard and random shall exceed on a GPU; "
+OUTLINED += "other panels are not judged."
 NOTES = {
     "product": (
         "rank-local product over half-K dense",
         READING.format("the dense product over half of K")
-        + " Outlined: above the 1.25 that no cell of a fixed pattern or checkerboard shall exceed.",
+        + MASKS
+        + " Outlined: above the 1.25 that no cell of a fixed pattern or checkerboard shall exceed on a GPU.",
     ),
     "backward": (
         "backward over half-K dense",
@@ -97,12 +112,11 @@ NOTES = {
     ),
     "forward": (
         "forward over dtensor_row",
-        READING.format("DTensor's row-parallel plan")
-        + " Outlined: Block-Shock above 1.05, which no cell shall exceed.",
+        READING.format("DTensor's row-parallel plan") + METHODS + OUTLINED.format(1.05),
     ),
     "train": (
         "AdamW step over dtensor_row",
-        READING.format("DTensor's row-parallel plan") + " Outlined: Block-Shock above 1.1, which no cell shall exceed.",
+        READING.format("DTensor's row-parallel plan") + METHODS + OUTLINED.format(1.1),
     ),
 }
 BENCHMARK_MAPS = tuple(

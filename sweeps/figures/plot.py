@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Measured:
     """What figures select from: `tables.results`, `tables.drift`, `law.law`, `recomputation.recomputed` and
-    `benchmarks.benchmarks`."""
+    `benchmarks.latest`."""
 
     table: pd.DataFrame
     drift: pd.DataFrame

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 ROWS = 8  # running jobs shown
-COLOURS = {"ok": "green", "unsupported": "dim", "oom": "yellow", "failed": "red", "timeout": "red"}
+COLOURS = {"ok": "green", "unsupported": "dim", "oom": "yellow", "failed": "red", "timeout": "red", "unreadable": "red"}
 
 
 class Board:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from blockshock import slurm
 from blockshock.errors import REFUSED, ConfigError, at_least, one_of
 from blockshock.main import JobFailed
+from blockshock.record import Unreadable
 from blockshock.resolvers import run_id
 from blockshock.submitted import Submission
 from hydra_plugins.blockshock_launchers import LauncherConf
@@ -85,7 +86,7 @@ class Sweep:
         found = job.status()
         if found is None or found["status"] not in FINAL:
             return False
-        return found["status"] == "ok" or found != self._before.get(job.name)
+        return found != self._before.get(job.name) or job.folder.is_done()
 
     def has_begun(self, job: PlannedJob) -> bool:
         return job.status() != self._before.get(job.name)
@@ -201,7 +202,7 @@ def _left(job: PlannedJob) -> JobReturn:
 def _of_earlier(options: LauncherConf, config: DictConfig) -> list[list[str]]:
     """The jobs of the sweep in `resume`, for a command that names nothing else."""
     assert options.resume is not None
-    found = Manifest.read(Path(options.resume))
+    found = _earlier(Path(options.resume), options)
     if found is None:
         problem = "holds no sweep.json to take the jobs from; repeat the sweep's own overrides beside it"
         raise ConfigError("hydra.launcher.resume", options.resume, problem)
@@ -210,6 +211,16 @@ def _of_earlier(options: LauncherConf, config: DictConfig) -> list[list[str]]:
         raise ConfigError("hydra.launcher.resume", options.resume, problem)
     options.skip_unsupported = options.skip_unsupported or found.skip_unsupported
     return list(found.jobs.values())
+
+
+def _earlier(sweep: Path, options: LauncherConf) -> Manifest | None:
+    """The manifest of the sweep that has been in this folder."""
+    try:
+        return Manifest.read(sweep)
+    except Unreadable as error:
+        problem = f"{error}; restore the file, or delete it and repeat the sweep's own overrides: what is ok stays"
+        key = "hydra.sweep.dir" if options.resume is None else "hydra.launcher.resume"
+        raise ConfigError(key, sweep, problem) from error
 
 
 def _hydra_overrides(config: DictConfig) -> list[str]:
@@ -222,7 +233,7 @@ def _hydra_overrides(config: DictConfig) -> list[str]:
 
 def _manifest(path: Path, options: LauncherConf, config: DictConfig, jobs: Sequence[PlannedJob]) -> Manifest:
     """The folder's manifest with these jobs added: a sweeper may launch batch after batch into one folder."""
-    earlier = Manifest.read(path)
+    earlier = _earlier(path, options)
     arguments = sys.argv[1:] if any(job.overrides for job in jobs) else ["-m"]
     bare = options.resume is not None and not config.hydra.overrides.task
     if bare and earlier:

@@ -17,11 +17,15 @@ SIZES = ((64, 16), (64, 32), (128, 16), (128, 32))
 
 @pytest.fixture
 def write_run(tmp_path: Path) -> WriteRun:
-    """`write_run("name", records=[...], status="ok")`: a run folder below tmp_path/sweep; the path of it."""
+    """`write_run("name", records=[...], status="ok")`: a run folder below tmp_path/sweep; the path of it.
+
+    A run that is `ok` has a record, of its own if none is given.
+    """
 
     def write(name: str, records: list[dict[str, Any]] | None = None, status: str = "ok", reason: str = "") -> Path:
         folder = tmp_path / "sweep" / name
         folder.mkdir(parents=True)
+        records = [make_record("phase1_forward", "dense_single")] if records is None and status == "ok" else records
         ended = None if status == "running" else "2026-01-02T03:05:00.000+00:00"
         content = {"status": status, "reason": reason, "started": "2026-01-02T03:04:00.000+00:00", "ended": ended}
         (folder / "status.json").write_text(json.dumps({**content, "config_hash": name, "schema": 1}))
@@ -48,24 +52,24 @@ def write_run(tmp_path: Path) -> WriteRun:
 @pytest.fixture
 def record() -> Callable[..., dict[str, Any]]:
     """`record("phase1_forward", "block_shock", forward=0.5, floor=0.1, ...)`: one line of metrics.jsonl."""
+    return make_record
 
-    def make(phase: str, method: str, **given: Any) -> dict[str, Any]:
-        times = {name: given.pop(name) for name in list(given) if name in _REGIONS}
-        line: dict[str, Any] = {
-            **{"schema": 1, "phase": phase, "method": method, "mask": "complement_1100_0011", "workload": "gaussian"},
-            **{"N": 64, "K": 64, "B": 8, "dtype": "fp32", "world_size": 1, "device": "cpu"},
-            "timings_ms": {name: {"count": 3, "p50_ms": value} for name, value in times.items()},
-        }
-        if phase not in ("phase0_correctness", "phasex_drift"):
-            line |= {"timing_mode": "sync", "flush_l2": False}
-        if "floor" in given:
-            line["roofline"] = {"floor_ms": given.pop("floor"), "bound": given.pop("bound", "memory")}
-        if "error" in given:
-            error, limit = given.pop("error"), given.pop("limit")
-            line["correctness"] = {"Y": {"relative_error": error, "limit": limit, "passed": error <= limit}}
-        return {**line, **given}
 
-    return make
+def make_record(phase: str, method: str, **given: Any) -> dict[str, Any]:
+    times = {name: given.pop(name) for name in list(given) if name in _REGIONS}
+    line: dict[str, Any] = {
+        **{"schema": 1, "phase": phase, "method": method, "mask": "complement_1100_0011", "workload": "gaussian"},
+        **{"N": 64, "K": 64, "B": 8, "dtype": "fp32", "world_size": 1, "device": "cpu"},
+        "timings_ms": {name: {"count": 3, "p50_ms": value} for name, value in times.items()},
+    }
+    if phase not in ("phase0_correctness", "phasex_drift"):
+        line |= {"timing_mode": "sync", "flush_l2": False}
+    if "floor" in given:
+        line["roofline"] = {"floor_ms": given.pop("floor"), "bound": given.pop("bound", "memory")}
+    if "error" in given:
+        error, limit = given.pop("error"), given.pop("limit")
+        line["correctness"] = {"Y": {"relative_error": error, "limit": limit, "passed": error <= limit}}
+    return {**line, **given}
 
 
 @pytest.fixture

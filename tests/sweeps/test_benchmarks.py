@@ -8,7 +8,7 @@ import pytest
 
 from blockshock.bench.targets import verdicts
 from sweeps import load_runs
-from sweeps.benchmarks import benchmark_table, benchmarks, target_table, targets
+from sweeps.benchmarks import benchmark_table, benchmarks, latest, target_table, targets
 from sweeps.figures import BENCHMARK_FIGURES, Measured
 from sweeps.report import main
 from tests.sweeps.conftest import benchmark_rows
@@ -18,7 +18,7 @@ NONE = pd.DataFrame()
 
 
 def figures(folder) -> dict[str, pd.DataFrame]:
-    measured = Measured(NONE, NONE, NONE, NONE, benchmarks(load_runs([folder])))
+    measured = Measured(NONE, NONE, NONE, NONE, latest(benchmarks(load_runs([folder]))))
     return {plot.name: plot.select(measured) for plot in BENCHMARK_FIGURES}
 
 
@@ -96,9 +96,75 @@ def test_devices_are_judged_apart(write_run, tmp_path):
 def test_of_several_runs_of_a_cell_the_latest_counts(write_run, tmp_path):
     write_run("new", [line | {"timestamp_unix": 9.0} for line in benchmark_rows(1, [(64, 16)])])
     write_run("old", [line | {"p50_us": 1e6} for line in benchmark_rows(1, [(64, 16), (64, 32)])])
-    table = benchmarks(load_runs([tmp_path]))
+    table = latest(benchmarks(load_runs([tmp_path])))
     assert table.loc[table["B"] == 16, "p50_us"].max() < 1e6
     assert (table.loc[table["B"] == 32, "p50_us"] == 1e6).all()  # nowhere else
+
+
+def test_what_only_an_older_run_measured_stays_beside_its_own_baseline(write_run, tmp_path):
+    """The later run is twice as slow throughout and has one mask: no ratio may be of times of both."""
+    rows = [line for line in benchmark_rows(1) if line["part"] == "product"]
+    few = [line for line in rows if line["method"] in ("half_k_dense", "checkerboard")]
+    alone = benchmarks(load_runs([write_run("old", rows)]))
+    slower = {"timestamp_unix": 9.0}
+    write_run("new", [line | slower | {"p50_us": 2 * line["p50_us"]} for line in few])
+    both = benchmarks(load_runs([tmp_path]))
+    shown = latest(both)
+    keys = ["N", "B", "contender"]
+    assert len(shown) == len(alone)
+    merged = shown.merge(alone, on=keys, suffixes=("", "_alone"))
+    assert merged["ratio"].to_numpy() == pytest.approx(merged["ratio_alone"].to_numpy())
+    new = merged["contender"].isin(["half_k_dense", "checkerboard/auto"])
+    assert (merged["p50_us"] / merged["p50_us_alone"]).tolist() == new.map({True: 2.0, False: 1.0}).tolist()
+    judged = targets(both)
+    ratios = judged["target"].str.contains("over half-K|over cuSPARSELt")
+    assert ratios.sum() == 4
+    expected = targets(alone)
+    pd.testing.assert_frame_equal(judged[ratios], expected[ratios])
+
+
+def test_the_law_takes_a_cell_from_one_run(write_run, tmp_path):
+    rows = [line for line in benchmark_rows(2) if line["part"] == "law"]
+    write_run("old", rows)
+    later = [line | {"timestamp_unix": 9.0, "p50_us": 3 * line["p50_us"]} for line in rows]
+    write_run("new", [line for line in later if line["method"] != "all_reduce"])  # it goes on: not all there yet
+    both = targets(benchmarks(load_runs([tmp_path])))
+    alone = targets(benchmarks(load_runs([tmp_path / "sweep" / "old"])))
+    pd.testing.assert_frame_equal(both, alone)
+
+
+def test_a_cpus_times_are_shown_and_not_judged(write_run, tmp_path, monkeypatch, capsys):
+    write_run("cpu", [line | {"device": "cpu", "dtype": "float32"} for line in benchmark_rows(1)])
+    assert targets(benchmarks(load_runs([tmp_path]))).empty
+    assert figures(tmp_path)["bench_product"]["limit"].isna().all()
+    monkeypatch.setattr("sys.argv", ["blockshock-report", str(tmp_path / "sweep"), "--out", str(tmp_path / "out")])
+    main()
+    assert "missed" not in capsys.readouterr().out
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "The targets are for GPUs" in text
+    assert "table.csv" not in text  # it is about layers, and there are none
+    assert not (tmp_path / "out" / "table.csv").exists()
+
+
+def test_types_are_named_as_they_are_typed(write_run, tmp_path):
+    names = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+    for name in names:
+        write_run(name, [line | {"dtype": name} for line in benchmark_rows(1, [(64, 16)])])
+    table = benchmarks(load_runs([tmp_path]))
+    assert set(table["dtype"]) == set(names.values())
+
+
+def test_maps_leave_out_no_mask_and_no_single_cell(write_run, tmp_path):
+    rows = [line for line in benchmark_rows(1, [(64, 16)]) if line["part"] in ("product", "backward")]
+    more = [line | {"method": "magnitude_2of4"} for line in rows if line["method"] == "random_2of4"]
+    write_run("one", [*rows, *more])
+    drawn = figures(tmp_path)
+    masks = {line["method"] for line in rows + more} - {"half_k_dense", "dense"}
+    for name, variants in (("bench_product", ("auto",)), ("bench_backward", ("dX", "dW"))):
+        assert set(drawn[name]["contender"]) == {f"{mask}/{variant}" for mask in masks for variant in variants}
+        (plot,) = (plot for plot in BENCHMARK_FIGURES if plot.name == name)
+        figure = plot.draw(drawn[name])
+        assert sum(axis.has_data() for axis in figure.axes) == len(drawn[name])
 
 
 def test_what_auto_chose_is_told(benchmarked):
@@ -132,7 +198,7 @@ def test_a_maps_data_say_which_cells_are_above_their_limit(benchmarked):
 
 def test_cells_above_their_limit_are_outlined(benchmarked):
     (plot,) = (plot for plot in BENCHMARK_FIGURES if plot.name == "bench_product")
-    data = plot.select(Measured(NONE, NONE, NONE, NONE, benchmarks(load_runs([benchmarked]))))
+    data = plot.select(Measured(NONE, NONE, NONE, NONE, latest(benchmarks(load_runs([benchmarked])))))
     figure = plot.draw(data)
     above = [int((rows["ratio"] > rows["limit"]).sum()) for _, rows in data.groupby("contender", sort=False)]
     assert [len(axis.patches) for axis in figure.axes] == above
@@ -144,7 +210,7 @@ def test_a_contender_of_some_world_sizes_leaves_no_empty_panel(write_run, tmp_pa
     write_run("two", few)
     write_run("four", benchmark_rows(4))
     (plot,) = (plot for plot in BENCHMARK_FIGURES if plot.name == "bench_forward")
-    figure = plot.draw(plot.select(Measured(NONE, NONE, NONE, NONE, benchmarks(load_runs([tmp_path])))))
+    figure = plot.draw(plot.select(Measured(NONE, NONE, NONE, NONE, latest(benchmarks(load_runs([tmp_path]))))))
     assert [axis.get_title() for axis in figure.axes] == [
         *("block_shock, 1100, 2 ranks", "block_shock, 1100, 4 ranks", "block_shock, checkerboard, 4 ranks"),
         *("dense_tp_row, 2 ranks", "dense_tp_row, 4 ranks"),

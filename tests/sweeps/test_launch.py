@@ -87,6 +87,37 @@ def sorted_summary(err: str) -> str:
     return ", ".join(sorted(parts, key=lambda part: order.index(part.split()[1])))
 
 
+def test_a_resume_measures_again_what_can_not_be_read_or_has_lost_its_records(tmp_path):
+    options = ("hydra.launcher.reuse_ranks=true", "hydra.launcher.report=false")
+    code, err = run(tmp_path, *QUICK, *options[:1], "model.N=4,8,12", "model.B=8", "experiment.name=broken")
+    assert code == 0, err
+    cut, gone, kept = sorted(measured(tmp_path))
+    before = kept.stat().st_mtime_ns
+    cut.with_name("status.json").write_text('{"sta')
+    gone.unlink()
+    code, err = run(tmp_path, "-m", "hydra.launcher.resume=outputs/sweeps/broken", *options)
+    assert code == 0, err
+    assert "1 were measured before and kept" in err
+    assert sorted(measured(tmp_path)) == [cut, gone, kept]
+    assert kept.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("text", ["{", "{}"])
+def test_a_broken_sweep_json_is_refused_by_name_and_nothing_is_changed(cli, tmp_path, monkeypatch, text):
+    planned(cli, monkeypatch, "model.N=8,16", "method=dense_single", "experiment.name=own")
+    broken = tmp_path / "outputs/sweeps/own/sweep.json"
+    broken.write_text(text)
+    for arguments, key in (
+        (["hydra.launcher.resume=outputs/sweeps/own"], "hydra.launcher.resume=outputs/sweeps/own: sweep.json: "),
+        ([*QUICK[1:], "model.N=8,16", "experiment.name=own"], "hydra.sweep.dir="),
+    ):
+        done = cli("-m", *arguments)
+        assert (done.code, done.err.count("\n")) == (2, 1), done.err
+        assert key in done.err
+        assert "sweep.json: " in done.err
+    assert broken.read_text() == text
+
+
 def test_fail_fast_stops_at_the_first_failure_and_leaves_the_rest_unmeasured(tmp_path):
     mine = write_method(tmp_path, "if len(x) == 8:\n    raise ZeroDivisionError\n")
     sweep = [*QUICK, *mine, "model.N=16", "model.B=8,16,24", "hydra.launcher.failure_policy=fail_fast"]

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import json
 import os
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 
+from blockshock.record import RunFolder
 from sweeps import load, load_runs
+from tests.sweeps.conftest import make_record
 
 
 def test_a_row_is_a_record_with_its_configuration_environment_and_status(write_run, record, tmp_path):
@@ -59,11 +63,80 @@ def test_a_folder_that_is_being_cleared_for_another_try_is_passed_over(write_run
     assert len(load_runs([tmp_path])) == 1
 
 
-def test_a_file_that_is_no_record_is_named(write_run, tmp_path):
-    folder = write_run("a", [])
-    (folder / "metrics.jsonl").write_text("not json\n")
-    with pytest.raises(ValueError, match=r"a/metrics\.jsonl: not JSON"):
-        load_runs([tmp_path])
+BROKEN_STATUS = {
+    '{"sta': r"status\.json: not JSON",
+    "": r"status\.json: empty",
+    "[1,2]": r"status\.json: not a JSON object",
+    "{}": r"status\.json: status is missing",
+    '{"status":"weird"}': r"status\.json: reason is missing",
+}
+
+
+@pytest.mark.parametrize("text", BROKEN_STATUS)
+def test_a_run_whose_status_is_broken_is_unreadable_and_the_others_load(write_run, tmp_path, text):
+    folder = write_run("a")
+    write_run("b")
+    (folder / "status.json").write_text(text)
+    runs = load_runs([tmp_path]).set_index("folder")
+    assert runs.loc[str(folder), "status"] == "unreadable"
+    assert re.match(BROKEN_STATUS[text], runs.loc[str(folder), "reason"])
+    assert runs["status"].tolist() == ["unreadable", "ok"]
+    assert not RunFolder(folder).is_done()
+
+
+def test_a_status_that_does_not_exist_or_a_time_that_is_none_is_unreadable(write_run):
+    folder = write_run("a")
+    good = json.loads((folder / "status.json").read_text())
+    for key, value in (("status", "weird"), ("started", "yesterday"), ("started", "2026-01-02"), ("pid", "one")):
+        (folder / "status.json").write_text(json.dumps({**good, key: value}))
+        assert RunFolder(folder).status()["status"] == "unreadable"
+
+
+GOOD = make_record("phase1_forward", "block_shock", forward=1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("config.yaml", b"a: [", r"config\.yaml: not YAML"),
+        ("config.yaml", b"- a", r"config\.yaml: not keys and values"),
+        ("config.yaml", b"\xff\xfe\x00", r"config\.yaml: not text"),
+        ("env.json", b"{", r"env\.json: not JSON"),
+        ("env.json", b"[]", r"env\.json: not a JSON object"),
+        ("env.json", b'{"gpus": [1]}', r"env\.json: gpus is no list"),
+        ("metrics.jsonl", b"\xff\x00\n", r"metrics\.jsonl: not text"),
+        ("metrics.jsonl", b"not json\n", r"metrics\.jsonl: line 1: not JSON"),
+        ("metrics.jsonl", b"[1]\n", r"metrics\.jsonl: line 1: not a JSON object"),
+        ("metrics.jsonl", b"{}\n", r"metrics\.jsonl: line 1: phase is missing"),
+        ("metrics.jsonl", json.dumps(GOOD).encode(), r"metrics\.jsonl: line 1: not whole"),
+        ("metrics.jsonl", b"", r"metrics\.jsonl: missing or empty, its records are gone"),
+        ("metrics.jsonl", None, r"metrics\.jsonl: missing or empty, its records are gone"),
+    ],
+)
+def test_a_run_with_a_broken_file_is_one_row_that_names_the_file(write_run, tmp_path, name, content, reason):
+    folder = write_run("a", [GOOD, GOOD])
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content)
+    (row,) = load_runs([tmp_path]).to_dict("records")
+    assert row["status"] == "unreadable"
+    assert re.match(reason, row["reason"])
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"N": "a"}, "N: 'a' is no whole number"),
+        ({"N": None}, "N is missing"),
+        ({"dtype": 3}, "dtype: 3 is no text"),
+        ({"memory_peak_bytes": "much"}, "memory_peak_bytes: 'much' is no number"),
+        ({"timings_ms": {"forward": {"p50_ms": [1, "x"]}}}, "timings_ms.forward.p50_ms: [1, 'x'] is no number"),
+    ],
+)
+def test_a_record_of_wrong_types_is_told_by_its_line(write_run, tmp_path, given, reason):
+    write_run("a", [GOOD, {**GOOD, **given}])
+    assert load_runs([tmp_path])["reason"].tolist() == [f"metrics.jsonl: line 2: {reason}"]
 
 
 def test_a_run_below_two_of_the_paths_counts_once(write_run, record, tmp_path):

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from sweeps import load_runs
-from sweeps.benchmarks import benchmarks
+from sweeps.benchmarks import benchmarks, latest
 from sweeps.figures import BENCHMARK_FIGURES, FIGURES, Measured
 from sweeps.law import law
 from sweeps.palette import COLOURS, RECOMPUTATION, palette
@@ -23,7 +23,7 @@ from sweeps.tables import drift, results
 def measured(folder) -> Measured:
     runs = load_runs([folder])
     table = results(runs)
-    return Measured(table, drift(runs), law(table), recomputed(runs), benchmarks(runs))
+    return Measured(table, drift(runs), law(table), recomputed(runs), latest(benchmarks(runs)))
 
 
 @pytest.fixture
@@ -249,6 +249,26 @@ def test_bad_input_is_one_line_and_exit_2(case, mixed, write_run, tmp_path, monk
     lines = captured.err.splitlines()
     assert lines[-1].startswith("blockshock-report: ")
     assert case == "no argument" or len(lines) == 1
+    assert case != "out is a file" or "--out" in lines[0]
+
+
+def test_a_run_that_can_not_be_read_is_named_and_the_others_are_reported(mixed, write_run, monkeypatch, capsys):
+    (write_run("cut") / "status.json").write_text('{"sta')
+    (write_run("gone") / "metrics.jsonl").unlink()
+    (write_run("wrong") / "env.json").write_text("[]")
+    assert run_cli(monkeypatch, mixed) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(f"{mixed}/")[2].partition(":")[0] for line in said] == [
+        *("cut/status.json", "gone/metrics.jsonl", "wrong/env.json")
+    ]
+    text = (mixed / "report" / "report.html").read_text()
+    assert ">3 unreadable<" in text
+    assert "its records are gone" in text
+
+
+def test_one_comparison_and_one_run_are_not_told_in_the_plural(write_run, tmp_path, monkeypatch, capsys):
+    assert run_cli(monkeypatch, write_run("alone", None, "failed", "x")) == 2
+    assert "no records in 1 failed run;" in capsys.readouterr().err
 
 
 def test_importing_the_report_loads_neither_torch_nor_matplotlib():

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from blockshock.record import Unreadable
 from sweeps.manifest import Manifest
 from sweeps.status import main, rows_of
 
@@ -68,3 +69,34 @@ def test_run_folders_without_a_sweep_are_shown_too(write_run, tmp_path):
 def test_a_folder_without_runs_is_refused(shown, tmp_path, name, problem):
     code, text = shown(tmp_path / name)
     assert (code, problem in text, text.count("\n")) == (2, True, 1)
+
+
+def test_what_can_not_be_read_is_told_with_its_reason_and_is_to_be_run_again(write_run, shown, tmp_path):
+    write_run("fine")
+    (write_run("cut") / "status.json").write_text('{"sta')
+    (write_run("gone") / "metrics.jsonl").write_text("")
+    Manifest(["-m"], [], jobs={name: [] for name in ("fine", "cut", "gone")}).write(tmp_path / "sweep")
+    code, text = shown(tmp_path / "sweep")
+    assert code == 0
+    assert "3 jobs  1 ok  2 unreadable" in text
+    assert "1  status.json: not JSON" in text
+    assert "1  metrics.jsonl: missing or empty, its records are gone  (gone)" in text
+    assert "hydra.launcher.resume=" in text
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"arguments": 1}'])
+def test_a_broken_sweep_json_is_one_line_that_names_it_and_exit_2(write_run, shown, tmp_path, text):
+    write_run("one")
+    (tmp_path / "sweep" / "sweep.json").write_text(text)
+    code, said = shown(tmp_path / "sweep")
+    assert code == 2
+    assert said.startswith(f"blockshock-status: {tmp_path}/sweep/sweep.json: ")
+    assert said.count("\n") == 1
+
+
+def test_a_manifest_whose_jobs_are_no_overrides_is_unreadable(tmp_path):
+    content = {"arguments": [], "hydra_overrides": [], "skip_unsupported": False, "slurm": {}}
+    for jobs in ({"a": 1}, {"a": [1]}, {"a": "model.N=4"}):
+        (tmp_path / "sweep.json").write_text(json.dumps({**content, "jobs": jobs}))
+        with pytest.raises(Unreadable, match=r"sweep\.json"):
+            Manifest.read(tmp_path)
