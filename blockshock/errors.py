@@ -1,8 +1,11 @@
 """What a user gets wrong, said in one line: what was given, what is allowed, what to do."""
 
 import difflib
+import os
 import re
+import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
@@ -29,6 +32,16 @@ def one_of(key: str, value: object, allowed: Iterable[object]) -> None:
 def at_least(key: str, value: int | float, minimum: int | float) -> None:
     if value < minimum:
         raise ConfigError(key, value, f"must be at least {minimum}")
+
+
+def writable(key: str, path: str | os.PathLike[str]) -> None:
+    """Refuse an output folder that can't be made or written. Makes none: what else was given may still be refused."""
+    folder = Path(path).absolute()
+    try:
+        there = next(p for p in (folder, *folder.parents) if p.exists() or p.is_symlink())
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise ConfigError(key, path, f"can't be written ({error.strerror}); choose another folder") from error
 
 
 def _nearest(given: str, names: Iterable[str]) -> str:

@@ -16,8 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from blockshock import config, ranks, resolvers
-from blockshock.errors import REFUSED, ConfigError, UserErrors, explain, leaf_keys
-from blockshock.record import check_writable
+from blockshock.errors import REFUSED, ConfigError, UserErrors, explain, leaf_keys, writable
 
 CONF = Path(__file__).resolve().parent / "conf"  # a link to the repository's conf/, a copy in an installed package
 
@@ -83,7 +82,7 @@ class RefuseEarly(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             check(config)
-            check_writable(config.hydra.run.dir, "hydra.run.dir")
+            writable("hydra.run.dir", config.hydra.run.dir)
         except UserErrors as error:
             refuse(error)
 
@@ -95,7 +94,7 @@ class RefuseEarly(Callback):
             resumed = config.hydra.launcher.get("resume")
             if resumed is not None and not Path(resumed).is_dir():
                 raise ConfigError("hydra.launcher.resume", resumed, "no such folder; give that of an earlier sweep")
-            check_writable(config.hydra.sweep.dir, "hydra.sweep.dir")
+            writable("hydra.sweep.dir", config.hydra.sweep.dir)
         except UserErrors as error:
             refuse(error)
 
@@ -110,7 +109,7 @@ def check(cfg: DictConfig, elsewhere: bool = False) -> config.Job:
             problem = f"a name is no choice: select the {group} with {group}={cfg[group].name}"
             raise ConfigError(f"{group}.name", cfg[group].name, problem)
     job = config.load_job(cfg, elsewhere)
-    check_writable(job.experiment.output_dir)
+    writable("experiment.output_dir", job.experiment.output_dir)
     return job
 
 

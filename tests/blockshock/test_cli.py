@@ -42,8 +42,11 @@ def statuses(folder: Path) -> list[dict]:
         (["model.N=66"], "model.N=66: block_shock on 1 ranks needs a multiple of 4"),
         (["model.K=30"], "model.K=30"),
         (["model.N=36", "hardware.world_size=4"], "needs a multiple of 8"),
-        (["model.K=65", "method=dense_tp_row", "hardware.world_size=2"], "needs a multiple of 2 ranks"),
-        (["model.N=65", "method=dense_tp_column", "hardware.world_size=2"], "needs a multiple of 2 ranks"),
+        (
+            ["model.K=65", "method=dense_tp_row", "hardware.world_size=2"],
+            "model.K=65: dense_tp_row on 2 ranks needs a multiple of 2\n",
+        ),
+        (["model.N=65", "method=dense_tp_column", "hardware.world_size=2"], "on 2 ranks needs a multiple of 2\n"),
         (["hardware.world_size=3"], "needs 1 or an even number of ranks"),
         (["hardware.world_size=0"], "hardware.world_size=0: must be at least 1"),
         (["hardware.world_size=2", "method=dense_single"], "dense_single runs on one rank"),
@@ -67,6 +70,12 @@ def statuses(folder: Path) -> list[dict]:
         (["hydra.run.dir=/proc/nowhere"], "choose another folder"),
         (["hydra.mode=MULTIRUN", "experiment.output_dir=/proc/nowhere"], "choose another folder"),
         (["experiment.output_dir=/proc/nowhere"], "choose another folder"),
+        (["experiment.output_dir=/dev/null"], "choose another folder"),
+        (["experiment.output_dir=''"], "experiment.output_dir=: names no folder"),
+        (["experiment.name="], "experiment.name=: must be a folder's name"),
+        (["experiment.name=.."], "experiment.name=..: must be a folder's name"),
+        (["experiment.name=a/b"], "experiment.name=a/b: must be a folder's name"),
+        (["experiment.seed=99999999999999999999"], "from -9223372036854775808 to 18446744073709551615"),
     ],
 )
 def test_bad_input_is_refused_in_one_line_before_anything_is_left_behind(cli, tmp_path, arguments, expected):
@@ -75,7 +84,12 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_left_behind(cli, tm
     assert done.err.count("\n") == 1
     assert done.err.startswith("blockshock: ")
     assert expected in done.err
-    assert not list(tmp_path.rglob("status.json"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seed", [-(2**63), 2**64 - 1])
+def test_every_seed_that_torch_takes_is_taken(cli, seed):
+    assert cli(*SMALL, "phase=phase0_correctness", f"experiment.seed={seed}").code == 0
 
 
 def test_a_gpu_that_is_not_there_is_refused(cli, monkeypatch):
@@ -237,7 +251,7 @@ def test_a_sweep_with_jobs_that_cannot_run_is_refused_whole_or_skips_them_on_req
     refused = cli(*sweep)
     assert refused.code == 2
     assert "1 of 4 jobs can't run, none was started" in refused.err
-    assert not list(tmp_path.rglob("status.json"))
+    assert not list(tmp_path.iterdir())
     done = cli(*sweep, "hydra.launcher.skip_unsupported=true")
     assert done.code == 0, done.err
     assert sorted(s["status"] for s in statuses(tmp_path)) == ["ok", "ok", "ok", "unsupported"]
