@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -23,6 +24,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from blockshock import SCHEMA
 from blockshock.errors import ConfigError, at_least, one_of
 
+CONF = Path(__file__).resolve().parent / "conf"  # a link to the repository's conf/, a copy in an installed package
 DTYPES = ("bf16", "fp16", "fp32", "fp64")
 GROUPS = ("phase", "method", "mask", "workload")
 SEEDS = (-(2**63), 2**64 - 1)  # what torch.Generator.manual_seed takes

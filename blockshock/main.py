@@ -16,9 +16,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from blockshock import config, ranks, resolvers
-from blockshock.errors import REFUSED, ConfigError, UserErrors, explain, leaf_keys, writable
-
-CONF = Path(__file__).resolve().parent / "conf"  # a link to the repository's conf/, a copy in an installed package
+from blockshock.config import CONF
+from blockshock.errors import REFUSED, ConfigError, writable
+from blockshock.explain import UserErrors, explain, is_users
 
 
 class JobFailed(Exception):
@@ -43,6 +43,10 @@ def main() -> None:
         sys.exit("blockshock: interrupted; what had finished is kept")
     except UserErrors as error:
         refuse(error)
+    except ValueError as error:
+        if not is_users(error):
+            raise
+        refuse(error)
 
 
 _show_trace = False
@@ -53,23 +57,8 @@ def refuse(error: Exception) -> None:
     if _show_trace:
         traceback.print_exception(error)
     overrides = [argument for argument in sys.argv[1:] if "=" in argument]
-    print(f"blockshock: {explain(error, overrides, _known_keys(overrides))}", file=sys.stderr)
+    print(f"blockshock: {explain(error, overrides)}", file=sys.stderr)
     sys.exit(REFUSED)
-
-
-def _known_keys(overrides: list[str]) -> list[str]:
-    """Every key that may be set with the groups chosen on the command line, where those exist."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    groups = (*config.GROUPS, "hardware")
-    pairs = [override.split("=", 1) for override in overrides]
-    chosen = [f"{k}={v}" for k, v in pairs if k in groups and (CONF / k / f"{v}.yaml").exists()]
-    chosen += [f"{k}={v}" for k, v in pairs if k == "hydra/launcher" and v in ("local", "slurm")]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=chosen, return_hydra_config=True)
-    return [*leaf_keys(cfg), *groups, "sweep"]
 
 
 def _terminated(*_: object) -> None:

@@ -242,6 +242,21 @@ def test_a_job_that_cannot_be_composed_stops_a_sweep_before_its_first(cli, tmp_p
     assert not list(tmp_path.rglob("status.json"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["method=dense_single,dtensor_row", "method.weights=packed"], "not every method of this sweep has that key"),
+        (["+sweep=hypotheses", "phase.optimizer=adam"], "not every phase of this sweep has that key"),
+        (["method=dtensor_row", "method.weights=packed", "model.N=8,16"], "method=dtensor_row has no such key"),
+        (["method=3,4"], "method=3,4: allowed: block_shock"),
+    ],
+)
+def test_what_a_swept_group_does_not_have_is_said_in_one_line(cli, tmp_path, arguments, expected):
+    done = cli("-m", "hardware=cpu", *arguments)
+    assert (done.code, expected in done.err, done.err.count("\n")) == (2, True, 1), done.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_same_job_asked_for_twice_is_refused(cli):
     done = cli("-m", *QUICK[1:], "model.N=8,8")
     assert (done.code, "are the same and would share the folder" in done.err) == (2, True)
