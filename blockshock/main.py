@@ -108,15 +108,20 @@ def run(cfg: DictConfig) -> float | None:
 
     node = HydraConfig.get()
     sweep = node.mode == RunMode.MULTIRUN
-    say = (lambda text: None) if sweep else print
+    say = (lambda text: None) if sweep else _print
     outcome = execute(config.load_job(cfg), node.runtime.output_dir, resolvers.run_id(), say)
     if outcome.status == "ok" or (sweep and outcome.status == "oom"):
-        if not sweep and not ranks.launched():
+        joined = ranks.launched()
+        if not sweep and (joined is None or joined.rank == 0):
             from blockshock.summary import print_summary
 
             print_summary(node.runtime.output_dir)
         return outcome.value
     raise JobFailed(f"{outcome.status}: {outcome.reason} ({node.runtime.output_dir})")
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)  # as it happens, also into a pipe; a rank of torchrun's that fails flushes nothing
 
 
 _app = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run)

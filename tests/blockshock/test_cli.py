@@ -352,6 +352,9 @@ def test_ranks_that_torchrun_has_started_are_joined(tmp_path):
     assert done.returncode == 0, done.stderr
     (status,) = statuses(tmp_path)  # one folder, though two processes ran Hydra
     assert status["status"] == "ok"
+    (folder,) = (path.parent for path in tmp_path.rglob("status.json"))
+    for printed_once in ("building block_shock\n", "· 2 x cpu\n", f"  {folder}\n"):
+        assert done.stdout.count(printed_once) == 1
     (record,) = load_runs([tmp_path]).to_dict("records")
     assert record["world_size"] == 2
     assert record["timings_ms.allreduce.count"] == 5 * 20
