@@ -445,3 +445,22 @@ def test_an_interrupt_ends_every_rank_and_keeps_what_had_finished(tmp_path, inte
     assert found == [("failed", "interrupted"), ("ok", "")]
     psutil.wait_procs(children, timeout=20)
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+
+
+def test_an_interrupt_while_pytorch_is_imported_shows_nothing_of_pytorchs(tmp_path):
+    """What PyTorch registers to log at exit is held back by a level that it sets last in its import."""
+    code = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if hasattr(sys.modules.get('torch._subclasses.fake_tensor'), 'dump_cache_stats'):\n"
+        "            raise KeyboardInterrupt\n"
+        "from blockshock.main import main\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "main()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, *SMALL]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "blockshock: interrupted; what had finished is kept\n"
