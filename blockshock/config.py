@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -23,8 +24,10 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from blockshock import SCHEMA
 from blockshock.errors import ConfigError, at_least, one_of
 
+CONF = Path(__file__).resolve().parent / "conf"  # a link to the repository's conf/, a copy in an installed package
 DTYPES = ("bf16", "fp16", "fp32", "fp64")
 GROUPS = ("phase", "method", "mask", "workload")
+SEEDS = (-(2**63), 2**64 - 1)  # what torch.Generator.manual_seed takes
 
 
 @dataclass
@@ -89,6 +92,8 @@ def load_job(cfg: DictConfig | dict[str, Any], elsewhere: bool = False) -> Job:
     """
     given = cfg if isinstance(cfg, dict) else plain(cfg)
     parts = {name: _typed(schema, given[name], name) for name, schema in _CORE.items()}
+    check_place(parts["experiment"])
+    _check_seed(parts["experiment"].seed)
     _resolve_hardware(parts["hardware"], elsewhere)
     _resolve_dtype(parts["model"], parts["hardware"])
     for name in GROUPS:
@@ -143,6 +148,20 @@ def _typed(schema: type | None, options: dict[str, Any], group: str) -> Any:
     except OmegaConfBaseException as error:
         key = f"{group}.{error.full_key}"
         raise ConfigError(key, options.get(str(error.key)), str(error.msg).splitlines()[0]) from error
+
+
+def check_place(experiment: ExperimentConfig) -> None:
+    """Refuse a name that is not one folder's, and an empty output folder, which would be the file system's root."""
+    name = experiment.name
+    if not name or name in (".", "..") or "/" in name:
+        raise ConfigError("experiment.name", name, "must be a folder's name, without / and other than . and ..")
+    if not experiment.output_dir:
+        raise ConfigError("experiment.output_dir", "", "names no folder; this one is experiment.output_dir=.")
+
+
+def _check_seed(seed: int) -> None:
+    if not SEEDS[0] <= seed <= SEEDS[1]:
+        raise ConfigError("experiment.seed", seed, f"must be from {SEEDS[0]} to {SEEDS[1]}, as torch's are")
 
 
 def _resolve_hardware(hardware: HardwareConfig, elsewhere: bool) -> None:

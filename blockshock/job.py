@@ -31,11 +31,11 @@ def execute(
 ) -> Outcome:
     """Run `job` on ranks that exist or are started here, and leave its folder with a final status.
 
-    `say` hears of progress.
+    `say` hears of progress; under torchrun or srun, on rank 0.
     """
     folder = RunFolder(Path(run_dir).absolute())
     if launched():
-        return _execute_joined(job, folder, run_id)
+        return _execute_joined(job, folder, run_id, say)
     outcome = Outcome("failed", "interrupted")
     try:
         folder.start(job, run_id)
@@ -88,7 +88,7 @@ def close_ranks() -> None:
         pool.close()
 
 
-def _execute_joined(job: Job, folder: RunFolder, run_id: str) -> Outcome:
+def _execute_joined(job: Job, folder: RunFolder, run_id: str, say: Callable[[str], None]) -> Outcome:
     """Under torchrun or srun: this process is one rank. Rank 0 opens and closes the folder; any rank may fail it."""
     info = launched()
     assert info is not None
@@ -103,7 +103,7 @@ def _execute_joined(job: Job, folder: RunFolder, run_id: str) -> Outcome:
         os._exit(1)
 
     signal.signal(signal.SIGTERM, terminated)
-    outcome = run_rank(info, job.config, str(folder.path), run_id)
+    outcome = run_rank(info, job.config, str(folder.path), run_id, say)
     if _LOST_PEER.search(outcome.reason) and "SUBMITIT_EXECUTOR" in os.environ:
         time.sleep(LAST_WORD_S)  # the cause is another rank's: SLURM ends us meanwhile, and submitted.py says why
     if outcome.status != "ok" or info.rank == 0:

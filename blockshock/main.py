@@ -16,10 +16,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from blockshock import config, ranks, resolvers
-from blockshock.errors import REFUSED, ConfigError, UserErrors, explain, leaf_keys
-from blockshock.record import check_writable
-
-CONF = Path(__file__).resolve().parent / "conf"  # a link to the repository's conf/, a copy in an installed package
+from blockshock.config import CONF
+from blockshock.errors import REFUSED, ConfigError, writable
+from blockshock.explain import UserErrors, explain, is_users
 
 
 class JobFailed(Exception):
@@ -44,6 +43,10 @@ def main() -> None:
         sys.exit("blockshock: interrupted; what had finished is kept")
     except UserErrors as error:
         refuse(error)
+    except ValueError as error:
+        if not is_users(error):
+            raise
+        refuse(error)
 
 
 _show_trace = False
@@ -54,23 +57,8 @@ def refuse(error: Exception) -> None:
     if _show_trace:
         traceback.print_exception(error)
     overrides = [argument for argument in sys.argv[1:] if "=" in argument]
-    print(f"blockshock: {explain(error, overrides, _known_keys(overrides))}", file=sys.stderr)
+    print(f"blockshock: {explain(error, overrides)}", file=sys.stderr)
     sys.exit(REFUSED)
-
-
-def _known_keys(overrides: list[str]) -> list[str]:
-    """Every key that may be set with the groups chosen on the command line, where those exist."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    groups = (*config.GROUPS, "hardware")
-    pairs = [override.split("=", 1) for override in overrides]
-    chosen = [f"{k}={v}" for k, v in pairs if k in groups and (CONF / k / f"{v}.yaml").exists()]
-    chosen += [f"{k}={v}" for k, v in pairs if k == "hydra/launcher" and v in ("local", "slurm")]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=chosen, return_hydra_config=True)
-    return [*leaf_keys(cfg), *groups, "sweep"]
 
 
 def _terminated(*_: object) -> None:
@@ -83,7 +71,7 @@ class RefuseEarly(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             check(config)
-            check_writable(config.hydra.run.dir, "hydra.run.dir")
+            writable("hydra.run.dir", config.hydra.run.dir)
         except UserErrors as error:
             refuse(error)
 
@@ -95,7 +83,7 @@ class RefuseEarly(Callback):
             resumed = config.hydra.launcher.get("resume")
             if resumed is not None and not Path(resumed).is_dir():
                 raise ConfigError("hydra.launcher.resume", resumed, "no such folder; give that of an earlier sweep")
-            check_writable(config.hydra.sweep.dir, "hydra.sweep.dir")
+            writable("hydra.sweep.dir", config.hydra.sweep.dir)
         except UserErrors as error:
             refuse(error)
 
@@ -110,7 +98,7 @@ def check(cfg: DictConfig, elsewhere: bool = False) -> config.Job:
             problem = f"a name is no choice: select the {group} with {group}={cfg[group].name}"
             raise ConfigError(f"{group}.name", cfg[group].name, problem)
     job = config.load_job(cfg, elsewhere)
-    check_writable(job.experiment.output_dir)
+    writable("experiment.output_dir", job.experiment.output_dir)
     return job
 
 
@@ -120,15 +108,20 @@ def run(cfg: DictConfig) -> float | None:
 
     node = HydraConfig.get()
     sweep = node.mode == RunMode.MULTIRUN
-    say = (lambda text: None) if sweep else print
+    say = (lambda text: None) if sweep else _print
     outcome = execute(config.load_job(cfg), node.runtime.output_dir, resolvers.run_id(), say)
     if outcome.status == "ok" or (sweep and outcome.status == "oom"):
-        if not sweep and not ranks.launched():
+        joined = ranks.launched()
+        if not sweep and (joined is None or joined.rank == 0):
             from blockshock.summary import print_summary
 
             print_summary(node.runtime.output_dir)
         return outcome.value
     raise JobFailed(f"{outcome.status}: {outcome.reason} ({node.runtime.output_dir})")
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)  # as it happens, also into a pipe; a rank of torchrun's that fails flushes nothing
 
 
 _app = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run)

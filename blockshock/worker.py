@@ -18,7 +18,7 @@ from blockshock.config import Job, load_job
 from blockshock.correctness import CheckFailed
 from blockshock.errors import ConfigError
 from blockshock.execution import Execution
-from blockshock.ranks import Outcome, RankInfo, last_line
+from blockshock.ranks import Outcome, RankInfo, last_line, launched
 from blockshock.record import RunFolder
 
 log = logging.getLogger("blockshock")
@@ -29,11 +29,12 @@ def run_rank(
     config: dict[str, Any],
     run_dir: str,
     run_id: str,
-    say: Callable[[str], None] | None = None,
+    say: Callable[[str], None],
 ) -> Outcome:
-    """Run the job on this rank and say how it ended. `say` passes progress on to the process that started us."""
+    """Run the job on this rank and say how it ended. `say` passes rank 0's progress on to whoever shows it."""
     folder = RunFolder(run_dir)
-    _log_to(folder.log_path(info.rank), say if info.rank == 0 else None, redirect=say is not None)
+    # what torchrun or srun has started prints to its launcher
+    _log_to(folder.log_path(info.rank), say if info.rank == 0 else None, redirect=launched() is None)
     job: Job | None = None
     try:
         job = load_job(config)

@@ -66,10 +66,12 @@ def check_collective(job: Job, options: CollectiveOptions, ranks: int, rows: int
     one_of("method.collective", name, ("auto", *reductions.GPU_NAMES))
     if chunks is not None:
         at_least("method.overlap_chunks", chunks, 1)
-        if chunks > most_chunks(batch):
-            problem = f"chunks have {FEWEST_ROWS} rows of X at least, so model.B={batch} allows {most_chunks(batch)}"
-            raise ConfigError("method.overlap_chunks", chunks, problem)
-    if name == "auto" or ranks == 1:
+    if ranks == 1:
+        return  # it sums nothing: both options mean nothing
+    if chunks is not None and chunks > most_chunks(batch):
+        problem = f"chunks have {FEWEST_ROWS} rows of X at least, so model.B={batch} allows {most_chunks(batch)}"
+        raise ConfigError("method.overlap_chunks", chunks, problem)
+    if name == "auto":
         return
     if job.hardware.backend != "nccl":
         problem = f"needs GPUs and hardware.backend=nccl, not {job.hardware.backend}; use auto"

@@ -49,7 +49,7 @@ def check_shards(job: Job, axis: str) -> None:
             f"{job.method.name} shards over at least 2 ranks; one rank is dense_single",
         )
     if size % ranks:
-        raise ConfigError(f"model.{axis}", size, f"{job.method.name} needs a multiple of {ranks} ranks")
+        raise ConfigError(f"model.{axis}", size, f"{job.method.name} on {ranks} ranks needs a multiple of {ranks}")
 
 
 AUTO = CollectiveOptions()

@@ -67,8 +67,9 @@ class Runner(Protocol):
 class Sweep:
     """The jobs of one launch as they go: what has started and ended, and what the failure policy makes of it."""
 
-    def __init__(self, options: LauncherConf, jobs: Sequence[PlannedJob], manifests: dict[Path, Manifest]) -> None:
-        self.options, self.manifests = options, manifests
+    def __init__(self, options: LauncherConf, jobs: Sequence[PlannedJob]) -> None:
+        self.options = options
+        self.manifests: dict[Path, Manifest] = {}  # by folder; read once that is locked
         self.board = Board(len(jobs))
         self.stopped = False  # by fail_fast: nothing more is to start
         self._before: dict[str, dict[str, Any] | None] = {}
@@ -114,7 +115,10 @@ def launch(
     job_overrides: Sequence[Sequence[str]],
     first: int,
 ) -> Sequence[JobReturn]:
-    """Run one job for each list of overrides. Refuses them all if one can't run and none may be skipped."""
+    """Run one job for each list of overrides. Refuses them all if one can't run and none may be skipped.
+
+    A sweep's folder is made only once nothing stands against the sweep.
+    """
     setup_globals()
     configure_log(hydra.config.hydra.hydra_logging, hydra.config.hydra.verbose)
     one_of("hydra.launcher.failure_policy", options.failure_policy, ("keep_going", "fail_fast"))
@@ -125,18 +129,17 @@ def launch(
     if not options.skip_unsupported:
         refuse_impossible(jobs)
     _refuse_doubles(jobs)
-    possible = [job for job in jobs if not job.refusal]
     sweeps = sorted({job.sweep for job in jobs})
+    sweep = Sweep(options, jobs)
+    runner = runner_class(options, hydra, sweep)
+    runner.check([job for job in jobs if not job.refusal])
     with ExitStack() as stack:
         for path in sweeps:
             stack.enter_context(_locked(path))
-        manifests = {path: _manifest(path, options, hydra.config, jobs) for path in sweeps}
-        sweep = Sweep(options, jobs, manifests)
-        runner = runner_class(options, hydra, sweep)
-        runner.check(possible)
+        sweep.manifests = {path: _manifest(path, options, hydra.config, jobs) for path in sweeps}
         if not runner_class.elsewhere:
-            _refuse_while_in_slurm(manifests)
-        all_ended = _run(runner, sweep, jobs, possible)
+            _refuse_while_in_slurm(sweep.manifests)
+        all_ended = _run(runner, hydra.config, sweep, jobs)
     if not all_ended:
         return [_left(job) for job in jobs]
     if options.report and sweep.board.count["ok"]:
@@ -147,12 +150,13 @@ def launch(
     return [job.returned() for job in jobs]
 
 
-def _run(runner: Runner, sweep: Sweep, jobs: Sequence[PlannedJob], possible: Sequence[PlannedJob]) -> bool:
+def _run(runner: Runner, config: DictConfig, sweep: Sweep, jobs: Sequence[PlannedJob]) -> bool:
     resume = " and ".join(m.resume_command(path) for path, m in sweep.manifests.items())
     started = time.monotonic()
     try:
         for path, manifest in sweep.manifests.items():
             manifest.write(path)
+            OmegaConf.save(config, path / "multirun.yaml")  # as Hydra's sweeper does
         waiting = []
         for job in jobs:
             if job.folder.is_done():

@@ -13,7 +13,7 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from blockshock.config import job_label
+from blockshock.config import check_place, job_label
 from blockshock.config import plain as plain_config
 from blockshock.errors import REFUSED, ConfigError
 from blockshock.main import JobFailed, check
@@ -82,7 +82,10 @@ def compose(
     first: int,
     elsewhere: bool = False,
 ) -> list[PlannedJob]:
-    """Every job with its own configuration, numbered from `first`. `elsewhere`: they run on other machines."""
+    """Every job with its own configuration, numbered from `first`. `elsewhere`: they run on other machines.
+
+    A job that can't run says so in its `refusal`. Raises ConfigError for one that has no folder to say it in.
+    """
     return [
         _compose(hydra_context, config, list(overrides), first + i, elsewhere)
         for i, overrides in enumerate(job_overrides)
@@ -96,6 +99,7 @@ def _compose(
     with open_dict(config):
         config.hydra.job.num = number
         config.hydra.job.id = f"{number:04d}"
+    check_place(config.experiment)
     refusal = None
     try:
         plain = check(config, elsewhere).config

@@ -31,6 +31,15 @@ def statuses(folder: Path) -> list[dict]:
         (["+bogus=1"], "bogus=1: unknown key"),
         (["+model.bogus=1"], "model.bogus"),
         (["method=blok_shock"], "did you mean 'block_shock'?"),
+        (["method=3"], "method=3: allowed: block_shock, dense_single"),
+        (["method=null"], "method=null: allowed: block_shock, dense_single"),
+        (["hydra/launcher=3"], "hydra/launcher=3: allowed: basic, local, slurm"),
+        (["method=dtensor_row", "method.collective=nccl"], "nccl: method=dtensor_row has no such key (block_shock, "),
+        (["phase.optimizer=adam"], "phase.optimizer=adam: phase=phase1_forward has no such key (checkpoint, "),
+        (["phase=profile", "method.weights=packed"], "method=keep_all has no such key (block_shock has it)"),
+        (["phase.blurb=3"], "phase.blurb=3: unknown key (all keys"),
+        (["--multirun", "--cfg", "job"], "leave out -m and give each key one value"),
+        (["--resolve"], "can only be used in conjunction with --cfg"),
         (["phase=phase9"], "allowed: checkpoint, phase0_correctness"),
         (["model.N=abc"], "model.N: Value 'abc' of type 'str' could not be converted to Integer"),
         (["phase.timed_iters=x"], "phase.timed_iters=x"),
@@ -42,8 +51,11 @@ def statuses(folder: Path) -> list[dict]:
         (["model.N=66"], "model.N=66: block_shock on 1 ranks needs a multiple of 4"),
         (["model.K=30"], "model.K=30"),
         (["model.N=36", "hardware.world_size=4"], "needs a multiple of 8"),
-        (["model.K=65", "method=dense_tp_row", "hardware.world_size=2"], "needs a multiple of 2 ranks"),
-        (["model.N=65", "method=dense_tp_column", "hardware.world_size=2"], "needs a multiple of 2 ranks"),
+        (
+            ["model.K=65", "method=dense_tp_row", "hardware.world_size=2"],
+            "model.K=65: dense_tp_row on 2 ranks needs a multiple of 2\n",
+        ),
+        (["model.N=65", "method=dense_tp_column", "hardware.world_size=2"], "on 2 ranks needs a multiple of 2\n"),
         (["hardware.world_size=3"], "needs 1 or an even number of ranks"),
         (["hardware.world_size=0"], "hardware.world_size=0: must be at least 1"),
         (["hardware.world_size=2", "method=dense_single"], "dense_single runs on one rank"),
@@ -67,6 +79,12 @@ def statuses(folder: Path) -> list[dict]:
         (["hydra.run.dir=/proc/nowhere"], "choose another folder"),
         (["hydra.mode=MULTIRUN", "experiment.output_dir=/proc/nowhere"], "choose another folder"),
         (["experiment.output_dir=/proc/nowhere"], "choose another folder"),
+        (["experiment.output_dir=/dev/null"], "choose another folder"),
+        (["experiment.output_dir=''"], "experiment.output_dir=: names no folder"),
+        (["experiment.name="], "experiment.name=: must be a folder's name"),
+        (["experiment.name=.."], "experiment.name=..: must be a folder's name"),
+        (["experiment.name=a/b"], "experiment.name=a/b: must be a folder's name"),
+        (["experiment.seed=99999999999999999999"], "from -9223372036854775808 to 18446744073709551615"),
     ],
 )
 def test_bad_input_is_refused_in_one_line_before_anything_is_left_behind(cli, tmp_path, arguments, expected):
@@ -75,7 +93,12 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_left_behind(cli, tm
     assert done.err.count("\n") == 1
     assert done.err.startswith("blockshock: ")
     assert expected in done.err
-    assert not list(tmp_path.rglob("status.json"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seed", [-(2**63), 2**64 - 1])
+def test_every_seed_that_torch_takes_is_taken(cli, seed):
+    assert cli(*SMALL, "phase=phase0_correctness", f"experiment.seed={seed}").code == 0
 
 
 def test_a_gpu_that_is_not_there_is_refused(cli, monkeypatch):
@@ -237,7 +260,7 @@ def test_a_sweep_with_jobs_that_cannot_run_is_refused_whole_or_skips_them_on_req
     refused = cli(*sweep)
     assert refused.code == 2
     assert "1 of 4 jobs can't run, none was started" in refused.err
-    assert not list(tmp_path.rglob("status.json"))
+    assert not list(tmp_path.iterdir())
     done = cli(*sweep, "hydra.launcher.skip_unsupported=true")
     assert done.code == 0, done.err
     assert sorted(s["status"] for s in statuses(tmp_path)) == ["ok", "ok", "ok", "unsupported"]
@@ -329,6 +352,9 @@ def test_ranks_that_torchrun_has_started_are_joined(tmp_path):
     assert done.returncode == 0, done.stderr
     (status,) = statuses(tmp_path)  # one folder, though two processes ran Hydra
     assert status["status"] == "ok"
+    (folder,) = (path.parent for path in tmp_path.rglob("status.json"))
+    for printed_once in ("building block_shock\n", "· 2 x cpu\n", f"  {folder}\n"):
+        assert done.stdout.count(printed_once) == 1
     (record,) = load_runs([tmp_path]).to_dict("records")
     assert record["world_size"] == 2
     assert record["timings_ms.allreduce.count"] == 5 * 20
@@ -419,3 +445,22 @@ def test_an_interrupt_ends_every_rank_and_keeps_what_had_finished(tmp_path, inte
     assert found == [("failed", "interrupted"), ("ok", "")]
     psutil.wait_procs(children, timeout=20)
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+
+
+def test_an_interrupt_while_pytorch_is_imported_shows_nothing_of_pytorchs(tmp_path):
+    """What PyTorch registers to log at exit is held back by a level that it sets last in its import."""
+    code = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if hasattr(sys.modules.get('torch._subclasses.fake_tensor'), 'dump_cache_stats'):\n"
+        "            raise KeyboardInterrupt\n"
+        "from blockshock.main import main\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "main()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, *SMALL]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "blockshock: interrupted; what had finished is kept\n"

@@ -69,6 +69,11 @@ def test_a_collective_that_cannot_run_is_refused_in_one_line(cli, method, option
     assert said in last
 
 
+def test_options_of_a_sum_mean_nothing_on_one_rank(cli):
+    small = ("hardware=cpu", "phase=phase0_correctness", "model.N=16", "model.B=8")
+    assert cli(*small, "method.overlap_chunks=2", "method.collective=nccl").code == 0
+
+
 def test_what_an_implementation_cannot_sum_is_said():
     bf16 = torch.bfloat16
     assert all(reductions.impossible(name, 2, bf16, 1 << 20) is None for name in reductions.GPU_NAMES)

@@ -37,9 +37,12 @@ def test_a_dtensor_method_holds_a_shard_and_does_the_work_of_the_method_it_is_th
     [
         (
             ["method=dtensor_row", "model.K=65", "hardware.world_size=2"],
-            "model.K=65: dtensor_row needs a multiple of 2",
+            "model.K=65: dtensor_row on 2 ranks needs a multiple of 2",
         ),
-        (["method=dtensor_column", "model.N=65", "hardware.world_size=2"], "model.N=65: dtensor_column needs"),
+        (
+            ["method=dtensor_column", "model.N=65", "hardware.world_size=2"],
+            "model.N=65: dtensor_column on 2 ranks needs a multiple of 2",
+        ),
         (["method=dtensor_row"], "dtensor_row shards over at least 2 ranks; one rank is dense_single"),
         (
             ["method=torch_semi_structured", "hardware.world_size=2"],

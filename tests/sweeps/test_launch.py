@@ -273,6 +273,21 @@ def test_a_job_that_cannot_be_composed_stops_a_sweep_before_its_first(cli, tmp_p
     assert not list(tmp_path.rglob("status.json"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["method=dense_single,dtensor_row", "method.weights=packed"], "not every method of this sweep has that key"),
+        (["+sweep=hypotheses", "phase.optimizer=adam"], "not every phase of this sweep has that key"),
+        (["method=dtensor_row", "method.weights=packed", "model.N=8,16"], "method=dtensor_row has no such key"),
+        (["method=3,4"], "method=3,4: allowed: block_shock"),
+    ],
+)
+def test_what_a_swept_group_does_not_have_is_said_in_one_line(cli, tmp_path, arguments, expected):
+    done = cli("-m", "hardware=cpu", *arguments)
+    assert (done.code, expected in done.err, done.err.count("\n")) == (2, True, 1), done.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_same_job_asked_for_twice_is_refused(cli):
     done = cli("-m", *QUICK[1:], "model.N=8,8")
     assert (done.code, "are the same and would share the folder" in done.err) == (2, True)
@@ -291,7 +306,37 @@ def test_the_same_job_asked_for_twice_is_refused(cli):
 def test_launcher_options_are_refused_in_one_line(cli, tmp_path, argument, expected):
     done = cli(*QUICK, "model.N=8,16", argument)
     assert (done.code, expected in done.err, done.err.count("\n")) == (2, True, 1), done.err
-    assert not list(tmp_path.rglob("status.json"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("batches", ["null", "2"])
+@pytest.mark.parametrize("nothing", ["model.N=range(5,5)", "mask=glob(zzz*)"])
+def test_a_sweep_without_any_job_is_refused(cli, tmp_path, nothing, batches):
+    done = cli(*QUICK, "model.B=8,16", nothing, f"hydra.sweeper.max_batch_size={batches}")
+    assert (done.code, done.err) == (2, f"blockshock: {nothing}: holds no value, so that no job results\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["experiment.name=../out", "experiment.name=", "experiment.output_dir=''"])
+def test_jobs_without_a_folder_of_their_own_are_refused_not_recorded(cli, tmp_path, place):
+    done = cli(*QUICK, "model.N=8,16", place, "hydra.launcher.skip_unsupported=true")
+    assert (done.code, done.err.count("\n"), place.strip("'") in done.err) == (2, 1, True), done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refused_resume_leaves_the_folder_as_it_was(cli, tmp_path):
+    (tmp_path / "mine").mkdir()
+    done = cli("-m", "hydra.launcher.resume=mine")
+    assert (done.code, "holds no sweep.json" in done.err) == (2, True)
+    assert not list((tmp_path / "mine").iterdir())
+
+
+def test_a_refused_sweep_leaves_hydras_record_of_the_one_before(cli, tmp_path, monkeypatch):
+    planned(cli, monkeypatch, "model.N=8,16", "experiment.name=kept")
+    before = (tmp_path / "outputs/sweeps/kept/multirun.yaml").read_text()
+    assert "model.N=8,16" in before
+    assert cli(*QUICK, "model.N=8,-1", "experiment.name=kept").code == 2
+    assert (tmp_path / "outputs/sweeps/kept/multirun.yaml").read_text() == before
 
 
 def test_a_bare_resume_of_a_sweep_with_options_of_its_own_names_the_whole_command(cli, tmp_path, monkeypatch):
