@@ -11,7 +11,6 @@ import json
 import math
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +23,6 @@ from omegaconf import OmegaConf
 
 from blockshock import SCHEMA
 from blockshock.config import Job, config_hash
-from blockshock.errors import ConfigError
 
 # What a new try finds in its folder and keeps: its own status, the lock it holds (claim), Hydra's log that goes on.
 KEPT = ("status.json", ".lock", "blockshock.log")
@@ -72,17 +70,6 @@ def parse_object(name: str, text: str, kinds: Mapping[str, type | UnionType] = M
     if wrong:
         raise Unreadable(f"{name}: {wrong[0]} is {'of a wrong type' if wrong[0] in found else 'missing'}")
     return found
-
-
-def check_writable(path: str | os.PathLike[str], key: str = "experiment.output_dir") -> None:
-    """Refuse an output folder that can't be made or written, before anything is started."""
-    folder = Path(path).absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        problem = f"can't be written ({error.strerror}); choose another folder"
-        raise ConfigError(key, path, problem) from error
 
 
 def write_atomically(path: Path, text: str) -> None:

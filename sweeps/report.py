@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from blockshock.record import UNREADABLE, check_writable
+from blockshock.errors import writable
+from blockshock.record import UNREADABLE
 from sweeps.benchmarks import benchmark_table, benchmarks, latest, target_table, targets
 from sweeps.drawing import draw
 from sweeps.figures import Measured
@@ -72,7 +73,7 @@ def main() -> None:
     out = arguments.out or arguments.folders[0] / "report"
     try:
         found = _find(arguments.folders)
-        check_writable(out, "--out")
+        writable("--out", out)
         written = _write(found, arguments.folders, out)
     except (OSError, ValueError) as error:
         _refuse(str(error))

@@ -27,12 +27,12 @@ from blockshock.bench.layers import CONTENDERS, forward, law, train
 from blockshock.bench.products import backward, product
 from blockshock.bench.targets import verdicts
 from blockshock.config import load_job, plain
-from blockshock.errors import REFUSED, ConfigError, at_least, one_of
+from blockshock.errors import REFUSED, ConfigError, at_least, one_of, writable
 from blockshock.execution import device_name
 from blockshock.main import CONF
 from blockshock.problem import DTYPES
 from blockshock.ranks import Outcome, RankInfo, RankPool
-from blockshock.record import RunFolder, check_writable, write_atomically
+from blockshock.record import RunFolder, write_atomically
 from blockshock.tune import whole_numbers
 
 ALONE: dict[str, Callable[..., Iterator[Row]]] = {"product": product, "backward": backward, "all_reduce": all_reduce}
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     resolvers.register()
     try:
         spec = _plan(options)
-        check_writable(options.out, "--out")
+        writable("--out", options.out)
     except ConfigError as error:
         print(f"blockshock.bench: {error}", file=sys.stderr)
         return REFUSED
@@ -61,7 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         folder.finish(outcome.status, outcome.reason)
     rows = pd.DataFrame(folder.records())
-    if not rows.empty:
+    if spec["device"] == "cpu":
+        console.print("The targets are for GPUs: a CPU's times show that everything works, and nothing else.")
+    elif not rows.empty:
         table = verdicts(rows)
         write_atomically(folder.path / "targets.md", _markdown(table))
         console.print(_shown(table))
