@@ -68,7 +68,7 @@ def _unknown_key(key: str, overrides: list[str]) -> str:
     group = key.split(".")[0]
     typed = dict(o.lstrip("+").split("=", 1) for o in overrides)
     cfg = _composed(typed)
-    having = _having(group, key)
+    having = _having(group, key) if group in GROUPS else []
     if having:
         chosen = typed.get(group, cfg.hydra.runtime.choices[group])
         if "," in chosen or "(" in chosen or group in (cfg.hydra.sweeper.get("params") or {}):

@@ -37,6 +37,7 @@ def statuses(folder: Path) -> list[dict]:
         (["method=dtensor_row", "method.collective=nccl"], "nccl: method=dtensor_row has no such key (block_shock, "),
         (["phase.optimizer=adam"], "phase.optimizer=adam: phase=phase1_forward has no such key (checkpoint, "),
         (["phase=profile", "method.weights=packed"], "method=keep_all has no such key (block_shock has it)"),
+        (["sweep.model.N=3"], "sweep.model.N=3: unknown key"),
         (["phase.blurb=3"], "phase.blurb=3: unknown key (all keys"),
         (["--multirun", "--cfg", "job"], "leave out -m and give each key one value"),
         (["--resolve"], "can only be used in conjunction with --cfg"),
