@@ -91,7 +91,7 @@ def _outline(axis: Axes, above: pd.DataFrame) -> None:
         axis.add_patch(box)
 
 
-READING = "The number is the time over {}'s in the same run: blue is faster, red is slower."
+READING = "The number is the time over that of {} in the same run: blue is faster, red is slower."
 MASKS = " Of each mask the kernel that was chosen; single kernels and the dense product stand in the table."
 METHODS = (
     " Drawn are Block-Shock and row-parallel; other methods, and NCCL in place of the collective that was chosen, "
