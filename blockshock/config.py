@@ -10,9 +10,7 @@ Python file and one YAML file.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from blockshock import SCHEMA
 from blockshock.errors import ConfigError, at_least, one_of
 
 CONF = Path(__file__).resolve().parent / "conf"  # a link to the repository's conf/, a copy in an installed package
@@ -266,41 +263,3 @@ def _check_mask(job: Job) -> None:
 
         generator = torch.Generator().manual_seed(job.experiment.seed)
         halves(job.mask, torch.randn(16, 16, generator=generator), generator)
-
-
-# Keys that say where a run lands, how it is watched or what it is called, and nothing of what is measured.
-_NOT_MEASURED = {
-    "experiment": ("name", "output_dir"),
-    "hardware": ("name", "recalibrate", "timeout_s"),
-}
-
-
-def config_hash(config: dict[str, Any]) -> str:
-    """Twelve hex digits over every key that changes the measurement and none that does not."""
-    kept = {
-        group: {key: value for key, value in options.items() if key not in _NOT_MEASURED.get(group, ())}
-        for group, options in config.items()
-    }
-    text = json.dumps([SCHEMA, kept], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def job_label(config: dict[str, Any]) -> str:
-    """A folder name that a person can read and that no other configuration shares."""
-    model, workload = config["model"], config["workload"]
-    if "batch_size" in workload:  # a model's step: the layer's sizes and mask say nothing
-        length = f"-S{workload['seq_len']}" if workload.get("seq_len") else ""
-        parts = [workload["name"], f"B{workload['batch_size']}{length}", model["dtype"], config_hash(config)]
-        return "_".join([config["phase"]["name"], config["method"]["name"], *parts])
-    sizes = f"N{model['N']}" + (f"-K{model['K']}" if model["K"] != model["N"] else "") + f"-B{model['B']}"
-    return "_".join(
-        [
-            config["phase"]["name"],
-            config["method"]["name"],
-            config["mask"]["name"],
-            sizes,
-            model["dtype"],
-            f"P{config['hardware']['world_size']}",
-            config_hash(config),
-        ]
-    )

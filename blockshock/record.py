@@ -22,7 +22,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from blockshock import SCHEMA
-from blockshock.config import Job, config_hash
+from blockshock.config import Job
+from blockshock.naming import config_hash
 
 # What a new try finds in its folder and keeps: its own status, the lock it holds (claim), Hydra's log that goes on.
 KEPT = ("status.json", ".lock", "blockshock.log")

@@ -85,14 +85,14 @@ def _sizes(job: Job | None) -> str:
 def _log_to(path: Path, say: Callable[[str], None] | None, redirect: bool) -> None:
     """Log to `path`; with `redirect` all that is printed goes there too, native crashes included."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    stream = open(path, "a", buffering=1)  # noqa: SIM115 - open as long as the rank logs
     if redirect:
         sys.stdout.flush()
         sys.stderr.flush()
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
-        faulthandler.enable(file=stream)
-    handlers: list[logging.Handler] = [logging.StreamHandler(stream)]
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        faulthandler.enable(file=file)
+    handlers: list[logging.Handler] = [logging.FileHandler(path)]
     if say is not None:
         handlers.append(_Relay(say))
     for handler in handlers:

@@ -27,8 +27,9 @@ def why_not_recomputable(analysis: StorageAnalysis) -> dict[int, str]:
             reason = reason or obstacles.get(rank)
         if reason:
             reasons[storage.index] = reason
-    while _spread(analysis, regions, reasons, active):
-        pass
+    spreads = True
+    while spreads:
+        spreads = _spread(analysis, regions, reasons, active)
     return reasons
 
 

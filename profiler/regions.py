@@ -123,8 +123,9 @@ class Recorder:
 
     def _leave(self, module: nn.Module, _args: Any, _output: Any) -> None:
         name = self._names[module]
-        while self._stack.pop() != name:  # modules left by an exception that the model caught
-            pass
+        left = self._stack.pop()
+        while left != name:  # one that an exception has left, which the model caught
+            left = self._stack.pop()
         self._border()
 
     def _border(self) -> None:

@@ -7,6 +7,7 @@ A method is a dataclass with `name`, its own options, `check(job)` (raise Config
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from blockshock.problem import Problem
 
 
-class ParallelLinear(nn.Module):
+class ParallelLinear(nn.Module, ABC):
     """One rank's part of a linear layer. The input is what `shard_input` returns; the output is all of Y (B, N).
 
     Weight gradients land in `.grad` of the parameters, whatever shape the method stores them in, so any torch
@@ -44,9 +45,9 @@ class ParallelLinear(nn.Module):
     def after_optimizer_step(self, step: int) -> None:
         """Whatever must follow an update of the weights before the next forward, in region `compress`."""
 
+    @abstractmethod
     def costs(self) -> dict[str, Cost]:
         """The least work of one rank: `forward`, `backward_input`, `backward_weight`."""
-        raise NotImplementedError(f"{type(self).__name__} states no costs")
 
     def roundings(self) -> dict[str, float]:
         """Error of Y, dX and dW over that of one product rounded once: what the method's own roundings add."""
@@ -60,9 +61,9 @@ class ParallelLinear(nn.Module):
         """Bytes a rank holds for its weights: parameters and what the kernel needs beside them."""
         return distributed.local_bytes(self.parameters())
 
+    @abstractmethod
     def place_weight(self, parts: list[torch.Tensor]) -> torch.Tensor:
         """This rank's parts in a dense (N, K) tensor, zeros elsewhere."""
-        raise NotImplementedError(f"{type(self).__name__} can't place its weights")
 
 
 class Method(Protocol):

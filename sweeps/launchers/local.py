@@ -84,8 +84,9 @@ class LocalRunner:
                 if self.sweep.stopped:
                     self._end_all()
                 elif time.monotonic() >= next_try:
-                    while self._start_one(waiting, executor):
-                        pass
+                    started = True
+                    while started:
+                        started = self._start_one(waiting, executor)
                     next_try = time.monotonic() + RETRY_S
                 for one in list(running):
                     waiting += self._look_after(one)
