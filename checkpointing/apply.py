@@ -19,7 +19,7 @@ from checkpointing.problem import problem_of
 from checkpointing.rewrite import CheckpointedStep, rewrite_graph_with_recomputation
 from checkpointing.state import preserved
 from profiler import GraphProfiler, trace_train_step
-from profiler.tracing import LossFn
+from profiler.graph.tracing import LossFn
 
 SLACK = 2**20  # bytes by which a peak varies between steps
 REPLANNED = 5  # times at most: the caching allocator may hand out larger blocks than the profile saw

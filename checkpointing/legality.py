@@ -7,7 +7,7 @@ operators and batch norm are made so by `purity`.
 
 from checkpointing.purity import updates_running_statistics
 from profiler import Region, Storage, StorageAnalysis
-from profiler.storage import written
+from profiler.costs.storage import written
 
 _FORWARD = (Region.FORWARD, Region.LOSS)
 

@@ -19,7 +19,7 @@ from checkpointing.legality import why_not_recomputable
 from checkpointing.purity import consumes_randomness, updates_running_statistics
 from checkpointing.substitute import Substitute
 from profiler import GraphProfiler, Region, StorageAnalysis
-from profiler.memory import MeasuredMemory, default_rounding, rounded
+from profiler.costs.memory import MeasuredMemory, default_rounding, rounded
 
 _FORWARD = (Region.FORWARD, Region.LOSS)
 

@@ -25,7 +25,7 @@ from checkpointing.purity import consumes_randomness, updates_running_statistics
 from checkpointing.replay import generator_state, replay
 from checkpointing.state import preserved, restore, where_there_is_room
 from profiler import TracedStep
-from profiler.profile import Call, run_nodes
+from profiler.costs.profile import Call, run_nodes
 
 BASELINE_RUNS = 3  # of a peer that runs eagerly
 TRIES = 2  # steps in which every node runs twice

@@ -7,7 +7,7 @@ from checkpointing.plan import Plan
 from checkpointing.proof import RECOMPUTED_FROM
 from checkpointing.rewrite import CheckpointedStep, rewrite_graph_with_recomputation
 from profiler import MemoryCurve, TracedStep, analyse, simulate
-from profiler.memory import MeasuredMemory, default_rounding, rounded
+from profiler.costs.memory import MeasuredMemory, default_rounding, rounded
 
 
 def simulate_memory_usage(step: TracedStep, plan: Plan) -> MemoryCurve:

@@ -9,6 +9,10 @@ prof.run(*batch, warmup_iters=1, profile_iters=3)
 prof.print_stats()
 """
 
+from profiler.costs.memory import MemoryCurve, simulate
+from profiler.costs.recompute import RecomputeCost, recompute_cost
+from profiler.costs.signoff import Check, sign_off, sign_off_table
+from profiler.costs.storage import Activation, Storage, StorageAnalysis, analyse
 from profiler.errors import (
     BatchMismatchError,
     MissingStatsError,
@@ -17,15 +21,11 @@ from profiler.errors import (
     StaleStepError,
     TraceError,
 )
+from profiler.graph.lift import NodeType
+from profiler.graph.regions import Region
+from profiler.graph.step import TracedStep
+from profiler.graph.tracing import trace_train_step
 from profiler.graph_profiler import GraphProfiler
-from profiler.lift import NodeType
-from profiler.memory import MemoryCurve, simulate
-from profiler.recompute import RecomputeCost, recompute_cost
-from profiler.regions import Region
-from profiler.signoff import Check, sign_off, sign_off_table
-from profiler.step import TracedStep
-from profiler.storage import Activation, Storage, StorageAnalysis, analyse
-from profiler.tracing import trace_train_step
 
 __all__ = [
     "Activation",

@@ -16,11 +16,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from profiler.costs.memory import CATEGORIES
+from profiler.costs.stats import ACTIVATION_STATS, MEMORY_CURVE, NODE_STATS, read_csv
 from profiler.errors import MissingStatsError
 from profiler.graph_profiler import SUMMARY
-from profiler.memory import CATEGORIES
 from profiler.plots import CATEGORY_COLOUR, STACK, byte_unit, style, time_unit
-from profiler.stats import ACTIVATION_STATS, MEMORY_CURVE, NODE_STATS, read_csv
 
 TABLE = "batch_analysis.csv"
 

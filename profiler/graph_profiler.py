@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from profiler import chrome_trace, plots, stats
+from profiler import plots
+from profiler.costs import export_chrome_trace as chrome_trace
+from profiler.costs import stats
+from profiler.costs.memory import MemoryCurve, simulate
+from profiler.costs.profile import Profile, measure
+from profiler.costs.signoff import Check, sign_off
+from profiler.costs.storage import StorageAnalysis, analyse
+from profiler.costs.text import report
 from profiler.errors import NotProfiledError
-from profiler.memory import MemoryCurve, simulate
-from profiler.profile import Profile, measure
-from profiler.report import report
-from profiler.signoff import Check, sign_off
-from profiler.step import TracedStep
-from profiler.storage import StorageAnalysis, analyse
+from profiler.graph.step import TracedStep
 
 SUMMARY = "profiler_summary.json"
 CHROME_TRACE = "profiler_trace.json"

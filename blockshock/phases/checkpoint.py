@@ -107,7 +107,7 @@ def _save_plan(execution: Execution, step: Any, plan: Plan) -> None:
     from checkpointing import memory_of
     from checkpointing.plots import plot_memory
     from profiler import simulate
-    from profiler.storage import analyse
+    from profiler.costs.storage import analyse
 
     folder, batch_size = execution.folder.path, execution.job.workload.batch_size
     execution.log("%s", plan.summary())
@@ -157,7 +157,7 @@ def _device_ms(step: Callable[..., object], batch: tuple[torch.Tensor, ...], dev
     """Milliseconds of a step's kernels, copies and fills, from a trace of three steps; None on a CPU."""
     if device.type != "cuda":
         return None
-    from profiler.kineto import node_trace
+    from profiler.costs.node_trace import node_trace
 
     count = 3
     with node_trace(device, cpu=False) as trace:

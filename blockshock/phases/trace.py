@@ -30,7 +30,8 @@ from blockshock.problem import DTYPES
 from blockshock.samples import summarize
 from profiler import plots
 from profiler.errors import EmptyTraceError
-from profiler.kernels import (
+from profiler.graph.step import TracedStep
+from profiler.traces import (
     MEMCPY_KIND_STR,
     FlopCount,
     KernelDataCollector,
@@ -40,10 +41,9 @@ from profiler.kernels import (
     read_steps,
     step_table,
 )
-from profiler.kernels.graph_steps import graph_flops, labelled
-from profiler.kernels.memory_snapshot import memory_snapshot
-from profiler.kernels.modules import rank_path, save_records
-from profiler.step import TracedStep
+from profiler.traces.graph_steps import graph_flops, labelled
+from profiler.traces.memory_snapshot import memory_snapshot
+from profiler.traces.modules import rank_path, save_records
 
 if TYPE_CHECKING:
     from blockshock.config import Job

@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-from profiler.memory import CATEGORIES, MemoryCurve
+from profiler.costs.memory import CATEGORIES, MemoryCurve
+from profiler.costs.text import in_bytes, in_time
 from profiler.plots.style import CATEGORY_COLOUR, REGION_COLOUR, byte_unit, style, time_unit
-from profiler.report import in_bytes, in_time
 
 STACK = list(CATEGORY_COLOUR)  # from the bottom: what is there throughout, then what comes and goes
 assert sorted(STACK) == sorted(CATEGORIES)

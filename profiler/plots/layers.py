@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from profiler.errors import EmptyTraceError
-from profiler.kernels.modules import ModuleProfile, is_module, require_profile
 from profiler.plots.style import PASS_COLOUR, cpu_note, light_grid, nanosecond_unit, save, style
+from profiler.traces.modules import ModuleProfile, is_module, require_profile
 
 MOST = 24  # modules that a figure shows
 _SIDES = (("forward", 0.21), ("backward", -0.21))

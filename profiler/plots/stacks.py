@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from profiler.errors import MismatchedTracesError
-from profiler.kernels.collector import KernelDataCollector
-from profiler.kernels.records import Kernel
-from profiler.kernels.stacks import StackFrame, StacktraceCollector
 from profiler.plots.style import PASS_COLOUR, cpu_note, light_grid, nanosecond_unit, save, style
+from profiler.traces.collector import KernelDataCollector
+from profiler.traces.records import Kernel
+from profiler.traces.stacks import StackFrame, StacktraceCollector
 
 _FRAME_COLOURS = ("#C6DBEF", "#9ECAE1", "#DADAEB", "#BCBDDC", "#C7E9C0", "#A1D99B", "#FDD0A2", "#FDAE6B")
 _LEVELS = 40  # of the stack that are drawn; deeper ones are said to be left out

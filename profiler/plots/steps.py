@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from profiler.errors import EmptyTraceError, MismatchedTracesError
-from profiler.kernels.modules import ModuleProfile
 from profiler.plots.style import PASS_COLOUR, cpu_note, light_grid, nanosecond_unit, save, style
+from profiler.traces.modules import ModuleProfile
 
 _CLOCKS_NS = 60e9  # clocks of two hosts agree to a minute; steps of one run that are further apart are of two
 PARTS = {

@@ -7,11 +7,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from profiler.costs.text import in_bytes
 from profiler.errors import EmptyTraceError, MismatchedTracesError
-from profiler.kernels.intervals import concurrency, length, union
-from profiler.kernels.modules import ModuleProfile
-from profiler.kernels.records import MEMCPY_KIND_STR as KINDS
-from profiler.kernels.records import MemoryCopy
 from profiler.plots.style import (
     PASS_COLOUR,
     byte_unit,
@@ -22,7 +19,10 @@ from profiler.plots.style import (
     save,
     style,
 )
-from profiler.report import in_bytes
+from profiler.traces.intervals import concurrency, length, union
+from profiler.traces.modules import ModuleProfile
+from profiler.traces.records import MEMCPY_KIND_STR as KINDS
+from profiler.traces.records import MemoryCopy
 
 _KIND_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B5A2B")
 PASSES = ("forward", "backward", "optimizer", "communication", "other")

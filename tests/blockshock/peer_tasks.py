@@ -12,7 +12,7 @@ from blockshock.phases.phase3_train_step import TrainStep
 from blockshock.problem import Problem
 from blockshock.ranks import Outcome, RankInfo
 from blockshock.timing import capture
-from profiler.kernels import count_flops
+from profiler.traces import count_flops
 from tests.blockshock.rank_tasks import join, method_yaml, problem_of
 
 

@@ -9,7 +9,7 @@ from blockshock.correctness import MARGIN
 from blockshock.kernels.cusparselt import flop_formulas
 from blockshock.phases.phase3_train_step import TrainStep
 from blockshock.ranks import RankPool
-from profiler.kernels import count_flops
+from profiler.traces import count_flops
 from tests.blockshock import peer_tasks
 from tests.blockshock.rank_tasks import method_yaml, problem_of
 from tests.blockshock.test_methods import MASKS

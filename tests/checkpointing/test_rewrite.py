@@ -18,8 +18,8 @@ from checkpointing import (
 )
 from checkpointing.replay import replay
 from profiler import Region, analyse
-from profiler.step import running
-from profiler.storage import written
+from profiler.costs.storage import written
+from profiler.graph.step import running
 from tests.checkpointing.steps import TINY, Case, everything, momentum, small_case, tiny_case
 
 

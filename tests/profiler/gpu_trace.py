@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from profiler.kernels.attribution import STEP, range_name
+from profiler.traces.attribution import STEP, range_name
 
 BASE = 1_790_000_000_000_000_000  # ns since 1970
 MAIN, ENGINE = 100, 101  # threads of the host

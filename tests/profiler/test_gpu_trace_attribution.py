@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from profiler.errors import EmptyTraceError, ProfilerError
-from profiler.kernels import KernelDataCollector, ModuleProfile
-from profiler.kernels.kineto_trace import read_trace
-from profiler.kernels.names import demangled, short_name, short_names
-from profiler.kernels.records import MEMCPY_KIND_STR, MEMSET, is_communication, memcpy_kind
+from profiler.traces import KernelDataCollector, ModuleProfile
+from profiler.traces.kernel_names import demangled, short_name, short_names
+from profiler.traces.read_trace import read_trace
+from profiler.traces.records import MEMCPY_KIND_STR, MEMSET, is_communication, memcpy_kind
 from tests.profiler.gpu_trace import ADAM, BASE, ELEMENTWISE, ENGINE, GEMM, NCCL, GpuTrace, two_steps
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler.kernels.intervals import clip, concurrency, intersect, length, subtract, union
+from profiler.traces.intervals import clip, concurrency, intersect, length, subtract, union
 
 END = 60
 intervals = st.lists(

@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from profiler import trace_train_step
 from profiler.errors import EmptyTraceError, ProfilerError
-from profiler.kernels import KernelDataCollector, ModuleProfile, StacktraceCollector, count_flops
-from profiler.kernels.graph_steps import graph_flops, labelled
 from profiler.models import NAMES, build
+from profiler.traces import KernelDataCollector, ModuleProfile, StacktraceCollector, count_flops
+from profiler.traces.graph_steps import graph_flops, labelled
 
 TINY = [name for name in NAMES if name.startswith("tiny_")]
 

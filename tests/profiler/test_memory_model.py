@@ -10,9 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from profiler import GraphProfiler, NodeType, Region, TracedStep, analyse, simulate, trace_train_step
-from profiler.memory import CATEGORIES
+from profiler.costs.memory import CATEGORIES
+from profiler.graph.step import running
 from profiler.models import build
-from profiler.step import running
 from tests.profiler.conftest import profiled, traced
 from tests.profiler.eager_steps import LiveBytes, eager_step
 

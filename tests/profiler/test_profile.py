@@ -16,11 +16,11 @@ from torch import nn
 
 from profiler import GraphProfiler, MissingStatsError, Region, sign_off_table, trace_train_step
 from profiler.batch_analysis import plot_batches, read_batches
+from profiler.costs.memory import CATEGORIES
+from profiler.costs.profile import run_nodes
+from profiler.costs.stats import ACTIVATION_STATS, MEMORY_CURVE, NODE_STATS, read_csv
 from profiler.graph_profiler import CHROME_TRACE, SUMMARY
-from profiler.memory import CATEGORIES
 from profiler.models import build
-from profiler.profile import run_nodes
-from profiler.stats import ACTIVATION_STATS, MEMORY_CURVE, NODE_STATS, read_csv
 from tests.profiler.conftest import profiled, traced
 from tests.profiler.eager_steps import LiveBytes
 

@@ -6,8 +6,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from profiler import Region, StorageAnalysis, analyse, recompute_cost, trace_train_step
+from profiler.graph.step import running
 from profiler.models import build
-from profiler.step import running
 from tests.profiler.conftest import profiled
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler.kineto import Event, attribute, idle_between, node_trace
+from profiler.costs.node_trace import Event, attribute, idle_between, node_trace
 
 
 def one_iteration(start: int, correlation: int) -> list[Event]:

@@ -12,16 +12,6 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from profiler.errors import EmptyTraceError, MismatchedTracesError, ProfilerError
-from profiler.kernels import (
-    MEMCPY_KIND_STR,
-    KernelDataCollector,
-    MemoryCopy,
-    ModuleProfile,
-    StackFrame,
-    StacktraceCollector,
-    count_flops,
-    read_steps,
-)
 from profiler.plots import (
     plot_bottleneck_analysis,
     plot_layer_runtime_stats,
@@ -32,6 +22,16 @@ from profiler.plots import (
 )
 from profiler.plots.kernels import kernel_totals
 from profiler.plots.style import in_nanoseconds, nanosecond_unit
+from profiler.traces import (
+    MEMCPY_KIND_STR,
+    KernelDataCollector,
+    MemoryCopy,
+    ModuleProfile,
+    StackFrame,
+    StacktraceCollector,
+    count_flops,
+    read_steps,
+)
 from tests.profiler.gpu_trace import BASE, GEMM, NCCL, GpuTrace, two_steps
 
 FLOPS = {(module, region): 10**10 for module in "ab" for region in ("forward", "backward")}

@@ -9,12 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from profiler.kernels import (
-    KernelDataCollector,
-    ModuleProfile,
-    count_flops,
-    memory_snapshot,
-)
+from profiler.traces import KernelDataCollector, ModuleProfile, count_flops, memory_snapshot
 
 pytestmark = pytest.mark.gpu
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from profiler.costs.memory import MemoryCurve
+from profiler.costs.profile import Profile
+from profiler.costs.recompute import recompute_cost
+from profiler.costs.storage import StorageAnalysis, tensors_of
 from profiler.errors import MissingStatsError
-from profiler.flops import flops_of
-from profiler.memory import MemoryCurve
-from profiler.profile import Profile
-from profiler.recompute import recompute_cost
-from profiler.storage import StorageAnalysis, tensors_of
+from profiler.graph.flops import flops_of
 
 NODE_STATS = "profiler_stats_node_stats.csv"
 ACTIVATION_STATS = "profiler_stats_activation_stats.csv"

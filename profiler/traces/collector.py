@@ -24,10 +24,10 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from profiler.errors import EmptyTraceError, ProfilerError
-from profiler.kernels.attribution import STEP, Attribution, attribute
-from profiler.kernels.hooks import marking, module_names
-from profiler.kernels.kineto_trace import RawTrace, read_trace
-from profiler.kernels.records import Kernel, MemoryCopy, together
+from profiler.traces.attribution import STEP, Attribution, attribute
+from profiler.traces.hooks import marking, module_names
+from profiler.traces.read_trace import RawTrace, read_trace
+from profiler.traces.records import Kernel, MemoryCopy, together
 
 BACKENDS = ("kineto", "cupti")
 
@@ -76,7 +76,7 @@ class KernelDataCollector:
             raise ProfilerError("this collector has been used: make another for another run")
         with ExitStack() as stack:
             if self.backend == "cupti":
-                from profiler.kernels.cupti import finalize_cupti_kernels, setup_cupti_kernels
+                from profiler.traces.cupti import finalize_cupti_kernels, setup_cupti_kernels
 
                 setup_cupti_kernels(self)
                 stack.callback(finalize_cupti_kernels)

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from profiler.errors import BatchMismatchError, StaleStepError
-from profiler.lift import Lifted
+from profiler.graph.lift import Lifted
 
 
 @dataclass(frozen=True)

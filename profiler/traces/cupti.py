@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from profiler.errors import CuptiError
-from profiler.kernels.names import demangled
-from profiler.kernels.records import MEMSET, Kernel, MemoryCopy, is_communication, together
+from profiler.traces.kernel_names import demangled
+from profiler.traces.records import MEMSET, Kernel, MemoryCopy, is_communication, together
 
 if TYPE_CHECKING:
-    from profiler.kernels.collector import KernelDataCollector
+    from profiler.traces.collector import KernelDataCollector
 
 _BUFFER_BYTES = 8 << 20  # about 40 000 records
 _TOLERANCE_NS = 1_000_000  # a clock of another kind is off by far more

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from profiler.errors import ProfilerError
-from profiler.kernels.records import HostRange, Kernel, Launch, MemoryCopy, is_communication, memcpy_kind
+from profiler.traces.records import HostRange, Kernel, Launch, MemoryCopy, is_communication, memcpy_kind
 
 _HOST = ("cpu_op", "user_annotation", "python_function")
 _LAUNCHES = ("cuda_runtime", "cuda_driver")

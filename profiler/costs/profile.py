@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from profiler.kineto import NodeRecord, attribute, idle_between, node_trace
-from profiler.memory import MeasuredMemory, default_rounding, rounded
-from profiler.step import TracedStep, running
-from profiler.storage import StorageAnalysis
+from profiler.costs.memory import MeasuredMemory, default_rounding, rounded
+from profiler.costs.node_trace import NodeRecord, attribute, idle_between, node_trace
+from profiler.costs.storage import StorageAnalysis
+from profiler.graph.step import TracedStep, running
 
 Call = Callable[[int, Any, tuple[Any, ...], dict[str, Any]], Any]
 

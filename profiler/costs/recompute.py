@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from profiler.memory import MeasuredMemory, default_rounding, rounded
-from profiler.regions import Region
-from profiler.storage import Storage, StorageAnalysis
+from profiler.costs.memory import MeasuredMemory, default_rounding, rounded
+from profiler.costs.storage import Storage, StorageAnalysis
+from profiler.graph.regions import Region
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ profile.save("out")
 plot_bottleneck_analysis(collector, path="out/bottlenecks.png")
 """
 
-from profiler.kernels.collector import KernelDataCollector
-from profiler.kernels.cupti import finalize_cupti_kernels, setup_cupti_kernels
-from profiler.kernels.flop_count import FlopCount, count_flops
-from profiler.kernels.memory_snapshot import memory_snapshot
-from profiler.kernels.modules import ModuleProfile
-from profiler.kernels.peak import measure_peak_tflops
-from profiler.kernels.records import MEMCPY_KIND_STR, Kernel, MemoryCopy, is_communication
-from profiler.kernels.stacks import StackFrame, StacktraceCollector
-from profiler.kernels.steps import read_steps, step_table
+from profiler.traces.collector import KernelDataCollector
+from profiler.traces.cupti import finalize_cupti_kernels, setup_cupti_kernels
+from profiler.traces.flop_count import FlopCount, count_flops
+from profiler.traces.memory_snapshot import memory_snapshot
+from profiler.traces.modules import ModuleProfile
+from profiler.traces.peak_rate import measure_peak_tflops
+from profiler.traces.records import MEMCPY_KIND_STR, Kernel, MemoryCopy, is_communication
+from profiler.traces.stacks import StackFrame, StacktraceCollector
+from profiler.traces.steps import read_steps, step_table
 
 __all__ = [
     "MEMCPY_KIND_STR",

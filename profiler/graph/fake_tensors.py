@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import (
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
 from profiler.errors import TraceError
-from profiler.regions import Recorder, Region
+from profiler.graph.regions import Recorder, Region
 
 _UNFAITHFUL = {  # operators whose fake kernel describes other outputs than the real one gives
     "aten.mkldnn_rnn_layer.default": "trace and run inside `torch.backends.mkldnn.flags(enabled=False)`",

@@ -20,17 +20,17 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from profiler.errors import TraceError
-from profiler.fakes import Fakes, explained, refuse_unfaithful
-from profiler.lift import Lifted, NodeType, lift, swapped
-from profiler.optimizer_state import (
+from profiler.graph.fake_tensors import Fakes, explained, refuse_unfaithful
+from profiler.graph.lift import Lifted, NodeType, lift, swapped
+from profiler.graph.optimizer_state import (
     check_optimizer,
     groups_in_their_first_step,
     install_state,
     provisional_state,
     use_eager_implementation,
 )
-from profiler.regions import BATCH, Recorder, Region
-from profiler.step import BatchSignature, TracedStep, constants_of
+from profiler.graph.regions import BATCH, Recorder, Region
+from profiler.graph.step import BatchSignature, TracedStep, constants_of
 
 LossFn = Callable[..., Tensor]
 

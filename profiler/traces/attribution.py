@@ -19,8 +19,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from profiler.kernels.kineto_trace import RawTrace
-from profiler.kernels.records import (
+from profiler.traces.read_trace import RawTrace
+from profiler.traces.records import (
     NOBODY,
     OPTIMIZER,
     OUTSIDE,

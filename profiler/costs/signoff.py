@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.optim import SGD
 
+from profiler.costs.stats import ACTIVATION_STATS, MEMORY_CURVE, NODE_STATS, read_csv
 from profiler.errors import MissingStatsError
-from profiler.lift import NodeType
-from profiler.stats import ACTIVATION_STATS, MEMORY_CURVE, NODE_STATS, read_csv
+from profiler.graph.lift import NodeType
 
 if TYPE_CHECKING:
     from profiler.graph_profiler import GraphProfiler

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from profiler.flops import flops_of
-from profiler.kernels.attribution import range_name
-from profiler.kernels.flop_count import FlopCount
-from profiler.kernels.records import OPTIMIZER as OPTIMIZER_MODULE
-from profiler.kernels.records import OUTSIDE
-from profiler.regions import BATCH, LOSS_FN, Region
-from profiler.step import TracedStep, running
+from profiler.graph.flops import flops_of
+from profiler.graph.regions import BATCH, LOSS_FN, Region
+from profiler.graph.step import TracedStep, running
+from profiler.traces.attribution import range_name
+from profiler.traces.flop_count import FlopCount
+from profiler.traces.records import OPTIMIZER as OPTIMIZER_MODULE
+from profiler.traces.records import OUTSIDE
 
 _REGIONS = {Region.LOSS: "forward", Region.OPTIMIZER: "optimizer", Region.OUTPUT: "other"}
 

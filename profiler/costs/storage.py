@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from profiler.lift import NodeType
-from profiler.regions import Region
-from profiler.step import TracedStep
+from profiler.graph.lift import NodeType
+from profiler.graph.regions import Region
+from profiler.graph.step import TracedStep
 
 _FORWARD = (Region.FORWARD, Region.LOSS)
 

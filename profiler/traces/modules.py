@@ -21,11 +21,11 @@ from typing import Any
 import pandas as pd
 
 from profiler.errors import EmptyTraceError
-from profiler.kernels.attribution import OwnedRange
-from profiler.kernels.collector import KernelDataCollector
-from profiler.kernels.flop_count import FlopCount
-from profiler.kernels.records import NOBODY, OPTIMIZER, OUTSIDE, ROOT, Kernel, MemoryCopy
-from profiler.kernels.steps import step_table
+from profiler.traces.attribution import OwnedRange
+from profiler.traces.collector import KernelDataCollector
+from profiler.traces.flop_count import FlopCount
+from profiler.traces.records import NOBODY, OPTIMIZER, OUTSIDE, ROOT, Kernel, MemoryCopy
+from profiler.traces.steps import step_table
 
 MODULE_COLUMNS = [
     "rank",

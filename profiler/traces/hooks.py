@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from profiler.kernels.attribution import range_name
-from profiler.kernels.records import ROOT
+from profiler.traces.attribution import range_name
+from profiler.traces.records import ROOT
 
 
 def module_names(model: nn.Module | Mapping[str, nn.Module]) -> dict[nn.Module, str]:

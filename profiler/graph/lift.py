@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from profiler.errors import StaleStepError, TraceError
-from profiler.regions import OPTIMIZER, ROOT
+from profiler.graph.regions import OPTIMIZER, ROOT
 
 
 class NodeType(StrEnum):

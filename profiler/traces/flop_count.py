@@ -18,9 +18,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 from torch.utils.flop_counter import flop_registry
 
-from profiler.flops import formula_flops
-from profiler.kernels.hooks import module_names
-from profiler.kernels.records import OUTSIDE
+from profiler.graph.flops import formula_flops
+from profiler.traces.hooks import module_names
+from profiler.traces.records import OUTSIDE
 
 FlopCount = dict[tuple[str, str], int]  # (module, "forward" or "backward") → floating-point operations
 Formulas = Mapping[Any, Callable[..., int]]

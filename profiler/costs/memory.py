@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from profiler.lift import NodeType
-from profiler.storage import StorageAnalysis
+from profiler.costs.storage import StorageAnalysis
+from profiler.graph.lift import NodeType
 
 CUDA_ROUNDING = 512  # bytes: kMinBlockSize of the caching allocator
 

@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 
 from profiler.errors import EmptyTraceError
-from profiler.kernels.collector import KernelDataCollector
-from profiler.kernels.intervals import clip, intersect, length, subtract, union
-from profiler.kernels.records import NOBODY, REGIONS, Kernel, MemoryCopy, together
+from profiler.traces.collector import KernelDataCollector
+from profiler.traces.intervals import clip, intersect, length, subtract, union
+from profiler.traces.records import NOBODY, REGIONS, Kernel, MemoryCopy, together
 
 STEP_COLUMNS = [
     "rank",

@@ -21,8 +21,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.optimizer import _get_foreach_kernels_supported_devices
 
 from profiler.errors import TraceError
-from profiler.fakes import Fakes
-from profiler.lift import Lifted, NodeType
+from profiler.graph.fake_tensors import Fakes
+from profiler.graph.lift import Lifted, NodeType
 
 
 def check_optimizer(optimizer: Optimizer) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from profiler.memory import CATEGORIES, MemoryCurve
+from profiler.costs.memory import CATEGORIES, MemoryCurve
 
 _TRACKS = {"regions": 1, "modules": 2, "nodes": 3}
 
