@@ -9,12 +9,12 @@ loss = step(*batch); print(step.plan.summary()); print(step.verify(batch).summar
 from checkpointing.apply import apply_activation_checkpointing
 from checkpointing.decide import SOLVERS, decide_checkpoints
 from checkpointing.errors import BudgetError, CheckpointingError, DecisionsFileError, IllegalPlanError
-from checkpointing.plan import Decision, Plan, read_plan
-from checkpointing.problem import Problem, problem_from, problem_of
-from checkpointing.proof import Proof
-from checkpointing.rewrite import CheckpointedStep, rewrite_graph_with_recomputation
-from checkpointing.simulate import memory_of, simulate_memory_usage
-from checkpointing.subgraphs import extract_recomputation_subgraphs
+from checkpointing.planners.plan import Decision, Plan, read_plan
+from checkpointing.planners.problem import Problem, problem_from, problem_of
+from checkpointing.rewriting.proof import Proof
+from checkpointing.rewriting.rewrite import CheckpointedStep, rewrite_graph_with_recomputation
+from checkpointing.rewriting.simulate import memory_of, simulate_memory_usage
+from checkpointing.rewriting.subgraphs import extract_recomputation_subgraphs
 
 __all__ = [
     "SOLVERS",

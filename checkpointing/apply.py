@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 from checkpointing import budget
 from checkpointing.decide import decide_checkpoints
 from checkpointing.errors import BudgetError
-from checkpointing.problem import problem_of
-from checkpointing.rewrite import CheckpointedStep, rewrite_graph_with_recomputation
-from checkpointing.state import preserved
+from checkpointing.planners.problem import problem_of
+from checkpointing.rewriting.rewrite import CheckpointedStep, rewrite_graph_with_recomputation
+from checkpointing.rewriting.training_state import preserved
 from profiler import GraphProfiler, trace_train_step
 from profiler.graph.tracing import LossFn
 

@@ -8,12 +8,12 @@ import time
 
 from checkpointing import budget as budgets
 from checkpointing.errors import BudgetError, CheckpointingError
-from checkpointing.plan import Plan
-from checkpointing.planners.floor import unavoidable
+from checkpointing.planners.baselines import keep_everything, keep_matmuls, keep_nothing
 from checkpointing.planners.greedy import greedy
+from checkpointing.planners.lower_bound import unavoidable
 from checkpointing.planners.optimal import optimal
-from checkpointing.planners.references import keep_everything, keep_matmuls, keep_nothing
-from checkpointing.problem import Problem, problem_of
+from checkpointing.planners.plan import Plan
+from checkpointing.planners.problem import Problem, problem_of
 from profiler import GraphProfiler
 
 REFERENCES = {"none": keep_everything, "all": keep_nothing, "save_matmuls": keep_matmuls}

@@ -33,7 +33,7 @@ class EagerStep:
 
     def verify(self, batch: tuple[Tensor, ...]) -> Proof:
         """Compare a step with a plain one from the same state, as `checkpointing.proof` does."""
-        from checkpointing.proof import BASELINE_RUNS, compare_runs, deterministic_algorithms
+        from checkpointing.rewriting.proof import BASELINE_RUNS, compare_runs, deterministic_algorithms
 
         self(*batch)  # the optimizer has its state from now on
         state = {key: tensor.detach().clone() for key, tensor in self._state().items()}

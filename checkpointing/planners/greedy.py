@@ -11,8 +11,8 @@ Beyond the paper, a copy that waits at the peak for a later use is a candidate t
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from checkpointing.problem import Problem
-from checkpointing.schedule import Schedule, make_schedule
+from checkpointing.planners.problem import Problem
+from checkpointing.planners.schedule import Schedule, make_schedule
 
 MOST_ADDED = 1.0  # of the step's time: repeated copies beyond that are no plan
 

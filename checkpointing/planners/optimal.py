@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from checkpointing.planners.program import Program, Solution
-from checkpointing.planners.values import NEGLIGIBLE, Values, find_values
-from checkpointing.problem import Problem
-from checkpointing.schedule import Schedule, make_schedule
+from checkpointing.planners.milp import Program, Solution
+from checkpointing.planners.milp_values import NEGLIGIBLE, Values, find_values
+from checkpointing.planners.problem import Problem
+from checkpointing.planners.schedule import Schedule, make_schedule
 
 GAP = 0.005
 SMALL = 40  # values up to which every one counts and the program has no window

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from checkpointing import CheckpointedStep, Plan, Problem, memory_of, problem_from
-from checkpointing.replay import generator_state, replay
+from checkpointing.operators.replay import generator_state, replay
 from profiler import StorageAnalysis, analyse, trace_train_step
 from profiler.costs.memory import MeasuredMemory
 from profiler.models import build

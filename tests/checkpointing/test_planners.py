@@ -16,12 +16,12 @@ from checkpointing import (
     problem_of,
     rewrite_graph_with_recomputation,
 )
-from checkpointing.planners.floor import unavoidable
 from checkpointing.planners.greedy import greedy
+from checkpointing.planners.lower_bound import unavoidable
+from checkpointing.planners.milp import Program
+from checkpointing.planners.milp_values import find_values
 from checkpointing.planners.optimal import GAP, optimal
-from checkpointing.planners.program import Program
-from checkpointing.planners.values import find_values
-from checkpointing.schedule import make_schedule
+from checkpointing.planners.schedule import make_schedule
 from profiler import GraphProfiler
 from tests.checkpointing.brute_force import Judged, all_plans, cheapest, judge, random_times
 from tests.checkpointing.steps import TINY, Case, small_case, tiny_case

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from checkpointing import CheckpointedStep, apply_activation_checkpointing, rewrite_graph_with_recomputation
-from checkpointing.replay import replay
+from checkpointing.operators.replay import replay
 from profiler.models import build
 from tests.checkpointing.steps import DROPOUT, TINY, adamw, everything, momentum, tiny_case
 

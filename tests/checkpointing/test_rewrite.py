@@ -16,7 +16,7 @@ from checkpointing import (
     rewrite_graph_with_recomputation,
     simulate_memory_usage,
 )
-from checkpointing.replay import replay
+from checkpointing.operators.replay import replay
 from profiler import Region, analyse
 from profiler.costs.storage import written
 from profiler.graph.step import running

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from checkpointing.problem import Problem
-from checkpointing.schedule import make_schedule
+from checkpointing.planners.problem import Problem
+from checkpointing.planners.schedule import make_schedule
 
 
 def unavoidable(problem: Problem) -> tuple[int, int]:

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from checkpointing.purity import consumes_randomness, updates_running_statistics
-from checkpointing.replay import generator_state, replay
-from checkpointing.state import preserved, restore, where_there_is_room
+from checkpointing.operators.purity import consumes_randomness, updates_running_statistics
+from checkpointing.operators.replay import generator_state, replay
+from checkpointing.rewriting.training_state import preserved, restore, where_there_is_room
 from profiler import TracedStep
 from profiler.costs.profile import Call, run_nodes
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from checkpointing.errors import DecisionsFileError, IllegalPlanError
-from checkpointing.problem import Problem
-from checkpointing.schedule import Schedule, make_schedule
+from checkpointing.planners.problem import Problem
+from checkpointing.planners.schedule import Schedule, make_schedule
 
 COLUMNS = [
     "activation_name",

@@ -7,7 +7,7 @@ print(subgraphs["relu_3"])            # placeholders are what is kept; the outpu
 from torch import fx
 
 from checkpointing.errors import IllegalPlanError
-from checkpointing.plan import Plan
+from checkpointing.planners.plan import Plan
 
 
 def extract_recomputation_subgraphs(graph: fx.Graph, plan: Plan) -> dict[str, fx.Graph]:

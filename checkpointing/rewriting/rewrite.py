@@ -16,11 +16,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
 from checkpointing.errors import CheckpointingError, IllegalPlanError
-from checkpointing.plan import Plan
-from checkpointing.proof import RECOMPUTED_FROM, Proof, compare
-from checkpointing.purity import consumes_randomness, updates_running_statistics, without_running_statistics
-from checkpointing.replay import generator_state, replay
-from checkpointing.substitute import Substitute
+from checkpointing.operators.batch_norm import Substitute
+from checkpointing.operators.purity import consumes_randomness, updates_running_statistics, without_running_statistics
+from checkpointing.operators.replay import generator_state, replay
+from checkpointing.planners.plan import Plan
+from checkpointing.rewriting.proof import RECOMPUTED_FROM, Proof, compare
 from profiler import Region, TracedStep
 
 

@@ -8,16 +8,27 @@ same shape and layout, on the device, and timed there. Where the bits differ, th
 
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from checkpointing.purity import BATCH_NORMS, updates_running_statistics, without_running_statistics
-from checkpointing.substitute import Substitute
+from checkpointing.operators.purity import BATCH_NORMS, updates_running_statistics, without_running_statistics
 from profiler import StorageAnalysis
 
 TRIES = 5  # timed runs of each operator
+
+
+@dataclass(frozen=True)
+class Substitute:
+    """A cheaper way to make the value of a node again: `target(*inputs, *constants)`, inputs being ranks of nodes."""
+
+    target: Callable[..., Any]
+    inputs: tuple[int, ...]
+    constants: tuple[Any, ...]
+    seconds: float
+    workspace: int = 0
 
 
 def elementwise_batch_norms(

@@ -14,10 +14,9 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from checkpointing.batch_norm import elementwise_batch_norms
-from checkpointing.legality import why_not_recomputable
-from checkpointing.purity import consumes_randomness, updates_running_statistics
-from checkpointing.substitute import Substitute
+from checkpointing.operators.batch_norm import Substitute, elementwise_batch_norms
+from checkpointing.operators.legality import why_not_recomputable
+from checkpointing.operators.purity import consumes_randomness, updates_running_statistics
 from profiler import GraphProfiler, Region, StorageAnalysis
 from profiler.costs.memory import MeasuredMemory, default_rounding, rounded
 
@@ -172,7 +171,7 @@ class Problem:
     @cached_property
     def unchanged_peak(self) -> int:
         """Bytes at the peak of the step as it is, simulated."""
-        from checkpointing.schedule import make_schedule
+        from checkpointing.planners.schedule import make_schedule
 
         return make_schedule(self, self.default_kept).peak
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from checkpointing.problem import Problem
-from checkpointing.schedule import Lifetime, make_schedule
+from checkpointing.planners.problem import Problem
+from checkpointing.planners.schedule import Lifetime, make_schedule
 
 NEGLIGIBLE = 1e-4  # of all activation bytes; such activations are kept
 

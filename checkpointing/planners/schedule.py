@@ -16,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
-from checkpointing.problem import Problem
+from checkpointing.planners.problem import Problem
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Plans that need no solver, to set the others beside."""
 
-from checkpointing.problem import Problem
+from checkpointing.planners.problem import Problem
 
 # Operators whose results are costly to make again, as in PyTorch's selective checkpointing policies.
 COSTLY = ("aten.mm.", "aten.addmm.", "aten.bmm.", "aten.baddbmm.", "aten.convolution.", "aten._scaled_dot_product_")

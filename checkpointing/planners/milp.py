@@ -30,8 +30,8 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from checkpointing.planners.values import Value, Values
-from checkpointing.problem import Problem
+from checkpointing.planners.milp_values import Value, Values
+from checkpointing.planners.problem import Problem
 
 MICROSECOND, MIB = 1e-6, 2.0**20  # the program's units: HiGHS works with absolute tolerances
 

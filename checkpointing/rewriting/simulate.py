@@ -3,9 +3,9 @@
 The planners follow memory by themselves (`schedule`); this is the other way to the same bytes.
 """
 
-from checkpointing.plan import Plan
-from checkpointing.proof import RECOMPUTED_FROM
-from checkpointing.rewrite import CheckpointedStep, rewrite_graph_with_recomputation
+from checkpointing.planners.plan import Plan
+from checkpointing.rewriting.proof import RECOMPUTED_FROM
+from checkpointing.rewriting.rewrite import CheckpointedStep, rewrite_graph_with_recomputation
 from profiler import MemoryCurve, TracedStep, analyse, simulate
 from profiler.costs.memory import MeasuredMemory, default_rounding, rounded
 

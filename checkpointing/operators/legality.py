@@ -5,7 +5,7 @@ the memory that it reads is written to later, and when running it changes nothin
 operators and batch norm are made so by `purity`.
 """
 
-from checkpointing.purity import updates_running_statistics
+from checkpointing.operators.purity import updates_running_statistics
 from profiler import Region, Storage, StorageAnalysis
 from profiler.costs.storage import written
 
