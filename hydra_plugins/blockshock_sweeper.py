@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from blockshock.errors import ConfigError
-from hydra_plugins.blockshock_launchers import LocalLauncher
+from hydra_plugins.blockshock import LocalLauncher
 
 
 @dataclass

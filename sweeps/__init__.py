@@ -4,6 +4,6 @@ from sweeps import load_runs
 runs = load_runs(["outputs/sweeps/first_picture"])       # pandas.DataFrame, one row a record
 """
 
-from sweeps.load import load_runs
+from sweeps.report.records.load import load_runs
 
 __all__ = ["load_runs"]

@@ -18,11 +18,11 @@ import psutil
 from rich.console import Console
 from rich.markup import escape
 
-from blockshock import slurm
 from blockshock.record import RunFolder, Unreadable
-from sweeps.launchers.board import COLOURS, clock
-from sweeps.manifest import NAME, Manifest, shown
-from sweeps.words import counted
+from sweeps.launchers import slurm_queue as slurm
+from sweeps.launchers.manifest import NAME, Manifest
+from sweeps.launchers.progress import COLOURS
+from sweeps.text import clock, counted, shown
 
 SHOWN = 10  # lines a section
 BAD = ("unreadable", "failed", "oom", "timeout", "unsupported")  # in this order, with their reasons

@@ -15,12 +15,13 @@ import psutil
 import submitit
 import torch
 
-from blockshock import nvml, submitted
+from blockshock import nvml
 from blockshock.errors import at_least
-from hydra_plugins.blockshock_launchers import LocalLauncherConf
-from sweeps.launchers.launch import Hydra, Sweep
-from sweeps.launchers.packing import choose, share_of_cores
-from sweeps.launchers.plan import PlannedJob
+from sweeps.launchers import job_process as submitted
+from sweeps.launchers.compose import PlannedJob
+from sweeps.launchers.gpu_placement import choose, share_of_cores
+from sweeps.launchers.options import LocalLauncherConf
+from sweeps.launchers.runner import Hydra, Sweep
 
 POLL_S = 0.05
 RETRY_S = 0.5  # between two tries to start a job while none has ended

@@ -20,12 +20,13 @@ import submitit
 from omegaconf import OmegaConf
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from blockshock import slurm, submitted
 from blockshock.errors import ConfigError, at_least
-from hydra_plugins.blockshock_launchers import SlurmLauncherConf
-from sweeps.launchers.launch import Hydra, Sweep
-from sweeps.launchers.plan import PlannedJob
-from sweeps.manifest import shown
+from sweeps.launchers import job_process as submitted
+from sweeps.launchers import slurm_queue as slurm
+from sweeps.launchers.compose import PlannedJob
+from sweeps.launchers.options import SlurmLauncherConf
+from sweeps.launchers.runner import Hydra, Sweep
+from sweeps.text import shown
 
 ARRAY = 1000  # jobs in one array at most: SLURM's own default limit (MaxArraySize) is 1001
 STARTUP_MIN = 5  # what a job gets beside its hardware.timeout_s

@@ -80,7 +80,7 @@ def test_a_missing_table_is_an_error_that_names_it(tmp_path):
     for batch in (4, 8):
         (folder,) = REFERENCE.glob(f"profile_keep_all_resnet152_B{batch}_*")
         shutil.copytree(folder, tmp_path / "runs" / folder.name)
-    from sweeps.report import write_report
+    from sweeps.report.command import write_report
 
     assert write_report([tmp_path / "runs"], tmp_path / "whole").exists()
     next((tmp_path / "runs").rglob("profiler_stats_activation_stats.csv")).unlink()

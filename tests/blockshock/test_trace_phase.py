@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from sweeps import load_runs
-from sweeps.report import write_report
+from sweeps.report.command import write_report
 
 FIGURES = {"bottlenecks", "stacks_and_kernels", "layer_runtime", "throughput", "memcpy_and_passes", "step_breakdown"}
 STEPS = ("phase.timed_iters=4", "phase.trace_iters=3", "phase.warmup_iters=1")

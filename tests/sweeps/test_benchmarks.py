@@ -8,9 +8,10 @@ import pytest
 
 from blockshock.bench.targets import verdicts
 from sweeps import load_runs
-from sweeps.benchmarks import benchmark_table, benchmarks, latest, target_table, targets
-from sweeps.figures import BENCHMARK_FIGURES, Measured
-from sweeps.report import main
+from sweeps.report.command import main
+from sweeps.report.figures import BENCHMARK_FIGURES, ReportData
+from sweeps.report.listings.benchmarks import benchmark_table, target_table
+from sweeps.report.tables.benchmarks import benchmarks, latest, targets
 from tests.sweeps.conftest import benchmark_rows
 
 BASELINE = {"product": "half_k_dense", "forward": "dtensor_row", "train": "dtensor_row", "all_reduce": "nccl"}
@@ -18,7 +19,7 @@ NONE = pd.DataFrame()
 
 
 def figures(folder) -> dict[str, pd.DataFrame]:
-    measured = Measured(NONE, NONE, NONE, NONE, latest(benchmarks(load_runs([folder]))))
+    measured = ReportData(benchmarks=latest(benchmarks(load_runs([folder]))))
     return {plot.name: plot.select(measured) for plot in BENCHMARK_FIGURES}
 
 
@@ -198,7 +199,7 @@ def test_a_maps_data_say_which_cells_are_above_their_limit(benchmarked):
 
 def test_cells_above_their_limit_are_outlined(benchmarked):
     (plot,) = (plot for plot in BENCHMARK_FIGURES if plot.name == "bench_product")
-    data = plot.select(Measured(NONE, NONE, NONE, NONE, latest(benchmarks(load_runs([benchmarked])))))
+    data = plot.select(ReportData(benchmarks=latest(benchmarks(load_runs([benchmarked])))))
     figure = plot.draw(data)
     above = [int((rows["ratio"] > rows["limit"]).sum()) for _, rows in data.groupby("contender", sort=False)]
     assert [len(axis.patches) for axis in figure.axes] == above
@@ -210,7 +211,7 @@ def test_a_contender_of_some_world_sizes_leaves_no_empty_panel(write_run, tmp_pa
     write_run("two", few)
     write_run("four", benchmark_rows(4))
     (plot,) = (plot for plot in BENCHMARK_FIGURES if plot.name == "bench_forward")
-    figure = plot.draw(plot.select(Measured(NONE, NONE, NONE, NONE, latest(benchmarks(load_runs([tmp_path]))))))
+    figure = plot.draw(plot.select(ReportData(benchmarks=latest(benchmarks(load_runs([tmp_path]))))))
     assert [axis.get_title() for axis in figure.axes] == [
         *("block_shock, 1100, 2 ranks", "block_shock, 1100, 4 ranks", "block_shock, checkerboard, 4 ranks"),
         *("dense_tp_row, 2 ranks", "dense_tp_row, 4 ranks"),

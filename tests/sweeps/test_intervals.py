@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from sweeps.intervals import MIN_REPEATS, interval, intervals, ratio_intervals
+from sweeps.report.tables.intervals import MIN_REPEATS, interval, intervals, ratio_intervals
 
 
 def test_the_interval_is_the_bootstrap_distributions_by_enumeration():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 from sweeps import load_runs
-from sweeps.jobs import environments, jobs, machines
+from sweeps.report.records.runs import environments, jobs, machines
 
 
 def test_each_machine_and_set_of_versions_is_listed_once_with_its_jobs(write_run, tmp_path):

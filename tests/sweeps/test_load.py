@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from blockshock.record import RunFolder
-from sweeps import load, load_runs
+from sweeps import load_runs
+from sweeps.report.records import load
 from tests.sweeps.conftest import make_record
 
 

@@ -6,7 +6,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.launchers.packing import choose, share_of_cores, side_by_side
+from sweeps.launchers.gpu_placement import choose, share_of_cores, side_by_side
 
 demands = st.lists(st.integers(0, 9), max_size=12)
 gpus = st.sets(st.integers(0, 7))

@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 
 from sweeps import load_runs
-from sweeps.figures.recomputation import select_bars, select_pareto
-from sweeps.recomputation import bound, recomputation_table, recomputed, smallest
-from sweeps.report import write_report
+from sweeps.report.command import write_report
+from sweeps.report.figures.recomputation import select_bars, select_pareto
+from sweeps.report.listings.recomputation import recomputation_table
+from sweeps.report.tables.recomputation import bound, recomputed, smallest
 
 
 @pytest.fixture

@@ -10,20 +10,20 @@ import pandas as pd
 import pytest
 
 from sweeps import load_runs
-from sweeps.benchmarks import benchmarks, latest
-from sweeps.figures import BENCHMARK_FIGURES, FIGURES, Measured
-from sweeps.law import law
-from sweeps.palette import COLOURS, RECOMPUTATION, palette
-from sweeps.panels import round_ticks
-from sweeps.recomputation import recomputed
-from sweeps.report import main, write_report
-from sweeps.tables import drift, results
+from sweeps.report.command import main, write_report
+from sweeps.report.figures import BENCHMARK_FIGURES, FIGURES, ReportData
+from sweeps.report.figures.panels import round_ticks
+from sweeps.report.figures.style import COLOURS, RECOMPUTATION, palette
+from sweeps.report.tables.benchmarks import benchmarks, latest
+from sweeps.report.tables.law import law
+from sweeps.report.tables.layers import drift, results
+from sweeps.report.tables.recomputation import recomputed
 
 
-def measured(folder) -> Measured:
+def measured(folder) -> ReportData:
     runs = load_runs([folder])
     table = results(runs)
-    return Measured(table, drift(runs), law(table), recomputed(runs), latest(benchmarks(runs)))
+    return read_report_data([folder])
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from blockshock.record import Unreadable
-from sweeps.manifest import Manifest
+from sweeps.launchers.manifest import Manifest
 from sweeps.status import main, rows_of
 
 

@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 
 from sweeps import load_runs
-from sweeps.readable import markdown, number, readable, short, the_same
-from sweeps.tables import drift, results
+from sweeps.report.listings.overview import readable, short, the_same
+from sweeps.report.tables.layers import drift, results
+from sweeps.text import markdown, number
 
 
 @pytest.fixture

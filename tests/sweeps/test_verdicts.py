@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sweeps import load_runs
-from sweeps.law import AGREES, FASTER, OPEN, SLOWER, law
-from sweeps.tables import drift, results
-from sweeps.verdicts import REFUTED, SUPPORTED, UNDECIDED, verdicts
+from sweeps.report.tables.law import AGREES, FASTER, OPEN, SLOWER, law
+from sweeps.report.tables.layers import drift, results
+from sweeps.report.tables.verdicts import REFUTED, SUPPORTED, UNDECIDED, verdicts
 
 SPARSE = {"layer": {"kernel": {"name": "cusparselt"}}}
 TIGHT = (0.99, 1.0, 1.0, 1.0, 1.01)

@@ -1,0 +1,180 @@
+"""From run folders to a report: report.html, tables/, table.csv, table.md and figures/, also while a sweep goes on.
+
+write_report(["outputs/sweeps/first_picture"], "outputs/sweeps/first_picture/report")
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+import pandas as pd
+
+from blockshock.errors import writable
+from blockshock.record import UNREADABLE
+from sweeps.report.figures import ReportData
+from sweeps.report.figures.batches import draw_batches
+from sweeps.report.figures.draw import draw
+from sweeps.report.listings import listings
+from sweeps.report.listings.listing import text_lists, write_table
+from sweeps.report.listings.overview import readable, short, the_same
+from sweeps.report.listings.verdicts import evidence
+from sweeps.report.page.page import Content, Listing, page
+from sweeps.report.records.runs import BROKEN, counts, environments, jobs, machines, reasons, when
+from sweeps.report.tables.report_data import ReportData, listed, read_report_data
+from sweeps.report.tables.verdicts import Verdict, verdicts
+from sweeps.text import markdown, ranks
+
+LEFT_OUT = 10  # unreadable runs named on stderr
+LAYERS = ("verdicts", "forward", "training_step", "law", "memory", "errors")
+TABLES = (*LAYERS, "recomputation", "profiles", "traces", "targets", "benchmarks")
+
+
+def write_report(paths: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> Path:
+    """Write the report on the run folders at or below `paths` into the folder `out`; the path of its report.html.
+
+    Raises FileNotFoundError for a missing path and ValueError where there is no run folder.
+    """
+    return _write(read_report_data(paths), paths, Path(out))
+
+
+def main() -> None:
+    """The console script `blockshock-report`."""
+    arguments = _parser().parse_args()
+    out = arguments.out or arguments.folders[0] / "report"
+    try:
+        data = read_report_data(arguments.folders)
+        writable("--out", out)
+        written = _write(data, arguments.folders, out)
+    except (OSError, ValueError) as error:
+        _refuse(str(error))
+    ran = jobs(data.runs)
+    _name_unreadable(ran[ran["status"] == UNREADABLE], written)
+    if data.is_empty:
+        ended = ", ".join(f"{count} {status}" for status, count in counts(ran).items())
+        runs = "run" if len(ran) == 1 else "runs"
+        _refuse(f"{listed(arguments.folders)}: no records in {ended} {runs}; why stands in {written}")
+    _print(data, written)
+
+
+def _name_unreadable(found: pd.DataFrame, written: Path) -> None:
+    """On stderr a line for each, with its file; of many the first."""
+    for folder, reason in found[["folder", "reason"]].head(LEFT_OUT).itertuples(index=False, name=None):
+        print(f"blockshock-report: {_shown(folder)}/{reason}; this run is left out", file=sys.stderr)
+    if len(found) > LEFT_OUT:
+        print(f"blockshock-report: {len(found) - LEFT_OUT} more are left out, see {written}", file=sys.stderr)
+
+
+def _write(data: ReportData, paths: Sequence[str | PathLike[str]], out: Path) -> Path:
+    figures, tables = out / "figures", out / "tables"
+    for folder in (figures, tables):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in TABLES:  # of an earlier report, which may have had more to show
+        for ending in (".csv", ".md"):
+            (tables / name).with_suffix(ending).unlink(missing_ok=True)
+    for name in ("table.csv", "table.md"):
+        (out / name).unlink(missing_ok=True)
+    if not data.table.empty:
+        text_lists(data.table).to_csv(out / "table.csv", index=False)
+        (out / "table.md").write_text(markdown(readable(data.table)), encoding="utf-8")
+    ran = jobs(data.runs)
+    broken = ran[ran["status"].isin(BROKEN)]
+    judged = verdicts(data.table, data.drift)
+    write_table(tables / "verdicts", _verdict_rows(judged))
+    content = Content(
+        title=", ".join(sorted(set(ran["name"]) - {""})) or Path(paths[0]).resolve().name,
+        when=when(ran),
+        machines=machines(data.runs),
+        environments=environments(data.runs),
+        counts=counts(ran),
+        verdicts=[(verdict, evidence(verdict)) for verdict in judged],
+        the_same=the_same(data.table),
+        whole_table=not data.table.empty,
+        listings=listings(data, tables),
+        pictures=[
+            *draw(data, figures),
+            *draw_batches(data.runs, out),
+        ],
+        broken=_broken(broken) if len(broken) else None,
+        running=_listing(ran[ran["status"] == "running"]),
+        unsupported=reasons(ran, "unsupported"),
+        command=shlex.join(["blockshock-report", *map(_shown, paths), "--out", _shown(out)]),
+    )
+    target = out / "report.html"
+    target.write_text(page(content), encoding="utf-8")
+    return target
+
+
+def _verdict_rows(judged: list[Verdict]) -> pd.DataFrame:
+    return pd.DataFrame([[v.name, v.outcome, v.claim, v.because, v.hardware] for v in judged], columns=VERDICT)
+
+
+VERDICT = ["hypothesis", "verdict", "claim", "because", "measured on"]
+
+
+def _broken(found: pd.DataFrame) -> Listing:
+    shown = found.assign(folder=found["folder"].map(_shown))[["status", "label", "reason", "folder"]]
+    return Listing("jobs", "Jobs without a result", "", shown.rename(columns={"label": "job"}).astype(str))
+
+
+def _listing(found: pd.DataFrame) -> list[dict[str, str]]:
+    shown = found.assign(folder=found["folder"].map(_shown))
+    return [{str(key): str(value) for key, value in row.items()} for row in shown.to_dict("records")]
+
+
+def _print(data: ReportData, written: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    if not data.table.empty:
+        rows, left_out = short(data.table)
+        printed = Table(box=None, header_style="bold", padding=(0, 1))
+        for name in rows.columns:
+            text = name in ("method", "kernel", "mask", "timing")
+            printed.add_column(name, no_wrap=not text, overflow="fold", justify="left" if text else "right")
+        for row in rows.to_numpy().tolist():
+            printed.add_row(*row, style="red" if any(cell.startswith("FAIL") for cell in row) else None)
+        console.print(printed)
+        if left_out:
+            console.print(f"{left_out} more rows in {written.with_name('table.md')}", soft_wrap=True, highlight=False)
+    for verdict in verdicts(data.table, data.drift):
+        console.print(f"{verdict.name}: {verdict.outcome}: {verdict.because}", soft_wrap=True, highlight=False)
+    for target in data.targets.to_dict("records"):
+        met = "met" if target["met"] else "missed"
+        said = f"{met}: {target['target']} on {ranks(target['world_size'])}: {target['measured']:.3f} "
+        said += f"(limit {target['limit']:g}; worst cell {target['worst cell']})"
+        console.print(said, soft_wrap=True, highlight=False)
+    console.print(f"report: {written}", soft_wrap=True, highlight=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="blockshock-report",
+        description="Write a report on run folders: report.html (one file), tables and figures.",
+        epilog="Works while a sweep is still going on. Example: blockshock-report outputs/sweeps/first_picture. "
+        "Exit status: 0, or 2 when a folder is missing or holds no records. "
+        "A run that can't be read is named and left out.",
+    )
+    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="a run folder, or any folder above some")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where the report goes (default: <first DIR>/report)")
+    return parser
+
+
+def _shown(path: str | PathLike[str]) -> str:
+    """Relative where that is shorter to type and to read: below the current folder."""
+    absolute = Path(path).resolve()
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)
+
+
+def _refuse(message: str) -> None:
+    print(f"blockshock-report: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

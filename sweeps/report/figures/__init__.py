@@ -1,0 +1,41 @@
+"""The report's figures, in its order. Each selects from what was measured and draws from its selection alone.
+
+for plot in FIGURES:
+    data = plot.select(measured)        # also what the report links to as the figure's data
+    if not data.empty:
+        figure = plot.draw(data)
+
+To add one, write the two functions and list it here.
+"""
+
+from sweeps.report.figures.accuracy import DRIFT, ERRORS
+from sweeps.report.figures.all_reduce import ALLREDUCE
+from sweeps.report.figures.benchmark_maps import BENCHMARK_MAPS
+from sweeps.report.figures.benchmark_times import BENCHMARK_ALL_REDUCE, BENCHMARK_HOST, BENCHMARK_LAW
+from sweeps.report.figures.figure import Plot
+from sweeps.report.figures.law import LAW
+from sweeps.report.figures.recomputation import RECOMPUTATION_FIGURES
+from sweeps.report.figures.roofline import FLOOR
+from sweeps.report.figures.scaling import SCALING, SPEEDUP_OVER_DENSE, SPEEDUP_OVER_ROW, STEP_SCALING
+from sweeps.report.figures.throughput import THROUGHPUT
+from sweeps.report.figures.training_step import TRAINING_STEP
+from sweeps.report.tables.report_data import ReportData
+
+BENCHMARK_FIGURES = (*BENCHMARK_MAPS, BENCHMARK_ALL_REDUCE, BENCHMARK_LAW, BENCHMARK_HOST)
+FIGURES = (
+    THROUGHPUT,
+    SPEEDUP_OVER_DENSE,
+    SPEEDUP_OVER_ROW,
+    TRAINING_STEP,
+    SCALING,
+    STEP_SCALING,
+    LAW,
+    FLOOR,
+    ALLREDUCE,
+    ERRORS,
+    DRIFT,
+    *RECOMPUTATION_FIGURES,
+    *BENCHMARK_FIGURES,
+)
+
+__all__ = ["BENCHMARK_FIGURES", "FIGURES", "ReportData", "Plot"]

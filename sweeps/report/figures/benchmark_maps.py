@@ -1,0 +1,133 @@
+"""Benchmarks as heat maps: each contender's time over the baseline's, by N and B, and where it misses its target."""
+
+from __future__ import annotations
+
+import textwrap
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from blockshock.bench.targets import FIXED
+from sweeps.report.figures.figure import Plot
+from sweeps.report.figures.heat_map import ratio_map
+from sweeps.report.figures.panels import canvas
+from sweeps.report.tables.benchmarks import CELL, RATIOS, SETTING
+from sweeps.report.tables.report_data import ReportData
+from sweeps.text import ranks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLOCKS = (*FIXED, "checkerboard")
+OURS = ("block_shock/1100", "block_shock/checkerboard", "block_shock/random")
+LAYERS = (*OURS, "block_shock/outputs", "dense_tp_row")
+# Part -> which of its contenders are drawn (the figures' texts say it in words), and those that come first.
+DRAWN = {
+    "product": r".+/auto",
+    "backward": r".+/d[XW]",
+    "forward": r"block_shock/(?!nccl).+|dense_tp_row",
+    "train": r"block_shock/(?!nccl).+|dense_tp_row",
+}
+FIRST = {
+    "product": tuple(f"{mask}/auto" for mask in (*BLOCKS, "random_2of4")),
+    "backward": tuple(f"{mask}/{grad}" for mask in (*BLOCKS, "random_2of4") for grad in ("dX", "dW")),
+    "forward": LAYERS,
+    "train": LAYERS,
+}
+# Part -> the ratio that no cell may exceed on a GPU, and for whom (blockshock.bench.targets).
+LIMITS = {
+    "product": (1.25, tuple(f"{mask}/auto" for mask in BLOCKS)),
+    "forward": (1.05, OURS),
+    "train": (1.1, OURS),
+}
+
+
+def select(measured: ReportData, part: str) -> pd.DataFrame:
+    """The ratios of the part's contenders that DRAWN names, and `limit` where there is one."""
+    table = measured.benchmarks
+    drawn = table["contender"].astype(str).str.fullmatch(DRAWN[part]) & table["method"].ne(table["baseline"])
+    data = table[table["part"].eq(part) & drawn & table["ratio"].notna()]
+    data = data[[*CELL, "contender", "quantity", "p50_us", *RATIOS]]
+    limit, whose = LIMITS.get(part, (np.nan, ()))
+    judged = data["contender"].isin(list(whose)) & data["device"].ne("cpu")
+    names = [*FIRST[part], *sorted(set(data["contender"]) - set(FIRST[part]))]
+    place = data["contender"].map({name: place for place, name in enumerate(names)})
+    data = data.assign(limit=np.where(judged, limit, np.nan), _place=place)
+    return data.sort_values([*SETTING, "_place", "world_size", "N", "B"]).drop(columns="_place")
+
+
+def maps(data: pd.DataFrame, title: str) -> Figure:
+    """N against B, a panel a contender and world size (or gradient); outlined: above the limit."""
+    data = data.assign(_row=[a.removesuffix(f"/{b}") for a, b in zip(data["contender"], data["quantity"], strict=True)])
+    down, across = data[[*SETTING, "_row"]].drop_duplicates(), data[["world_size", "quantity"]].drop_duplicates()
+    places = down.merge(across.sort_values("world_size", kind="stable"), how="cross")
+    sizes = data[["N", "B"]].nunique()
+    columns = len(across) if len(across) > 1 else None
+    figure, axes = canvas(len(places), max(3.4, 0.56 * sizes["B"] + 1.3), 0.4 * sizes["N"] + 1.0, title, columns)
+    ends = max(1.25, float(np.exp(np.abs(np.log(data["ratio"])).quantile(0.98))))
+    for axis, place in zip(axes, places.to_dict("records"), strict=True):
+        rows = data[(data[list(places)] == pd.Series(place)).all(axis=1)]
+        if rows.empty:  # not on so many ranks
+            axis.remove()
+            continue
+        cells = rows.pivot_table(index="N", columns="B", values="ratio").sort_index(ascending=False)
+        ratio_map(axis, cells, ends, "{:.3f}", less_is_better=True)
+        limits = rows.pivot_table(index="N", columns="B", values="limit", dropna=False)
+        _outline(axis, cells > limits.reindex_like(cells))
+        one = rows.iloc[0]
+        extra = [str(one[key]) for key in SETTING if data[key].nunique() > 1]
+        several = [ranks(one["world_size"])] if data["world_size"].nunique() > 1 or one["world_size"] > 1 else []
+        name = one["contender"].removesuffix("/auto").replace("/", ", ")
+        axis.set_title(textwrap.fill(", ".join([name, *several, *extra]), 44), fontsize="small")
+    return figure
+
+
+def _outline(axis: Axes, above: pd.DataFrame) -> None:
+    from matplotlib.patches import Rectangle
+
+    for row, column in np.argwhere(above.to_numpy()):
+        box = Rectangle((column + 0.04, row + 0.05), 0.92, 0.9, fill=False, edgecolor="#161616", lw=1.8, zorder=5)
+        axis.add_patch(box)
+
+
+READING = "The number is the time over that of {} in the same run: blue is faster, red is slower."
+MASKS = " Of each mask the kernel that was chosen; single kernels and the dense product stand in the table."
+METHODS = (
+    " Drawn are Block-Shock and row-parallel; other methods, and NCCL in place of the collective that was chosen, "
+)
+METHODS += "stand in the table."
+OUTLINED = " Outlined: above {}, which no cell of Block-Shock's 1100, checkerboard and random shall exceed on a GPU; "
+OUTLINED += "other panels are not judged."
+NOTES = {
+    "product": (
+        "rank-local product over half-K dense",
+        READING.format("the dense product over half of K")
+        + MASKS
+        + " Outlined: above the 1.25 that no cell of a fixed pattern or checkerboard shall exceed on a GPU.",
+    ),
+    "backward": (
+        "backward over half-K dense",
+        READING.format("that gradient's dense product over half of K") + " dX: the input's; dW: the packed weight's.",
+    ),
+    "forward": (
+        "forward over dtensor_row",
+        READING.format("DTensor's row-parallel plan") + METHODS + OUTLINED.format(1.05),
+    ),
+    "train": (
+        "AdamW step over dtensor_row",
+        READING.format("DTensor's row-parallel plan") + METHODS + OUTLINED.format(1.1),
+    ),
+}
+BENCHMARK_MAPS = tuple(
+    Plot(
+        f"bench_{part}",
+        f"Benchmark: {title}",
+        note,
+        partial(select, part=part),
+        partial(maps, title=f"{title[0].upper()}{title[1:]} (time; below 1 is faster)"),
+    )
+    for part, (title, note) in NOTES.items()
+)

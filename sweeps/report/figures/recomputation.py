@@ -1,0 +1,151 @@
+"""Memory and time of a model's step with and without recomputation."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from sweeps.report.figures.figure import Plot
+from sweeps.report.figures.panels import canvas, cut, legend
+from sweeps.report.figures.style import RECOMPUTATION, palette
+from sweeps.report.tables.recomputation import KEEP_ALL, SETTING, bound, smallest
+from sweeps.report.tables.report_data import ReportData
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.figure import Figure
+
+GIB = 2**30
+MARKS = dict(zip(RECOMPUTATION, ("*", "P", "v", "^", "s", "o"), strict=True))
+DRAWN = ["variant", "budget", "peak_bytes", "static_bytes", "step_p50_ms", "step_lo_ms", "step_hi_ms"]
+
+
+def select_bars(measured: ReportData) -> pd.DataFrame:
+    """Each method at its smallest peak, in settings where more than one method was measured."""
+    best = smallest(measured.recomputed)
+    several = best.groupby(list(SETTING))["variant"].transform("nunique") > 1
+    return best.loc[several, [*SETTING, *DRAWN]]
+
+
+def bars(data: pd.DataFrame, column: str, unit: float, label: str, title: str) -> Figure:
+    """Groups of bars, one a batch size; a panel a model and setting."""
+    from matplotlib.patches import Patch
+
+    found, title = cut(list(_panels(data, also=())), title)
+    names, colours = _order(data), palette(data["variant"])
+    groups = max(rows["B"].nunique() for _, rows in found)
+    figure, axes = canvas(len(found), max(3.8, 0.11 * len(names) * groups + 1.2), 3.1, title)
+    for axis, (panel, rows) in zip(axes, found, strict=True):
+        batches = sorted(set(rows["B"]))
+        width = 0.84 / len(names)
+        for i, name in enumerate(names):
+            part = rows[rows["variant"] == name].drop_duplicates("B")
+            places = part["B"].map(batches.index) + (i - (len(names) - 1) / 2) * width
+            axis.bar(places, part[column] / unit, width=width, color=colours[name], linewidth=0)
+            if column == "step_p50_ms" and part["step_lo_ms"].notna().any():
+                reach = [part[column] - part["step_lo_ms"], part["step_hi_ms"] - part[column]]
+                axis.errorbar(
+                    places, part[column], [side.clip(lower=0) for side in reach], fmt="none", ecolor="#8a8a8a"
+                )
+        axis.set_xticks(range(len(batches)), [f"{batch:.0f}" for batch in batches])
+        axis.grid(visible=False, axis="x")
+        spare = 0.5 * (min(groups, 3) - min(len(batches), 3)) + 0.5  # one batch's bars are no wider than three's
+        axis.set(xlabel="batch size", ylabel=label, xlim=(-spare, len(batches) - 1 + spare))
+        axis.set_title(panel, fontsize="small")
+    legend(figure, [Patch(color=colours[name], label=name) for name in names])
+    return figure
+
+
+def select_pareto(measured: ReportData) -> pd.DataFrame:
+    """Every measured point of the batch size with the most of them (of equals the largest), two or more, for each model
+    and setting; and the bound's, as `variant` "LP bound"."""
+    table = measured.recomputed
+    points = table[table["peak_bytes"].notna() & table["step_p50_ms"].notna()]
+    counts = points.groupby(list(SETTING)).size().rename("points").reset_index().sort_values(["points", "B"])
+    fullest = counts[counts["points"] > 1].drop_duplicates([key for key in SETTING if key != "B"], keep="last")
+    points = points.merge(fullest[list(SETTING)], on=list(SETTING))
+    line = bound(table).rename(columns={"budget_bytes": "peak_bytes", "bound_ms": "step_p50_ms"})
+    line = line.merge(points[list(SETTING)].drop_duplicates(), on=list(SETTING)).assign(variant=BOUND)
+    parts = [points[[*SETTING, *DRAWN]], line]
+    return pd.concat([part for part in parts if not part.empty]) if not points.empty else points[[*SETTING, *DRAWN]]
+
+
+def pareto(data: pd.DataFrame) -> Figure:
+    """Step time against peak memory; a line joins one method's budgets, the dashed line is the bound."""
+    from matplotlib.lines import Line2D
+
+    found, title = cut(list(_panels(data, also=("B",))), "Memory and time of one step", most=9)
+    names, colours = _order(data[data["variant"] != BOUND]), palette(data["variant"])
+    figure, axes = canvas(len(found), 4.4, 3.5, title)
+    for axis, (panel, rows) in zip(axes, found, strict=True):
+        for name in names:
+            line = rows[rows["variant"] == name].sort_values("peak_bytes")
+            axis.plot(
+                line["peak_bytes"] / GIB,
+                line["step_p50_ms"],
+                color=colours[name],
+                marker=MARKS.get(name, "D"),
+                ms=11 if name == KEEP_ALL else 6,
+                lw=1.2,
+                alpha=0.9,
+            )
+        line = rows[rows["variant"] == BOUND].sort_values("peak_bytes")
+        axis.plot(line["peak_bytes"] / GIB, line["step_p50_ms"], color=LP, lw=1.4, ls=(0, (4, 2)))
+        axis.margins(0.08)
+        axis.set(xlabel="peak memory, GiB", ylabel="step (p50), ms")
+        axis.set_title(panel, fontsize="small")
+    handles: list[Artist] = [
+        Line2D([], [], color=colours[name], marker=MARKS.get(name, "D"), lw=1.2, label=name) for name in names
+    ]
+    if (data["variant"] == BOUND).any():
+        handles.append(Line2D([], [], color=LP, lw=1.4, ls=(0, (4, 2)), label=BOUND))
+    legend(figure, handles)
+    return figure
+
+
+def _panels(data: pd.DataFrame, also: tuple[str, ...]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Title and rows, one a model and whatever else tells settings apart."""
+    keys = [key for key in SETTING if key != "B" and (key == "model" or data[key].nunique() > 1)] + list(also)
+    units = {"seq_len": "{:g} tokens a row", "dropout": "dropout {:g}", "B": "B = {:g}"}
+    for value, rows in data.groupby(keys, sort=True):
+        said = [units.get(key, "{}").format(one) for key, one in zip(keys, value, strict=True) if one != ""]
+        yield textwrap.fill(", ".join(said), 48), rows
+
+
+def _order(data: pd.DataFrame) -> list[str]:
+    names = set(data["variant"])
+    return [*(name for name in RECOMPUTATION if name in names), *sorted(names - set(RECOMPUTATION))]
+
+
+BOUND, LP = "LP bound", "#777777"
+SMALLEST = "each method at the budget with its smallest peak"
+RECOMPUTATION_FIGURES = (
+    Plot(
+        "recomputation_memory",
+        "Peak memory with and without recomputation",
+        f"Lower leaves room for larger batches: the measured peak of one training step against the batch size, "
+        f"{SMALLEST}; keep_all recomputes nothing.",
+        select_bars,
+        partial(bars, column="peak_bytes", unit=GIB, label="peak memory, GiB", title="Peak memory of one step"),
+    ),
+    Plot(
+        "recomputation_time",
+        "Step time with and without recomputation",
+        f"What the memory of the figure above costs in time, {SMALLEST}.",
+        select_bars,
+        partial(bars, column="step_p50_ms", unit=1.0, label="step (p50), ms", title="Time of one step"),
+    ),
+    Plot(
+        "pareto",
+        "Memory against time",
+        "Nearer to the lower left corner is better: each mark is one method at one budget, and below the dashed line, "
+        "the linear program's bound on the time that, by the cost model, recomputation must add to keep_all's step, no "
+        "plan can be; of several batch sizes of a model, the one with the most marks is drawn.",
+        select_pareto,
+        pareto,
+    ),
+)

@@ -1,0 +1,68 @@
+"""What a training step consists of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from sweeps.report.figures.figure import Plot, fastest, in_rows
+from sweeps.report.figures.panels import KEYS, canvas, cut, legend, name_rows, panels
+from sweeps.report.figures.style import INSIDE, PARTS, palette
+from sweeps.report.tables.layers import COLLECTIVES, TRAINING
+from sweeps.report.tables.report_data import ReportData
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def select(measured: ReportData) -> pd.DataFrame:
+    """The fastest step of each method, size and world size, and its parts; `collectives_ms` lies inside of them."""
+    data = measured.table[measured.table["step_p50_ms"].notna()]
+    best = fastest(data, "step_p50_ms", [*KEYS, *TRAINING, "N", "K", "B", "world_size", "method"])
+    inside = best[[f"step_{name}_p50_ms" for name in COLLECTIVES]].sum(axis=1, min_count=1)
+    kept = ["method", "world_size", "N", "K", "B", "kernel", "mask", "step_p50_ms"]
+    kept += [f"step_{part}_p50_ms" for part in PARTS]  # the rest included
+    return best.assign(collectives_ms=inside)[[*kept, "collectives_ms", *KEYS, *TRAINING]]
+
+
+def training_step(data: pd.DataFrame) -> Figure:
+    """The parts of a training step, stacked; the upright mark is the whole step."""
+    from matplotlib.patches import Patch
+
+    found, title = cut(panels(data, ["N", "B"], TRAINING), "One training step")
+    colours = palette(data["method"])
+    bars = max(rows[["method", "world_size"]].drop_duplicates().shape[0] for _, rows in found)
+    figure, axes = canvas(len(found), 4.4, 0.3 * bars + 0.8, title)
+    names = {"opt_step": "optimizer"}
+    for axis, (label, rows) in zip(axes, found, strict=True):
+        best = in_rows(fastest(rows, "step_p50_ms", ["method", "world_size"]))
+        left = pd.Series(0.0, index=best.index)
+        for part, colour in PARTS.items():
+            width = best[f"step_{part}_p50_ms"].fillna(0.0)
+            axis.barh(best.index, width, left=left, color=colour, height=0.72)
+            left += width
+        axis.barh(best.index, best["collectives_ms"].fillna(0.0), color=INSIDE, height=0.16)
+        axis.plot(
+            best["step_p50_ms"], best.index, "|", color="black", markersize=17, markeredgewidth=1.8, clip_on=False
+        )
+        axis.locator_params(axis="x", nbins=5)
+        axis.set(xlabel="ms (p50)", xlim=(0, 1.05 * max(left.max(), best["step_p50_ms"].max())))
+        axis.set_title(label, fontsize="small")
+        name_rows(axis, best, colours, bars)
+    drawn = [part for part in PARTS if (data[f"step_{part}_p50_ms"] > 0.005 * data["step_p50_ms"]).any()]
+    handles = [Patch(color=PARTS[part], label=names.get(part, part)) for part in drawn]
+    inside = [Patch(color=INSIDE, label="of these: all-reduce, all-gather")]
+    legend(figure, [*handles, *(inside if (data["collectives_ms"] > 0).any() else [])])
+    return figure
+
+
+TRAINING_STEP = Plot(
+    "training_step",
+    "Where a training step goes",
+    "Shorter is better: the coloured parts are timed inside the step, each with its own clock, the thin inner bar is "
+    "the time of all-reduce and all-gather within forward and backward (DTensor's are not timed apart), and the "
+    "upright mark is the whole step timed by itself; of several kernels or masks, the fastest is drawn.",
+    select,
+    training_step,
+)

@@ -1,0 +1,27 @@
+"""Traced training steps: where their time went, of the rank with the longest step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+PARTS = ("step", "forward", "backward", "optimizer", "other", "exposed_communication", "idle")
+
+
+def trace_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row a finished trace, as text; no columns if there is none. Times are medians over the steps."""
+    found = runs.sort_values(["method", "workload", "N", "B", "world_size", "started"])
+    return pd.DataFrame([_row(row) for row in found.to_dict("records")])
+
+
+def _row(run: dict[Any, Any]) -> dict[str, str]:
+    steps = run["trace.step_ms"]
+    slowest = steps.index(max(steps))
+    size = f"N={run['N']:.0f} B={run['B']:.0f}" if not pd.isna(run["N"]) else f"B={run['B']:.0f}"
+    row = {"method": f"{run['method']} ({run['workload']})", "size": size, "dtype": run["dtype"]}
+    row |= {"ranks": f"{run['world_size']:.0f}", "back end": run["trace.backend"]}
+    row |= {f"{part.replace('_', ' ')}, ms": f"{run[f'trace.{part}_ms'][slowest]:.3f}" for part in PARTS}
+    attributed = run["trace.attributed"]
+    row |= {"kernels": f"{run['trace.kernels'][slowest]}", "slower by": f"{run['trace.slowdown']:.1%}"}
+    return row | {"with an owner": "" if pd.isna(attributed) else f"{attributed:.2%}"}

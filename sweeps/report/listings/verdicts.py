@@ -1,0 +1,38 @@
+"""TODO-DOC"""
+
+from __future__ import annotations
+
+from sweeps.report.listings.overview import key_columns
+from sweeps.report.page.page import Listing
+from sweeps.report.tables.verdicts import Verdict
+from sweeps.text import number
+
+
+def evidence(verdict: Verdict) -> Listing | None:
+    """A verdict's comparisons as text."""
+    rows = verdict.evidence
+    if rows.empty:
+        return None
+    if "method" not in rows and "ratio" in rows:
+        shown = key_columns(rows.assign(method="block_shock"))
+        for old, new in EVIDENCE.items():
+            if old in rows:
+                shown[new] = rows[old].map(number) if rows[old].dtype.kind == "f" else rows[old].astype(str)
+    else:
+        shown = rows.astype({"share_of_limit": object})
+        shown["share_of_limit"] = rows["share_of_limit"].map(lambda value: f"{value:.0%}")
+        shown = shown.rename(columns={"share_of_limit": "of the limit, at most", "world_size": "P"}).astype(str)
+    shown = shown[[name for name in shown if (shown[name] != "").any()]]
+    return Listing(f"evidence-{verdict.name}", f"{verdict.name}: comparisons", "", shown)
+
+
+EVIDENCE = {
+    "ours_ms": "Block-Shock, ms",
+    "rival_method": "against",
+    "rival_ms": "its time, ms",
+    "ratio": "ratio",
+    "lo": "from",
+    "hi": "to",
+    "memory_over_row": "memory / row-parallel's",
+    "memory_over_dense": "memory / dense's",
+}

@@ -1,0 +1,149 @@
+"""The records of `python -m blockshock.bench`: times of what took turns in one run, and their ratios to a baseline.
+
+table = benchmarks(load_runs([...]))        # numbers, a row a contender, cell and run
+shown = benchmark_table(latest(table))      # of each contender and cell the latest, as text for people
+judged = targets(table)                     # the ratios against the targets of blockshock.bench.targets
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+
+from blockshock.bench.targets import verdicts
+
+PHASE = "bench"
+SETTING = ["device", "dtype"]  # never to be mixed
+CELL = [*SETTING, "part", "world_size", "N", "K", "B"]
+# Part -> what its times are divided by. The law has a prediction instead (blockshock.bench.targets.law).
+BASELINES = {
+    "product": "half_k_dense",
+    "backward": "half_k_dense",
+    "forward": "dtensor_row",
+    "train": "dtensor_row",
+    "all_reduce": "nccl",
+}
+PARTS = (*BASELINES, "law")
+DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # records have PyTorch's names, people type these
+TEXTS = ["method", "variant", "mask", "kernel", "quantity"]
+NUMBERS = ["p50_us", "eager_p50_us", "relative_error", "dense_relative_error", "bytes", "copy_gbs"]
+NUMBERS += ["state_bytes", "dense_state_bytes"]
+WAY = ["contender", "chosen_kernel", "kernel_options", "collective", "chunks"]
+RATIOS = ["baseline", "baseline_us", "ratio", "ratio_lo", "ratio_hi"]
+COLUMNS = ["run", *CELL, *TEXTS, *WAY, *NUMBERS, *RATIOS, "rounds_us", "chosen"]
+
+
+def benchmarks(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row a contender, cell and run folder.
+
+    Columns: COLUMNS. `run` numbers the run folders from the earliest. `ratio` is p50_us over that of the part's
+    baseline in the same cell and run, `ratio_lo` and `ratio_hi` the smallest and largest of those of single rounds, in
+    which they took turns. `chosen_kernel` and `collective` are what `auto` chose. Empty, with these columns, where
+    there is no such record.
+    """
+    phase = runs["phase"] if "phase" in runs else pd.Series(dtype=object)
+    rows = runs[(phase == PHASE).reindex(runs.index, fill_value=False)].reset_index(drop=True)
+    if rows.empty:
+        return pd.DataFrame(columns=COLUMNS)
+    ended = rows.groupby("folder", sort=False)["timestamp_unix"].max().rank(method="first").astype(int)
+    table = rows.reindex(columns=[*CELL, *TEXTS, *NUMBERS, "rounds_us", "chosen"])
+    table["run"] = rows["folder"].map(ended)
+    table["dtype"] = table["dtype"].replace(DTYPES)
+    table[TEXTS] = table[TEXTS].astype(object).fillna("")
+    sizes = ["world_size", "N", "K", "B"]
+    table[sizes] = table[sizes].astype(int)  # beside records without them they had become floats
+    table[NUMBERS] = table[NUMBERS].apply(pd.to_numeric)
+    table["chosen"] = table["chosen"].eq(True)
+    pairs = zip(table["method"], table["variant"], strict=True)
+    table["contender"] = [f"{method}/{variant}".rstrip("/") for method, variant in pairs]
+    table = pd.concat([table, _choices(rows)], axis=1).merge(
+        _baselines(table), on=["run", *CELL, "quantity"], how="left"
+    )
+    table["baseline"] = table["baseline"].fillna("")
+    table["ratio"] = table["p50_us"] / table["baseline_us"]
+    each = [_of_rounds(a, b) for a, b in zip(table["rounds_us"], table["baseline_rounds"], strict=True)]
+    table[["ratio_lo", "ratio_hi"]] = pd.DataFrame(each, index=table.index)
+    table["_part"] = table["part"].map({part: place for place, part in enumerate(PARTS)})
+    return table.sort_values(["_part", *CELL], kind="stable")[COLUMNS].reset_index(drop=True)
+
+
+def latest(table: pd.DataFrame) -> pd.DataFrame:
+    """Of a contender (also its mask, kernel and quantity) that several runs measured in a cell, the latest run's rows.
+
+    Each keeps the ratio to the baseline of its own run: one that only an older run measured stays, and is held against
+    what it took turns with.
+    """
+    same = [*CELL, *TEXTS]
+    return table[table["run"] == table.groupby(same)["run"].transform("max")].reset_index(drop=True)
+
+
+def targets(table: pd.DataFrame) -> pd.DataFrame:
+    """`blockshock.bench.targets.verdicts` of each device and dtype, with these two in front.
+
+    The targets are for GPUs: what was measured on a CPU shows that it works, and is not judged.
+    """
+    return by_setting(table[table["device"] != "cpu"], verdicts)
+
+
+def by_setting(table: pd.DataFrame, judge: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
+    """What `judge` makes of the rows of each device and dtype, with these two in front; empty if it made nothing."""
+    found = []
+    for (device, dtype), rows in table.groupby(SETTING):
+        made = judge(rows)
+        made.insert(0, "device", str(device))
+        made.insert(1, "dtype", str(dtype))
+        if not made.empty:
+            found.append(made)
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def clock(table: pd.DataFrame) -> str:
+    """What the times are: CUDA graphs are what GPUs replay."""
+    return "time, µs" if table["device"].eq("cpu").any() else "CUDA graph, µs"
+
+
+def _baselines(table: pd.DataFrame) -> pd.DataFrame:
+    """The baseline of each cell (of `backward`, of each quantity)."""
+    plain = table["variant"].eq("") | table["part"].eq("backward")
+    found = table[table["method"].eq(table["part"].map(BASELINES)) & plain]
+    names = {"method": "baseline", "p50_us": "baseline_us", "rounds_us": "baseline_rounds"}
+    return found[["run", *CELL, "quantity", *names]].rename(columns=names)
+
+
+def _of_rounds(own: Any, baseline: Any) -> tuple[float, float]:
+    if not isinstance(own, list) or not isinstance(baseline, list):
+        return float("nan"), float("nan")
+    each = [a / b for a, b in zip(own, baseline, strict=True)]
+    return min(each), max(each)
+
+
+def _choices(rows: pd.DataFrame) -> pd.DataFrame:
+    """The kernel and the collective of each row's `detail`: a product's is the kernel, a layer's holds both."""
+    detail = rows[[name for name in rows if str(name).startswith("detail.")]]
+    found = []
+    for row in detail.to_dict("records"):
+        said = {str(key).removeprefix("detail."): value for key, value in row.items() if not _nothing(value)}
+        of_layer = {key.removeprefix("kernel."): said[key] for key in said if key.startswith("kernel.")}
+        kernel = of_layer or {key: value for key, value in said.items() if "name" in said and "." not in key}
+        chunks = said.get("collective.chunks")
+        found.append(
+            {
+                "chosen_kernel": " ".join(str(kernel[key]) for key in ("name", "variant") if key in kernel),
+                "kernel_options": " ".join(
+                    f"{key}={_plain(value)}" for key, value in kernel.items() if key not in ("name", "variant")
+                ),
+                "collective": said.get("collective.implementation", ""),
+                "chunks": "" if chunks is None else _plain(chunks),
+            }
+        )
+    return pd.DataFrame(found, index=rows.index, columns=["chosen_kernel", "kernel_options", "collective", "chunks"])
+
+
+def _nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and pd.isna(value))
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

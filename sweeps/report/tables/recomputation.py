@@ -1,0 +1,90 @@
+"""Recomputation's records (phase=checkpoint): peak memory and step time of each method, model, batch and budget.
+
+table = recomputed(load_runs([...]))            # numbers
+shown = recomputation_table(table)              # text for people
+
+Where records hold each number is said once, in SOURCES.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from sweeps.report.tables.comparisons import repeats
+from sweeps.report.tables.intervals import intervals
+
+PHASE = "checkpoint"
+MIB, MS = 2**20, 1e-3
+# Column -> where a record (or its configuration) has it.
+SETTING = {
+    "model": "workload",
+    "B": "B",
+    "dtype": "dtype",
+    "device": "device",
+    "seq_len": "config.workload.seq_len",
+    "dropout": "config.workload.dropout",
+    "optimizer": "config.phase.optimizer",
+}
+WAY = {"method": "method", "backend": "config.method.backend", "budget": "config.method.memory_budget"}
+SOURCES = {
+    "peak_bytes": "memory.peak_bytes",
+    "static_bytes": "memory.static_bytes",
+    "above_static_bytes": "memory.above_static_bytes",
+    "baseline_peak_bytes": "memory.baseline_peak_bytes",
+    "step_p50_ms": "timings_ms.total_step.p50_ms",
+    "step_p95_ms": "timings_ms.total_step.p95_ms",
+    "budget_bytes": "plan.budget_bytes",
+    "predicted_peak_bytes": "plan.predicted_peak_bytes",
+    "predicted_step_s": "plan.predicted_step_s",
+    "predicted_added_s": "plan.predicted_added_s",
+    "bound_added_s": "plan.bound_added_s",
+    "planning_s": "plan.planning_s",
+    "recomputed": "plan.recomputed",
+    "activations": "plan.activations",
+}
+TEXTS = {"solver": "plan.solver", "identical": "proof.identical", "passed": "proof.passed"}
+KEEP_ALL = "keep_all"
+
+
+def recomputed(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row a setting, method, compiler backend and budget; repetitions become medians.
+
+    Columns: those of SETTING, WAY, SOURCES and TEXTS; `variant`, the method and its backend as one name; `step_lo_ms`
+    and `step_hi_ms`; `keep_all_ms` and `keep_all_peak_bytes`, of `keep_all` in the same setting, and `slowdown`, the
+    step time over it. Empty, with these columns, where no such record is.
+    """
+    phase = runs["phase"] if "phase" in runs else pd.Series(dtype=object)
+    records = runs[(phase == PHASE).reindex(runs.index, fill_value=False)].copy()
+    keys = [*SETTING, *WAY]
+    for name, source in {**SETTING, **WAY, **TEXTS}.items():
+        records[name] = records.get(source)
+        records[name] = records[name].astype(object).where(records[name].notna(), "")
+    for name, source in SOURCES.items():
+        values = records[source] if source in records else pd.Series(index=records.index, dtype=float)
+        records[name] = pd.to_numeric(values.map(lambda v: len(v) if isinstance(v, list) else v)).astype(float)
+    groups = records.groupby(keys, sort=False)
+    table = groups[list(SOURCES)].median().join(groups[list(TEXTS)].first()).reset_index()
+    found = repeats(records, keys, "total_step")
+    edges = intervals([found.get(key, ([], ""))[0] for key in table[keys].itertuples(index=False, name=None)])
+    table["step_lo_ms"], table["step_hi_ms"] = edges[:, 0], edges[:, 1]
+    backend = table["backend"].astype(str)
+    table["variant"] = table["method"].astype(str).where(backend == "", table["method"].astype(str) + ", " + backend)
+    plain = table[table["method"] == KEEP_ALL].groupby(list(SETTING))[["step_p50_ms", "peak_bytes"]].median()
+    plain = plain.set_axis(["keep_all_ms", "keep_all_peak_bytes"], axis=1).reset_index()
+    table = table.merge(plain, on=list(SETTING), how="left")
+    table["slowdown"] = table["step_p50_ms"] / table["keep_all_ms"]
+    return table.sort_values(["model", "device", "dtype", "B", "variant", "peak_bytes"]).reset_index(drop=True)
+
+
+def smallest(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each method in each setting, the budget with the smallest measured peak."""
+    measured = table[table["peak_bytes"].notna() & table["step_p50_ms"].notna()]
+    return measured.loc[measured.groupby([*SETTING, "variant"])["peak_bytes"].idxmin()].sort_index()
+
+
+def bound(table: pd.DataFrame) -> pd.DataFrame:
+    """The linear program's lower bound: at each memory budget no plan's step is shorter than `bound_ms`, the measured
+    step of `keep_all` and the bound on what recomputation adds. Columns: SETTING, `budget_bytes`, `bound_ms`."""
+    known = table[table[["bound_added_s", "budget_bytes", "keep_all_ms"]].notna().all(axis=1)]
+    lines = known.assign(bound_ms=known["keep_all_ms"] + known["bound_added_s"] / MS)
+    return lines.groupby([*SETTING, "budget_bytes"])["bound_ms"].max().reset_index()

@@ -1,0 +1,207 @@
+"""Supported, refuted or undecided: docs/method.md's premise and three hypotheses, judged from the results' table.
+
+for verdict in verdicts(results(runs), drift(runs)): print(verdict.name, verdict.outcome, verdict.because)
+
+A comparison is one size on one number of ranks (two or more): a ratio of times and its interval. All comparisons of a
+verdict hold together at 95% (Bonferroni). Nothing is decided from a time that was not repeated (sweeps/report/tables/intervals.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sweeps.report.tables.comparisons import ALIKE, lists
+from sweeps.report.tables.intervals import MIN_REPEATS, ratio_intervals
+from sweeps.text import counted
+
+SUPPORTED, REFUTED, UNDECIDED = "supported", "refuted", "undecided"
+MARGIN = 1.02  # "no more than" allows 2%: what one median of the same thing differs from the next
+ROUNDING_MARGIN = 1.2  # blockshock/correctness.py's, on the roundings a method must make: docs/method.md
+CLAIMS = {
+    "premise": "The split computes the same thing: errors and drift are those of the roundings it must make.",
+    "H1": "At some size, Block-Shock's forward pass is faster than the faster of row- and column-parallel.",
+    "H2": "With packed weights, a training step takes no more time and memory than row-parallel's on as many ranks, "
+    "and less memory a rank than the dense layer on one.",
+    "H3": "At every size, Block-Shock's kernels make the forward pass faster than the same halves multiplied with "
+    "their zeros (masked_split_dense).",
+}
+SIZE = [*ALIKE, "backend", "world_size"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    name: str  # premise | H1 | H2 | H3
+    hardware: str
+    outcome: str
+    because: str
+    evidence: pd.DataFrame  # a row a comparison
+
+    @property
+    def claim(self) -> str:
+        return CLAIMS[self.name]
+
+
+def verdicts(table: pd.DataFrame, curves: pd.DataFrame) -> list[Verdict]:
+    """All four for each device and backend on which Block-Shock was measured."""
+    found = []
+    for (device, backend), rows in table.groupby(["device", "backend"], sort=True):
+        if (rows["method"] == "block_shock").any():
+            ranks = ", ".join(str(size) for size in sorted(rows["world_size"].unique()))
+            hardware = f"{device}, {backend}, ranks {ranks}"
+            drifted = curves[(curves["device"] == device) & (curves["backend"] == backend)]
+            found.append(Verdict("premise", hardware, *_premise(rows, drifted)))
+            found.append(Verdict("H1", hardware, *_forward(rows)))
+            found.append(Verdict("H2", hardware, *_training(rows)))
+            found.append(Verdict("H3", hardware, *_kernels(rows)))
+    return found
+
+
+def _premise(table: pd.DataFrame, curves: pd.DataFrame) -> tuple[str, str, pd.DataFrame]:
+    """Every check passed, and no drift curve ends further from float64 than the roundings allow."""
+    ours = table[(table["method"] == "block_shock") & table["passed"].notna()]
+    evidence = []
+    for (dtype, mask, ranks), rows in ours.groupby(["dtype", "mask", "world_size"]):
+        line: dict[str, Any] = {"what": "Y, dX, dW", "dtype": dtype, "mask": mask, "world_size": ranks}
+        ratios = [rows[f"{q}_relative_error"] / rows[f"{q}_error_limit"] for q in ("y", "dx", "dw")]
+        line["share_of_limit"] = pd.concat(ratios).max()
+        evidence.append({**line, "cases": len(rows), "failed": int((~rows["passed"].astype(bool)).sum())})
+    checks_failed = sum(line["failed"] for line in evidence)
+    drifted = curves[(curves["method"] == "block_shock") & (curves["dense_error"] > 0)]
+    last = drifted.sort_values("step").drop_duplicates("folder", keep="last")
+    # A layer's limit over the dense error is 1.2 times its roundings: that much more than dense it may drift.
+    allowed = (ours["y_error_limit"] / ours["dense_relative_error"]).max()
+    for (dtype, mask, ranks, mode), rows in last.groupby(["dtype", "mask", "world_size", "mode"]):
+        shares = rows["error"] / rows["dense_error"] / allowed
+        line = {"what": f"drift, {mode}", "dtype": dtype, "mask": mask, "world_size": ranks}
+        evidence.append(line | {"share_of_limit": shares.max(), "cases": len(rows), "failed": int((shares > 1).sum())})
+    shown = pd.DataFrame(evidence)
+    if not len(ours):
+        return UNDECIDED, "no result of Block-Shock was checked.", shown
+    cases, failed = int(shown["cases"].sum()), int(shown["failed"].sum())
+    worst = f"the largest error is {shown['share_of_limit'].max():.0%} of what the roundings allow"
+    if failed:
+        return (
+            REFUTED,
+            f"{failed} of {cases} cases ({checks_failed} of them checks) exceed their limit; {worst}.",
+            shown,
+        )
+    if last.empty:
+        return UNDECIDED, f"all {cases} checked cases are within their limits, but no drift was measured.", shown
+    return SUPPORTED, f"{cases} cases, {len(last)} of them drift curves, are all within their limits; {worst}.", shown
+
+
+def _forward(table: pd.DataFrame) -> tuple[str, str, pd.DataFrame]:
+    rival = table[table["method"].isin(["dense_tp_row", "dense_tp_column"])]
+    found = _compared(table[table["method"] == "block_shock"], rival, "forward", SIZE)
+    faster, slower = found["hi"] < 1, found["lo"] >= 1
+    text = _range(found, "times the faster dense method's forward time")
+    if found.empty:
+        return UNDECIDED, _nothing("Block-Shock and dense tensor parallelism"), found
+    if faster.any():
+        return SUPPORTED, f"faster at {_of(faster)}; {text}", found
+    return (REFUTED, f"slower at {_of(slower)}; {text}", found) if slower.all() else _open(found, text)
+
+
+def _training(table: pd.DataFrame) -> tuple[str, str, pd.DataFrame]:
+    packed = (table["method"] == "block_shock") & table["options"].str.contains("weights=packed")
+    size = [*SIZE, "optimizer", "loss", "input_grad"]
+    table = table.assign(memory=_memory(table))
+    found = _compared(table[packed], table[table["method"] == "dense_tp_row"], "step", size)
+    if found.empty:
+        return UNDECIDED, _nothing("training steps of Block-Shock with packed weights and of row-parallel"), found
+    single = table[(table["method"] == "dense_single") & (table["world_size"] == 1)]
+    alone = single.groupby([*ALIKE, "optimizer", "loss", "input_grad"])["memory"].min().rename("alone").reset_index()
+    found = found.merge(alone, how="left")
+    found["memory_over_row"] = found["memory"] / found["rival_memory"]
+    found["memory_over_dense"] = found["memory"] / found.pop("alone")
+    slower = found["lo"] > MARGIN
+    larger = (found["memory_over_row"] > MARGIN) | (found["memory_over_dense"] >= 1)
+    text = _range(found, "times row-parallel's step time")
+    low, high = found["memory_over_row"].min(), found["memory_over_row"].max()
+    text += f" Memory a rank: {low:.2f} to {high:.2f} of row-parallel's"
+    low, high = found["memory_over_dense"].min(), found["memory_over_dense"].max()
+    text += "." if np.isnan(low) else f", {low:.2f} to {high:.2f} of the dense layer's."
+    if slower.any() or larger.any():
+        parts = [f"slower at {_of(slower)}"] if slower.any() else []
+        parts += [f"more memory at {_of(larger)}"] if larger.any() else []
+        return REFUTED, f"{', '.join(parts)}; {text}", found
+    kept = (found["hi"] <= MARGIN) & found["memory_over_dense"].notna()
+    return (
+        (SUPPORTED, f"at {'all ' * (len(found) > 1)}{counted(len(found), 'comparison')}; {text}", found)
+        if kept.all()
+        else _open(found, text)
+    )
+
+
+def _kernels(table: pd.DataFrame) -> tuple[str, str, pd.DataFrame]:
+    split = table[table["method"] == "masked_split_dense"]
+    found = _compared(table[table["method"] == "block_shock"], split, "forward", [*SIZE, "mask"])
+    found = found.sort_values("ratio").drop_duplicates(SIZE).sort_values(SIZE)  # the mask that suits the kernels best
+    if found.empty:
+        return UNDECIDED, _nothing("Block-Shock and masked_split_dense"), found
+    slower, faster = found["lo"] >= 1, found["hi"] < 1
+    text = _range(found, "times the masked split's forward time")
+    if slower.any():
+        return REFUTED, f"not faster at {_of(slower)}, faster at {_of(faster)}; {text}", found
+    return (SUPPORTED, f"faster at {_of(faster)}; {text}", found) if faster.all() else _open(found, text)
+
+
+def _compared(ours: pd.DataFrame, rivals: pd.DataFrame, name: str, size: list[str]) -> pd.DataFrame:
+    """Ours over the rival's time at each size: of several kernels, masks or rivals the fastest by its median."""
+    best = _fastest(ours, name, size)
+    rival = _fastest(rivals, name, size)[[*size, "method", f"{name}_p50_ms", f"{name}_ms", *_kept(rivals)]]
+    rival = rival.rename(columns={column: f"rival_{column}" for column in rival.columns if column not in size})
+    pairs = best.merge(rival, on=size).sort_values(size).reset_index(drop=True)
+    pairs["ratio"] = pairs[f"{name}_p50_ms"] / pairs[f"rival_{name}_p50_ms"]
+    together = max(1, len(pairs[SIZE].drop_duplicates()))
+    edges = ratio_intervals(lists(pairs[f"{name}_ms"]), lists(pairs[f"rival_{name}_ms"]), together)
+    pairs["lo"], pairs["hi"] = edges[:, 0], edges[:, 1]
+    pairs = pairs.rename(columns={f"{name}_p50_ms": "ours_ms", f"rival_{name}_p50_ms": "rival_ms"})
+    shown = ["kernel", "ours_ms", "rival_method", "rival_ms", "ratio", "lo", "hi", *_kept(rivals)]
+    shown += [f"rival_{column}" for column in _kept(rivals)]
+    return pairs[[*dict.fromkeys([*size, "mask"]), *shown]]
+
+
+def _kept(table: pd.DataFrame) -> list[str]:
+    return [column for column in ("memory",) if column in table]
+
+
+def _fastest(rows: pd.DataFrame, name: str, size: list[str]) -> pd.DataFrame:
+    timed = rows[rows[f"{name}_p50_ms"].notna() & (rows["world_size"] > 1)]
+    return timed.sort_values(f"{name}_p50_ms").drop_duplicates(size)
+
+
+def _memory(table: pd.DataFrame) -> pd.Series:
+    """Bytes a rank: the allocator's peak of a step. A resident set also holds Python and PyTorch, so there the weights,
+    gradients and optimizer state count instead."""
+    held = table[["weight_bytes_per_rank", "gradient_bytes_per_rank", "optimizer_bytes_per_rank"]].sum(axis=1)
+    allocated = table["memory_peak_kind"].astype(str).str.startswith("allocated")
+    return table["step_memory_peak_bytes"].where(allocated, held)
+
+
+def _range(found: pd.DataFrame, of_what: str) -> str:
+    """`it takes 1.08 to 1.30 times ... (8 comparisons; intervals from 1.05 to 1.33).`"""
+    if found.empty:
+        return ""
+    decided = found["lo"].notna()
+    span = f"intervals from {found['lo'].min():.2f} to {found['hi'].max():.2f}" if decided.any() else "no intervals"
+    few = "" if decided.all() else f"; {_of(~decided)} not repeated {MIN_REPEATS} times"
+    low, high = found["ratio"].min(), found["ratio"].max()
+    return f"it takes {low:.2f} to {high:.2f} {of_what} ({counted(len(found), 'comparison')}, {span}{few})."
+
+
+def _open(found: pd.DataFrame, text: str) -> tuple[str, str, pd.DataFrame]:
+    why = "intervals hold both answers" if found["lo"].notna().all() else "not every comparison was repeated"
+    return UNDECIDED, f"{why}; {text}", found
+
+
+def _of(which: pd.Series) -> str:
+    return f"{int(which.sum())} of {len(which)}"
+
+
+def _nothing(what: str) -> str:
+    return f"no size was measured for both {what} on two ranks or more."

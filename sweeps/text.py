@@ -1,0 +1,87 @@
+"""TODO-DOC"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+
+def clock(seconds: float) -> str:
+    """90 -> 1:30, 7200 -> 2:00:00"""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def shown(path: Path) -> str:
+    """Relative where that is shorter to type: below the current folder."""
+    absolute = path.resolve()
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
+
+
+def ranks(world_size: int) -> str:
+    return "1 rank" if world_size == 1 else f"{world_size} ranks"
+
+
+def markdown(shown: pd.DataFrame) -> str:
+    """A GitHub-flavoured table."""
+    lines = [list(shown.columns), ["---"] * len(shown.columns), *shown.to_numpy().tolist()]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def number(value: float) -> str:
+    """Three significant digits, never an exponent: 0.0123, 1.23, 123, 1234."""
+    if pd.isna(value):
+        return ""
+    if value == 0:
+        return "0"
+    digits = 2
+    size = abs(value)
+    while size < 1 and digits < 6:
+        size, digits = size * 10, digits + 1
+    while size >= 10 and digits > 0:
+        size, digits = size / 10, digits - 1
+    return f"{value:.{digits}f}"
+
+
+def mebibytes(size: float) -> str:
+    return number(size / 2**20)
+
+
+def times(value: float) -> str:
+    return "" if pd.isna(value) else f"{value:.2f}×"
+
+
+def bounds(table: pd.DataFrame, low: str, high: str) -> list[str]:
+    """`1.02 – 1.31`, empty where there is no interval."""
+    return ["" if pd.isna(a) else f"{number(a)} – {number(b)}" for a, b in zip(table[low], table[high], strict=True)]
+
+
+def percent(fractions: pd.Series, of: pd.Series | None = None) -> list[str]:
+    names = of if of is not None else pd.Series("", index=fractions.index)
+    return [_fraction(f, name).rstrip() for f, name in zip(fractions, names, strict=True)]
+
+
+def errors(found: pd.Series, limits: pd.Series | None = None) -> list[str]:
+    """`1.66e-03 (1.99e-03)`, or without the limit."""
+    if limits is None:
+        return ["" if pd.isna(e) else f"{e:.2e}" for e in found]
+    return [_error(e, limit) for e, limit in zip(found, limits, strict=True)]
+
+
+def _fraction(fraction: float, bound: object) -> str:
+    percent = 100 * fraction
+    return "" if pd.isna(fraction) else f"{percent:.{0 if percent >= 9.95 else 1}f} % {bound}"
+
+
+def _error(error: float, limit: float) -> str:
+    return "" if pd.isna(error) else f"{error:.2e} ({limit:.2e})"
+
+
+def _check(passed: float, failed: object) -> str:
+    return "" if pd.isna(passed) else "pass" if passed else f"FAIL {failed}"
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
