@@ -1,4 +1,4 @@
-from blockshock.main import main
+from blockshock.cli.main import main
 
 if __name__ == "__main__":
     main()

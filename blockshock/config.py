@@ -186,7 +186,7 @@ def _resolve_hardware(hardware: HardwareConfig, elsewhere: bool) -> None:
 
     if elsewhere:
         return
-    from blockshock.ranks import launched
+    from blockshock.ranks.launched import launched
 
     found = launched()
     if found and found.world_size != hardware.world_size:
@@ -207,7 +207,7 @@ def _resolve_dtype(model: ModelConfig, hardware: HardwareConfig) -> None:
     one_of("model.dtype", model.dtype, ("auto", *DTYPES))
     if model.dtype == "auto":
         model.dtype = "bf16" if hardware.device == "cuda" else "fp32"
-    from blockshock.nvml import capability
+    from blockshock.measure.nvml import capability
 
     if model.dtype == "bf16" and hardware.device == "cuda" and (capability() or (8, 0)) < (8, 0):
         raise ConfigError("model.dtype", "bf16", "this GPU has no bf16 arithmetic; use fp16 or fp32")

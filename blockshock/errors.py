@@ -43,3 +43,10 @@ def nearest(given: str, names: Iterable[str], likeness: float = 0.5) -> str:
     """`; did you mean 'name'?`, or nothing where no name is like it. `likeness`: difflib's ratio, 1 for the same."""
     close = difflib.get_close_matches(given, list(names), n=1, cutoff=likeness)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def whole_numbers(name: str, text: str) -> list[int]:
+    """`4096,8192` as numbers; ConfigError for anything else."""
+    if not all(word.isdecimal() and int(word) for word in text.split(",")):
+        raise ConfigError(name, text, "must be positive whole numbers, separated by commas")
+    return [int(word) for word in text.split(",")]

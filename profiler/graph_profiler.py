@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from profiler import plots
-from profiler.costs import export_chrome_trace as chrome_trace
 from profiler.costs import stats
+from profiler.costs.export_chrome_trace import save_chrome_trace
 from profiler.costs.memory import MemoryCurve, simulate
 from profiler.costs.profile import Profile, measure
 from profiler.costs.signoff import Check, sign_off
@@ -106,7 +106,7 @@ class GraphProfiler:
         """Write the node, activation and memory tables, a summary and a Chrome trace. Returns the files."""
         target, nodes, curve = Path(folder), self.node_stats(), self.memory()
         paths = list(stats.save_csv(target, nodes, self.activation_stats(), curve))
-        chrome_trace.save_chrome_trace(target / CHROME_TRACE, nodes, curve)
+        save_chrome_trace(target / CHROME_TRACE, nodes, curve)
         (target / SUMMARY).write_text(json.dumps(self.summary(), indent=2) + "\n")
         return [*paths, target / CHROME_TRACE, target / SUMMARY]
 

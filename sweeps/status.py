@@ -18,8 +18,9 @@ import psutil
 from rich.console import Console
 from rich.markup import escape
 
-from blockshock.record import RunFolder, Unreadable
-from sweeps.launchers import slurm_queue as slurm
+from blockshock.run_folder.files import Unreadable
+from blockshock.run_folder.folder import RunFolder
+from sweeps.launchers import slurm_queue
 from sweeps.launchers.manifest import NAME, Manifest
 from sweeps.launchers.progress import COLOURS
 from sweeps.text import clock, counted, shown
@@ -48,12 +49,12 @@ def rows_of(sweep: Path) -> list[Row]:
     folders = [path.parent for path in sorted(sweep.rglob("status.json"))]
     found = {str(folder.relative_to(sweep)): RunFolder(folder).told() for folder in folders}
     ids = manifest.slurm if manifest else {}
-    asked = slurm.states(ids.values()) if ids and slurm.available() else None
+    asked = slurm_queue.states(ids.values()) if ids and slurm_queue.available() else None
     names = [*found, *(name for name in (manifest.jobs if manifest else {}) if name not in found)]
     return [_row(name, found.get(name), ids.get(name), asked) for name in names]
 
 
-def _row(name: str, status: dict[str, Any] | None, id_: str | None, asked: dict[str, slurm.State] | None) -> Row:
+def _row(name: str, status: dict[str, Any] | None, id_: str | None, asked: dict[str, slurm_queue.State] | None) -> Row:
     in_queue = asked.get(id_) if asked and id_ else None
     waits = in_queue is not None and in_queue.name == "PENDING"
     if status is None or (waits and status["status"] != "ok"):
@@ -71,7 +72,7 @@ def _row(name: str, status: dict[str, Any] | None, id_: str | None, asked: dict[
     if id_ and asked is not None:
         gone = in_queue is None or not in_queue.goes_on
     if gone:
-        why = slurm.how_it_ended(id_)[1] if id_ else f"its process ({where}) is gone without a word"
+        why = slurm_queue.how_it_ended(id_)[1] if id_ else f"its process ({where}) is gone without a word"
         return Row(name, "died", why, age)
     return Row(name, "running", where, age)
 

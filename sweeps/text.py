@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""Numbers, sizes, times and counts as people write them. Shared by the report, the launchers and the status."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from blockshock.main import main
-from blockshock.ranks import RankPool
+from blockshock.cli.main import main
+from blockshock.ranks.pool import RankPool
 
 settings.register_profile("shared_machine", deadline=None)  # a slow example on a busy machine is no failure
 settings.load_profile("shared_machine")

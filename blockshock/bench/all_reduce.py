@@ -9,13 +9,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from blockshock import distributed
 from blockshock.bench.cells import Cell, Row, measure
+from blockshock.bench.sum_time import time_all_reduce
 from blockshock.collectives import reductions
 from blockshock.collectives.symmetric import symmetric_buffer
-from blockshock.collectives.timing import time_all_reduce
-from blockshock.correctness import FLOAT64_LIMIT, MARGIN, CheckFailed, errors
+from blockshock.jobs.correctness import FLOAT64_LIMIT, MARGIN, CheckFailed, errors
 from blockshock.methods import ring_roundings
+from blockshock.ranks import distributed
 
 SIZES = tuple(1 << power for power in range(15, 29, 2))  # bytes: 32 KiB to 128 MiB
 

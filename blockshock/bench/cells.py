@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from blockshock import distributed
 from blockshock.masks import Mask
-from blockshock.timing import Timer
+from blockshock.measure.timing import Timer
+from blockshock.ranks import distributed
 
 Row = dict[str, Any]
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from blockshock import correctness, distributed
 from blockshock.bench.cells import Cell, Row, measure
 from blockshock.config import Job, load_job
+from blockshock.jobs import correctness
 from blockshock.methods import ParallelLinear
-from blockshock.methods.halves import HalvesLinear
+from blockshock.methods.shared.halves import HalvesLinear
 from blockshock.phases import TrainingOptions
 from blockshock.problem import Problem
+from blockshock.ranks import distributed
 
 BLOCK = "mask=complement_1100_0011"
 PLAIN = ("method.collective=nccl", "method.overlap_chunks=1")

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
-from blockshock import calibration
 from blockshock.bench.cells import Cell, Row, measure
-from blockshock.correctness import errors
-from blockshock.kernels import Kernel, cusparselt, make
+from blockshock.jobs.correctness import errors
+from blockshock.kernels import cusparselt
+from blockshock.kernels.choice import make
+from blockshock.kernels.kernel import Kernel
 from blockshock.masks import halves
+from blockshock.measure import calibration
 from blockshock.problem import generator
 
 Step = Callable[[], Any]

@@ -20,20 +20,24 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from blockshock import SCHEMA, bench, distributed, environment, resolvers
+from blockshock import SCHEMA, bench
 from blockshock.bench.all_reduce import SIZES, all_reduce
 from blockshock.bench.cells import Cell, Row
 from blockshock.bench.layers import CONTENDERS, forward, law, train
 from blockshock.bench.products import backward, product
 from blockshock.bench.targets import verdicts
+from blockshock.cli import resolvers
+from blockshock.cli.main import CONF
 from blockshock.config import load_job, plain
-from blockshock.errors import REFUSED, ConfigError, at_least, one_of, writable
-from blockshock.execution import device_name
-from blockshock.main import CONF
+from blockshock.errors import REFUSED, ConfigError, at_least, one_of, whole_numbers, writable
+from blockshock.jobs.execution import device_name
+from blockshock.measure import environment
 from blockshock.problem import DTYPES
-from blockshock.ranks import Outcome, RankInfo, RankPool
-from blockshock.record import RunFolder, write_atomically
-from blockshock.tune import whole_numbers
+from blockshock.ranks import distributed
+from blockshock.ranks.launched import RankInfo
+from blockshock.ranks.pool import Outcome, RankPool
+from blockshock.run_folder.files import write_atomically
+from blockshock.run_folder.folder import RunFolder
 
 ALONE: dict[str, Callable[..., Iterator[Row]]] = {"product": product, "backward": backward, "all_reduce": all_reduce}
 LAYERS: dict[str, Callable[..., Iterator[Row]]] = {"forward": forward, "train": train, "law": law}

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from blockshock import distributed
 from blockshock.collectives import reductions
 from blockshock.collectives.product_sum import FEWEST_ROWS, Multiply, ProductSum, Total, alone, most_chunks
 from blockshock.collectives.symmetric import SymmetricBuffer, symmetric_buffer
 from blockshock.errors import ConfigError, at_least, one_of
-from blockshock.measured import remembered
-from blockshock.timing import quick_time_ms
+from blockshock.measure.cache import remembered
+from blockshock.measure.timing import quick_time_ms
+from blockshock.ranks import distributed
 
 if TYPE_CHECKING:
     from blockshock.config import Job

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from blockshock.distributed import allreduce_sum
-from blockshock.timing import region
+from blockshock.measure.timing import region
+from blockshock.ranks.distributed import allreduce_sum
 
 Group = dist.ProcessGroup | None  # None: this rank alone
 

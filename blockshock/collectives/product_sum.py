@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import torch
 
 from blockshock.collectives.reductions import Reduction
-from blockshock.timing import region
+from blockshock.measure.timing import region
 
 Multiply = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 

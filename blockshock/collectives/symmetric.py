@@ -19,7 +19,7 @@ from weakref import WeakSet, WeakValueDictionary
 import torch
 import torch.distributed as dist
 
-from blockshock import distributed
+from blockshock.ranks import distributed
 
 GRANULE = 1 << 21  # bytes: what the driver allocates at a time
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from blockshock.distributed import max_over_ranks
-from blockshock.kernels import Kernel
-from blockshock.measured import remembered
-from blockshock.packing import BlockLayout, PackedLayout
-from blockshock.timing import quick_time_ms
+from blockshock.kernels.kernel import Kernel
+from blockshock.kernels.layouts import BlockLayout, PackedLayout
+from blockshock.measure.cache import remembered
+from blockshock.measure.timing import quick_time_ms
+from blockshock.ranks.distributed import max_over_ranks
 
 MULTIPLE = 128  # smallest rows and columns with which the buffer's layout was seen
 BATCH_MULTIPLE = 8  # 16-byte rows of X

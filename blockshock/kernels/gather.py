@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from blockshock.kernels import Kernel, mask_key
-from blockshock.packing import BlockLayout
+from blockshock.kernels.kernel import Kernel
+from blockshock.kernels.layouts import BlockLayout, mask_key
 
 
 class Gather(Kernel):

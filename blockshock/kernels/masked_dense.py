@@ -2,7 +2,7 @@
 
 import torch
 
-from blockshock.kernels import Kernel
+from blockshock.kernels.kernel import Kernel
 
 
 class MaskedDense(Kernel):

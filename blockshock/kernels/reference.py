@@ -2,7 +2,7 @@
 
 import torch
 
-from blockshock.kernels import Kernel, into
+from blockshock.kernels.kernel import Kernel, into
 
 
 class Reference(Kernel):

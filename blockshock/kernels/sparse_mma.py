@@ -1,118 +1,96 @@
-"""Any 2:4 half times few rows of X on sparse tensor cores: packed values and two-bit places, read once.
-
-    metadata = arrange(places)                                  # once for a mask: uint8 (R, K/2) -> int32 (R, K/32)
-    work = Workspace(tiles, R, B, device)                       # once for a shape
-    product(x, values, metadata, out, tiles, work)              # out (B, R) = x (B, K) · Wᵀ, one launch
-
-The kernel (sparse_mma.cu) is bound by the bytes of the weight: K values and K/4 bytes of metadata a row, 9/16 of dense.
-It feeds mma.sp.m16n8k32 (PTX ISA, "Matrix fragments for sparse mma.m16n8k32 with .f16 and .bf16 types"), on GPUs of
-capability 8.0 and later.
-"""
+"""Few rows of X times any 2:4 half on sparse tensor cores, by our own kernel (sparse_mma.cu)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from dataclasses import asdict
+from functools import partial
+from typing import Any
 
 import torch
 
-from blockshock.kernels import nvrtc
+from blockshock.errors import ConfigError
+from blockshock.kernels.gpu import nvrtc
+from blockshock.kernels.gpu.sparse_mma_launch import STEP, Tiles, Workspace, arrange, product
+from blockshock.kernels.gpu.tuning import Tuned, for_batch
+from blockshock.kernels.kernel import Kernel
+from blockshock.kernels.layouts import PackedLayout
+from blockshock.measure import nvml
 
-STEP = 128  # columns of W that a step takes: K must be a multiple
+# The best few of each shape in a search over 190, on an H200.
+CHOICES = (
+    Tiles(64, 16, 4, 1, 1, 4),  # for GPUs with less shared memory
+    Tiles(64, 64, 8, 2, 1, 3),
+    Tiles(128, 16, 8, 1, 4, 5),
+    Tiles(128, 16, 8, 2, 1, 5),
+    Tiles(128, 16, 4, 1, 1, 5),
+    Tiles(128, 16, 4, 1, 4, 5, cluster=True),
+    Tiles(64, 16, 4, 1, 2, 8, cluster=True),
+    Tiles(128, 16, 8, 1, 2, 5, cluster=True),
+    Tiles(128, 64, 8, 2, 4, 6),
+    Tiles(128, 64, 8, 2, 4, 3),
+    Tiles(64, 64, 8, 2, 2, 4, cluster=True),
+    Tiles(256, 64, 8, 2, 2, 4, cluster=True),
+    Tiles(128, 64, 8, 2, 1, 3),
+    Tiles(128, 64, 8, 2, 2, 3, cluster=True),
+)
 
 
-@dataclass(frozen=True)
-class Tiles:
-    """How a product is cut up.
+def unsupported(device: str, dtype: str, rows: int, K: int) -> str | None:
+    """Why this kernel can't multiply by a half (rows, K); None if it can."""
+    here = torch.cuda.device_count() > 0  # a cluster's login node can't tell what its GPU nodes have
+    if device != "cuda" or (here and not nvrtc.usable()):
+        return "needs an NVIDIA GPU and the cuda-bindings that come with PyTorch for CUDA; use auto or masked_dense"
+    if dtype not in ("bf16", "fp16"):
+        return f"multiplies bf16 and fp16, not {dtype}; use model.dtype=bf16, or kernel auto or masked_dense"
+    if rows % 128 or K % STEP:
+        return f"needs a rank's rows N={rows} to be a multiple of 128 and K={K} of {STEP}"
+    if here and (nvml.capability() or (8, 0)) < (8, 0):
+        return "needs sparse tensor cores, a GPU of compute capability 8.0 or later; use auto or triton"
+    return None
 
-    rows, batch: rows of W and of X for one block of threads; `along` of its `warps` share a step of 128 columns, the
-    others share the rows, so that a warp has rows·along/(16·warps) tiles of 16 rows: 1, 2 or 4. `split` blocks share K,
-    and add their sums through each other's shared memory if they are a `cluster` (capability 9.0, at most eight), else
-    through the workspace. `stages` steps of shared memory. `prefetch`: bytes that one miss brings to L2.
-    """
 
-    rows: int = 128
-    batch: int = 16
-    warps: int = 8
-    along: int = 1
-    split: int = 1
-    stages: int = 6
-    cluster: bool = False
-    prefetch: int = 128
+def fitting(rows: int, K: int, device: torch.device) -> list[Tiles]:
+    """The tiles for a half (rows, K) that this GPU has room for."""
+    found = torch.cuda.get_device_properties(device)
+    room = getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block)  # not in the type stubs
+    capability = (found.major, found.minor)
+    return [tiles for tiles in CHOICES if tiles.fits(rows, K, capability, room)]
 
-    def __post_init__(self) -> None:
-        shape = self.warps in (2, 4, 8, 16) and self.along in (1, 2, 4) and self.batch in (8, 16, 32, 64)
-        if not (shape and self.height in (1, 2, 4) and 16 * self.height * self.warps == self.rows * self.along):
-            raise ValueError(f"{self}: warps must be 2, 4, 8 or 16 with 1, 2 or 4 tiles of 16 rows, batch 8 to 64")
-        if self.stages < 2 or (self.cluster and not 2 <= self.split <= 8):
-            raise ValueError(f"{self}: two stages or more, and a cluster is 2 to 8 blocks")
+
+class SparseMma(Kernel):
+    """Forward from packed values and two bits a value; gradients with the weight made dense in memory."""
+
+    name = "sparse_mma"
+    layout: PackedLayout
+
+    def __init__(self, layout: PackedLayout, batch: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(layout, dtype)
+        places = layout.places
+        self._metadata = arrange(places.repeat(layout.rows // len(places), 1))
+        key = {"R": layout.rows, "K": layout.features, "B": batch, "dtype": str(dtype)[6:]}
+        x = torch.randn(batch, layout.features, device=device).to(dtype)
+        values = torch.randn(layout.rows, layout.features // 2, device=device).to(dtype)
+        out = torch.empty(batch, layout.rows, device=device, dtype=dtype)
+        run = partial(product, x, values, self._metadata, out)
+        work = partial(_workspace, rows=layout.rows, device=device)
+        choices = for_batch(fitting(layout.rows, layout.features, device), batch)
+        if not choices:
+            problem = "has no tiles that fit this GPU's shared memory; use auto, triton or cusparselt"
+            raise ConfigError("method.kernel", self.name, problem)
+        self.tuned = Tuned("sparse_mma", choices, key, device, run, work)
+
+    def product(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        if out is None:
+            out = x.new_empty(len(x), self.layout.rows)
+        return product(x, values, self._metadata, out, self.tuned.tiles, self.tuned.work(len(x)))
 
     @property
-    def height(self) -> int:
-        return self.rows * self.along // (16 * self.warps)
+    def weight_bytes(self) -> int:
+        return super().weight_bytes + self._metadata.numel() * self._metadata.element_size()
 
-    @property
-    def shared(self) -> int:
-        """Bytes of shared memory a block."""
-        ring = self.stages * ((128 + 16) * self.rows + 256 * self.batch)
-        return max(ring, 4 * self.along * self.batch * (self.rows + 4))
-
-    def fits(self, R: int, K: int, capability: tuple[int, int] = (9, 0), room: int = 227 * 1024) -> bool:
-        """Whether a weight (R, K) can be cut up so, on a GPU that gives a block `room` bytes of shared memory."""
-        whole = R % self.rows == 0 and K % STEP == 0 and self.split <= K // STEP
-        return whole and self.shared <= room - 128 and capability >= ((9, 0) if self.cluster else (8, 0))
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, **asdict(self.tuned.tiles)}
 
 
-class Workspace:
-    """Partial sums and counters of arrived blocks, where K is split without clusters. Every launch leaves zeros."""
-
-    def __init__(self, tiles: Tiles, R: int, B: int, device: torch.device) -> None:
-        used = tiles.split > 1 and not tiles.cluster
-        blocks = R // tiles.rows * -(-B // tiles.batch) if used else 1
-        size = blocks * tiles.split * tiles.rows * tiles.batch if used else 1
-        self.partial = torch.empty(size, dtype=torch.float32, device=device)
-        self.arrived = torch.zeros(blocks, dtype=torch.int32, device=device)
-
-
-def arrange(places: torch.Tensor) -> torch.Tensor:
-    """uint8 places (R, K/2), each 0 to 3 and ascending in its group of four -> int32 (R/16, K/128, 32, 2).
-
-    Words as the lanes of a warp hold them: lane 4·g + t of tile T and step s has, for pair p of MMAs, the columns
-    128·s + 64·p + 16·t and 15 more, of row 16·T + g in the low half and of row 16·T + g + 8 in the high one. So lanes
-    with t of 0 and 1 hold the first MMA's (sparsity selector 0), 2 and 3 the second's (selector 1). R is a multiple of
-    16, K of 128.
-    """
-    R, kept = places.shape
-    groups = places[:, 0::2] | (places[:, 1::2] << 2)  # four bits for each four columns
-    octets = (groups[:, 0::2] | (groups[:, 1::2] << 4)).view(R // 16, 2, 8, kept // 64, 2, 4, 2)  # T half g s p t byte
-    return octets.permute(0, 3, 2, 5, 4, 1, 6).reshape(-1).view(torch.int32).view(R // 16, kept // 64, 32, 2)
-
-
-def product(
-    x: torch.Tensor, values: torch.Tensor, metadata: torch.Tensor, out: torch.Tensor, tiles: Tiles, work: Workspace
-) -> torch.Tensor:
-    """x (B, K), values (R, K/2), both contiguous bfloat16 or float16, -> out (B, R), sums in float32."""
-    B, K = x.shape
-    R = len(values)
-    grid = (R // tiles.rows, -(-B // tiles.batch), tiles.split)
-    kernel = _kernel(tiles, x.dtype, x.device.index)
-    kernel.launch(grid, 32 * tiles.warps, (x, values, metadata, out, work.partial, work.arrived, B, R, K))
-    return out
-
-
-def cubin(tiles: Tiles, dtype: torch.dtype, capability: tuple[int, int]) -> bytes:
-    """The compiled kernel; needs no GPU."""
-    given = {
-        "ROWS": tiles.rows, "BATCH": tiles.batch, "WARPS": tiles.warps, "ALONG": tiles.along, "SPLIT": tiles.split,
-        "STAGES": tiles.stages, "CLUSTER": int(tiles.cluster), "PREFETCH": tiles.prefetch,
-        "BF16": int(dtype == torch.bfloat16),
-    }  # fmt: skip
-    source = Path(__file__).with_suffix(".cu").read_text()
-    return nvrtc.compile(source, "product", tuple(f"-D{k}={v}" for k, v in given.items()), capability)
-
-
-@cache
-def _kernel(tiles: Tiles, dtype: torch.dtype, device: int) -> nvrtc.Kernel:
-    with torch.cuda.device(device):
-        return nvrtc.Kernel(cubin(tiles, dtype, torch.cuda.get_device_capability()), "product", tiles.shared)
+def _workspace(tiles: Tiles, batch: int, *, rows: int, device: torch.device) -> Workspace:
+    return Workspace(tiles, rows, batch, device)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from blockshock import distributed
-from blockshock.roofline import Cost
+from blockshock.measure.roofline import Cost
+from blockshock.ranks import distributed
 
 if TYPE_CHECKING:
     from blockshock.problem import Problem

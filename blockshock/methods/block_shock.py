@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from blockshock.errors import ConfigError, at_least, one_of
-from blockshock.kernels import check_kernel, make, masked_linear, packed_linear
+from blockshock.kernels.autograd import masked_linear, packed_linear
+from blockshock.kernels.choice import check_kernel, make
+from blockshock.measure.timing import region
 from blockshock.methods import ParallelLinear
-from blockshock.methods.halves import HalvesLinear, HalvesOptions, check_halves
-from blockshock.timing import region
+from blockshock.methods.shared.halves import HalvesLinear, HalvesOptions, check_halves
 
 if TYPE_CHECKING:
     from blockshock.config import Job

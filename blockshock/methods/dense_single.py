@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from blockshock.errors import ConfigError
+from blockshock.measure.roofline import Cost, product
 from blockshock.methods import ParallelLinear
-from blockshock.roofline import Cost, product
 
 if TYPE_CHECKING:
     from blockshock.config import Job

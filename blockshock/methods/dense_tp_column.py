@@ -15,12 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from blockshock import distributed
 from blockshock.collectives.gradients import gather_columns, sum_gradient
+from blockshock.measure.roofline import Cost, all_gather, all_reduce
 from blockshock.methods import ParallelLinear, ring_roundings
 from blockshock.methods.dense_single import dense_costs
 from blockshock.methods.dense_tp_row import check_shards
-from blockshock.roofline import Cost, all_gather, all_reduce
+from blockshock.ranks import distributed
 
 if TYPE_CHECKING:
     from blockshock.config import Job

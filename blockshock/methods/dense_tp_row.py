@@ -14,13 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from blockshock import distributed
 from blockshock.collectives.choice import CollectiveOptions, check_collective, choose
 from blockshock.errors import ConfigError
+from blockshock.measure.roofline import Cost, all_reduce
 from blockshock.methods import ParallelLinear, ring_roundings
-from blockshock.methods.dense_linear import dense_linear, product
 from blockshock.methods.dense_single import dense_costs
-from blockshock.roofline import Cost, all_reduce
+from blockshock.methods.shared.dense_linear import dense_linear, product
+from blockshock.ranks import distributed
 
 if TYPE_CHECKING:
     from blockshock.config import Job

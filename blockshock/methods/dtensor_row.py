@@ -14,10 +14,10 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import RowwiseParallel
 
 from blockshock.collectives.choice import PLAIN
-from blockshock.distributed import local_part
 from blockshock.methods import ParallelLinear
 from blockshock.methods.dense_tp_row import DenseTpRowLinear, check_shards
-from blockshock.methods.dtensor import parallelized, waited_for
+from blockshock.methods.shared.dtensor import parallelized, waited_for
+from blockshock.ranks.distributed import local_part
 
 if TYPE_CHECKING:
     from blockshock.config import Job

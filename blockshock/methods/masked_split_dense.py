@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from blockshock.methods import ParallelLinear
-from blockshock.methods.dense_linear import dense_linear, product
-from blockshock.methods.halves import HalvesLinear, HalvesOptions, check_halves
+from blockshock.methods.shared.dense_linear import dense_linear, product
+from blockshock.methods.shared.halves import HalvesLinear, HalvesOptions, check_halves
 
 if TYPE_CHECKING:
     from blockshock.config import Job

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from blockshock.errors import ConfigError
-from blockshock.methods.eager_step import EagerStep
+from blockshock.methods.shared.eager_step import EagerStep
 
 if TYPE_CHECKING:
     from profiler.models import Problem

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blockshock.errors import ConfigError, one_of
-from blockshock.methods.eager_step import EagerStep
+from blockshock.methods.shared.eager_step import EagerStep
 
 if TYPE_CHECKING:
     from blockshock.config import Job

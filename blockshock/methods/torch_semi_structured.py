@@ -22,11 +22,11 @@ from torch.sparse import SparseSemiStructuredTensor, SparseSemiStructuredTensorC
 
 from blockshock.collectives.product_sum import Total
 from blockshock.errors import ConfigError
-from blockshock.kernels import into
+from blockshock.kernels.kernel import into
+from blockshock.measure.timing import region
 from blockshock.methods import ParallelLinear
-from blockshock.methods.halves import HalvesOptions, check_halves
 from blockshock.methods.masked_split_dense import MaskedSplitLinear
-from blockshock.timing import region
+from blockshock.methods.shared.halves import HalvesOptions, check_halves
 
 if TYPE_CHECKING:
     from blockshock.config import Job

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from blockshock.errors import ConfigError, at_least, one_of
-from blockshock.timing import MODES, region
+from blockshock.measure.timing import MODES, region
 
 if TYPE_CHECKING:
     from blockshock.config import Job

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from blockshock.correctness import QUANTITIES
-from blockshock.execution import Execution
-from blockshock.samples import summarize
+from blockshock.jobs.correctness import QUANTITIES
+from blockshock.jobs.execution import Execution
+from blockshock.measure.summarize import summarize
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from blockshock.execution import Execution
+from blockshock.jobs.execution import Execution
 from blockshock.phases import TimedPhase
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from blockshock.execution import Execution
+from blockshock.jobs.execution import Execution
+from blockshock.measure.timing import region
 from blockshock.phases import TimedPhase
-from blockshock.timing import region
 
 
 @dataclass

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from blockshock.correctness import QUANTITIES
-from blockshock.distributed import local_bytes
 from blockshock.errors import ConfigError
-from blockshock.execution import Execution
+from blockshock.jobs.correctness import QUANTITIES
+from blockshock.jobs.execution import Execution
+from blockshock.measure.roofline import Cost
 from blockshock.phases import OPTIMIZERS, TimedPhase, TrainingOptions
-from blockshock.roofline import Cost
+from blockshock.ranks.distributed import local_bytes
 
 if TYPE_CHECKING:
     from blockshock.config import Job

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from blockshock import distributed
-from blockshock.correctness import errors
 from blockshock.errors import ConfigError, at_least, one_of
-from blockshock.execution import Execution
+from blockshock.jobs.correctness import errors
+from blockshock.jobs.execution import Execution
 from blockshock.methods import ParallelLinear
 from blockshock.phases import TrainingOptions
 from blockshock.problem import Problem
+from blockshock.ranks import distributed
 
 if TYPE_CHECKING:
     from blockshock.config import Job

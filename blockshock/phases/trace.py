@@ -18,16 +18,17 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from blockshock import distributed, timing
 from blockshock.config import kind
-from blockshock.correctness import QUANTITIES
 from blockshock.errors import ConfigError, at_least, one_of
-from blockshock.execution import Execution
+from blockshock.jobs.correctness import QUANTITIES
+from blockshock.jobs.execution import Execution
 from blockshock.kernels.cusparselt import flop_formulas
+from blockshock.measure import timing
+from blockshock.measure.summarize import summarize
 from blockshock.methods import ParallelLinear
 from blockshock.phases import TrainingOptions
 from blockshock.problem import DTYPES
-from blockshock.samples import summarize
+from blockshock.ranks import distributed
 from profiler import plots
 from profiler.errors import EmptyTraceError
 from profiler.graph.step import TracedStep

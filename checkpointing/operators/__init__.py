@@ -1,0 +1,1 @@
+"""What may run twice, and with which result: randomness, hidden writes, cheaper second runs."""

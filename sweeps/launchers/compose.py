@@ -13,12 +13,12 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from blockshock.cli.main import JobFailed, check
 from blockshock.config import check_place
 from blockshock.config import plain as plain_config
 from blockshock.errors import REFUSED, ConfigError
-from blockshock.main import JobFailed, check
-from blockshock.naming import job_label
-from blockshock.record import RunFolder
+from blockshock.run_folder.folder import RunFolder
+from blockshock.run_folder.naming import job_label
 
 
 @dataclass

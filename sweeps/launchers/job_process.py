@@ -22,10 +22,10 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeps.launchers import slurm_queue as slurm
+from sweeps.launchers import slurm_queue
 
 if TYPE_CHECKING:
-    from blockshock.record import RunFolder
+    from blockshock.run_folder.folder import RunFolder
 
 _WATCHED = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}  # SIGUSR2: SLURM's warning before the time limit
 
@@ -53,7 +53,8 @@ def run(payload: bytes, path: list[str], folders: list[str]) -> None:
     sys.path += [entry for entry in path if entry not in sys.path]
     import cloudpickle
 
-    from blockshock import ranks, resolvers
+    from blockshock import ranks
+    from blockshock.cli import resolvers
 
     resolvers.register()  # before a configuration with interpolations is unpickled
     submission: Submission = cloudpickle.loads(payload)
@@ -68,7 +69,7 @@ def run(payload: bytes, path: list[str], folders: list[str]) -> None:
         ranks.share_run_id(submission.run_id)
     else:
         ranks.start_forking_server(submission.reuse_ranks)  # it and this process import torch side by side
-    from blockshock.job import reusing_ranks
+    from blockshock.jobs.job import reusing_ranks
 
     with reusing_ranks() if submission.reuse_ranks else nullcontext():
         for config, plain in submission.jobs:
@@ -79,9 +80,9 @@ def _run_one(config: Any, plain: dict[str, Any], submission: Submission, watch: 
     from hydra.core.utils import run_job, setup_globals
     from hydra.types import HydraContext
 
+    from blockshock.cli.main import JobFailed
     from blockshock.errors import ConfigError
-    from blockshock.main import JobFailed
-    from blockshock.record import RunFolder
+    from blockshock.run_folder.folder import RunFolder
 
     setup_globals()
     folder = RunFolder(Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir)
@@ -91,7 +92,7 @@ def _run_one(config: Any, plain: dict[str, Any], submission: Submission, watch: 
     with folder.claim() if first else nullcontext(True) as ours:
         if not ours:
             raise RuntimeError(f"{folder.path}: another process is running this job")
-        if slurm.own_job() and slurm.own_restarts() > submission.max_requeues:
+        if slurm_queue.own_job() and slurm_queue.own_restarts() > submission.max_requeues:
             if first:
                 reason = f"SLURM: requeued more than {submission.max_requeues} times (hydra.launcher.max_requeues)"
                 folder.close(plain, "failed", reason, submission.run_id)
@@ -109,7 +110,7 @@ def _run_one(config: Any, plain: dict[str, Any], submission: Submission, watch: 
         if isinstance(error, ConfigError):  # this machine is not what the launcher's was
             folder.close(plain, "unsupported", str(error), submission.run_id)
         elif error is not None and not isinstance(error, JobFailed):
-            from blockshock.ranks import last_line
+            from blockshock.ranks.pool import last_line
 
             folder.close(plain, "failed", last_line(error), submission.run_id)
             if len(submission.jobs) == 1:
@@ -147,7 +148,7 @@ class _Watch:
             number = signal.sigwait(_WATCHED)
             if number == signal.SIGUSR2 and not _is_first_rank():
                 continue  # rank 0 speaks for all; SLURM then ends the others
-            job = slurm.own_job()
+            job = slurm_queue.own_job()
             if job is None and number == signal.SIGUSR2:  # submitit's, long after hardware.timeout_s
                 self._end("timeout", "its process hung")
             elif job is None:
@@ -159,11 +160,11 @@ class _Watch:
 
     def _out_of_time(self, job: str) -> None:
         """Near the time limit, or about to be preempted: start over while that is allowed."""
-        done = slurm.own_restarts()
+        done = slurm_queue.own_restarts()
         reason = f"SLURM: out of time or preempted (job {job})"
         if done < self.max_requeues:
             self._say("timeout", f"{reason}; requeued, {done + 1} of {self.max_requeues}")
-            slurm.requeue(job)
+            slurm_queue.requeue(job)
             os._exit(1)
         allowed = f" after {done} requeues" if self.max_requeues else ""
         self._end("timeout", f"{reason}{allowed}")
@@ -172,11 +173,11 @@ class _Watch:
     def _why(job: str) -> tuple[str, str]:
         """SLURM writes the reason into the job's log; the controller says no more than COMPLETING by now."""
         for _ in range(20):
-            log = slurm.read_log(os.environ["SUBMITIT_FOLDER"], job)
-            if slurm.has_last_words(log):
+            log = slurm_queue.read_log(os.environ["SUBMITIT_FOLDER"], job)
+            if slurm_queue.has_last_words(log):
                 break
             time.sleep(0.1)
-        return slurm.how_it_ended(job, log)
+        return slurm_queue.how_it_ended(job, log)
 
     def _launcher(self, pid: int) -> None:
         if hasattr(os, "pidfd_open"):
@@ -190,7 +191,9 @@ class _Watch:
         self._end("failed", "interrupted: the launcher was killed")
 
     def _say(self, status: str, reason: str) -> None:
-        print(f"{slurm.OWN_WORDS}{status}: {reason}", flush=True)  # the log is all there is before a job has begun
+        print(
+            f"{slurm_queue.OWN_WORDS}{status}: {reason}", flush=True
+        )  # the log is all there is before a job has begun
         if self.now is None:
             return
         found = self.now.status() if (self.now.path / "status.json").exists() else None
@@ -214,11 +217,11 @@ def main() -> None:
     """The batch script's last line: say why, in the folders of jobs whose processes could not."""
     from submitit.core.utils import DelayedSubmission, JobPaths
 
-    from blockshock.record import RunFolder
+    from blockshock.run_folder.folder import RunFolder
 
-    job = slurm.own_job()
+    job = slurm_queue.own_job()
     assert job is not None, "runs at the end of a SLURM batch script"
-    why = slurm.how_it_ended(job, slurm.read_log(sys.argv[1], job), sys.argv[2])
+    why = slurm_queue.how_it_ended(job, slurm_queue.read_log(sys.argv[1], job), sys.argv[2])
     paths = JobPaths(sys.argv[1], job_id=job)
     for folder in DelayedSubmission.load(paths.submitted_pickle).args[2]:
         RunFolder(folder).finish(*why)

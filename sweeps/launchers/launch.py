@@ -13,11 +13,11 @@ from pathlib import Path
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from omegaconf import DictConfig, OmegaConf
 
+from blockshock.cli.main import JobFailed
+from blockshock.cli.resolvers import run_id
 from blockshock.errors import REFUSED, ConfigError, at_least, one_of
-from blockshock.main import JobFailed
-from blockshock.record import Unreadable
-from blockshock.resolvers import run_id
-from sweeps.launchers import slurm_queue as slurm
+from blockshock.run_folder.files import Unreadable
+from sweeps.launchers import slurm_queue
 from sweeps.launchers.compose import PlannedJob, compose, refuse_impossible
 from sweeps.launchers.manifest import Manifest
 from sweeps.launchers.options import LauncherConf
@@ -177,8 +177,8 @@ def _refuse_doubles(jobs: Sequence[PlannedJob]) -> None:
 
 def _refuse_while_in_slurm(manifests: dict[Path, Manifest]) -> None:
     for path, manifest in manifests.items():
-        if manifest.slurm and slurm.available():
-            left = [s for s in (slurm.states(manifest.slurm.values()) or {}).values() if s.goes_on]
+        if manifest.slurm and slurm_queue.available():
+            left = [s for s in (slurm_queue.states(manifest.slurm.values()) or {}).values() if s.goes_on]
             if left:
                 problem = f"{len(left)} jobs of {shown(path)} are in SLURM's queue; wait for them or scancel them"
                 raise ConfigError("hydra/launcher", "local", problem)

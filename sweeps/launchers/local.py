@@ -15,9 +15,9 @@ import psutil
 import submitit
 import torch
 
-from blockshock import nvml
 from blockshock.errors import at_least
-from sweeps.launchers import job_process as submitted
+from blockshock.measure import nvml
+from sweeps.launchers import job_process
 from sweeps.launchers.compose import PlannedJob
 from sweeps.launchers.gpu_placement import choose, share_of_cores
 from sweeps.launchers.options import LocalLauncherConf
@@ -161,7 +161,7 @@ class LocalRunner:
         # A Ctrl-C reaches all processes of a terminal: the jobs leave it to us, who tell them.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            process = executor.submit(submitted.run, *payload)
+            process = executor.submit(job_process.run, *payload)
             one = _Running(jobs, process, gpus, slot)
             self.machine.running.append(one)
         finally:

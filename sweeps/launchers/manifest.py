@@ -11,7 +11,7 @@ import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from blockshock.record import Unreadable, read_object, write_atomically
+from blockshock.run_folder.files import Unreadable, read_object, write_atomically
 from sweeps.text import shown
 
 NAME = "sweep.json"

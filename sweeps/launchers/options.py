@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""The options of `hydra/launcher=local` and `hydra/launcher=slurm`, which are their keys under `hydra.launcher`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class LauncherConf:
 
 @dataclass
 class LocalLauncherConf(LauncherConf):
-    _target_: str = "hydra_plugins.blockshock_launchers.LocalLauncher"
+    _target_: str = "hydra_plugins.blockshock.LocalLauncher"
     max_parallel: int | None = None  # jobs at once; default: as many as the GPUs allow, one on a CPU
     use_busy_gpus: bool = False  # also those on which another process runs
 
 
 @dataclass
 class SlurmLauncherConf(LauncherConf):
-    _target_: str = "hydra_plugins.blockshock_launchers.SlurmLauncher"
+    _target_: str = "hydra_plugins.blockshock.SlurmLauncher"
     wait: bool = True  # show progress until all have ended; false: return once the jobs are in the queue
     partition: str | None = None
     account: str | None = None

@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""What launchers share: the sweep as it goes, and what each kind of launcher must offer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import cloudpickle
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from blockshock.resolvers import run_id
+from blockshock.cli.resolvers import run_id
 from sweeps.launchers.compose import PlannedJob
 from sweeps.launchers.job_process import Submission
 from sweeps.launchers.manifest import Manifest

@@ -21,8 +21,7 @@ from omegaconf import OmegaConf
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from blockshock.errors import ConfigError, at_least
-from sweeps.launchers import job_process as submitted
-from sweeps.launchers import slurm_queue as slurm
+from sweeps.launchers import job_process, slurm_queue
 from sweeps.launchers.compose import PlannedJob
 from sweeps.launchers.options import SlurmLauncherConf
 from sweeps.launchers.runner import Hydra, Sweep
@@ -59,7 +58,7 @@ class SlurmRunner:
         self._missing: dict[str, int] = {}
 
     def check(self, jobs: Sequence[PlannedJob]) -> None:
-        if not slurm.available():
+        if not slurm_queue.available():
             raise ConfigError("hydra/launcher", "slurm", "no sbatch and squeue here; log in to a cluster, or use local")
         options = self.options
         for name in ("ranks_per_node", "array_parallelism"):
@@ -88,7 +87,7 @@ class SlurmRunner:
     def _attach(self, jobs: Sequence[PlannedJob]) -> list[PlannedJob]:
         """Take up those of `jobs` that an earlier launcher submitted; the others."""
         known = {job.name: self.sweep.manifests[job.sweep].slurm.get(job.name) for job in jobs}
-        queue = slurm.states(id_ for id_ in known.values() if id_)
+        queue = slurm_queue.states(id_ for id_ in known.values() if id_)
         if queue is None:
             raise ConfigError("hydra/launcher", "slurm", "its controller does not answer (squeue); try again later")
         rest = []
@@ -121,7 +120,7 @@ class SlurmRunner:
             with executor.batch():
                 started = [
                     executor.submit(
-                        submitted.run, *self.hydra.submission([job], max_requeues=self.options.max_requeues)
+                        job_process.run, *self.hydra.submission([job], max_requeues=self.options.max_requeues)
                     )
                     for job in jobs
                 ]
@@ -167,7 +166,7 @@ class SlurmRunner:
 
     def _look(self) -> None:
         """One look at the queue: what has started, what has ended."""
-        queue = slurm.states(self.jobs)
+        queue = slurm_queue.states(self.jobs)
         board = self.sweep.board
         if queue is None:
             board.note = "SLURM's controller does not answer"
@@ -189,7 +188,7 @@ class SlurmRunner:
                 why = (
                     ("", "")
                     if self.sweep.final(job)
-                    else slurm.how_it_ended(id_, slurm.read_log(job.sweep / ".submitit", id_))
+                    else slurm_queue.how_it_ended(id_, slurm_queue.read_log(job.sweep / ".submitit", id_))
                 )
                 if self.sweep.ended(job, *why):
                     again.append(job)
@@ -198,7 +197,7 @@ class SlurmRunner:
                         path.unlink(missing_ok=True)
         self._submit(again)
         if self.sweep.stopped and self.jobs:
-            slurm.cancel(list(self.jobs))
+            slurm_queue.cancel(list(self.jobs))
 
     def _leave(self) -> bool:
         sweeps = sorted({job.sweep for job in self.jobs.values()})

@@ -15,8 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from blockshock.errors import writable
-from blockshock.record import UNREADABLE
-from sweeps.report.figures import ReportData
+from blockshock.run_folder.folder import UNREADABLE
 from sweeps.report.figures.batches import draw_batches
 from sweeps.report.figures.draw import draw
 from sweeps.report.listings import listings

@@ -10,18 +10,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from blockshock import distributed
 from blockshock.bench.all_reduce import check_sum
+from blockshock.bench.sum_time import time_all_reduce
 from blockshock.collectives import reductions
 from blockshock.collectives.choice import CollectiveOptions, choose
 from blockshock.collectives.product_sum import ProductSum
 from blockshock.collectives.symmetric import live_bytes, symmetric_buffer
-from blockshock.collectives.timing import time_all_reduce
-from blockshock.correctness import MARGIN, CheckFailed
+from blockshock.jobs.correctness import MARGIN, CheckFailed
+from blockshock.measure.timing import capture
 from blockshock.methods import ring_roundings
 from blockshock.problem import Problem
-from blockshock.ranks import Outcome, RankInfo
-from blockshock.timing import capture
+from blockshock.ranks import distributed
+from blockshock.ranks.launched import RankInfo
+from blockshock.ranks.pool import Outcome
 from tests.blockshock.rank_tasks import join, method_yaml, problem_of
 
 

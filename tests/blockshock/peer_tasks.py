@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from blockshock import distributed
+from blockshock.measure.timing import capture
 from blockshock.phases.phase3_train_step import TrainStep
 from blockshock.problem import Problem
-from blockshock.ranks import Outcome, RankInfo
-from blockshock.timing import capture
+from blockshock.ranks import distributed
+from blockshock.ranks.launched import RankInfo
+from blockshock.ranks.pool import Outcome
 from profiler.traces import count_flops
 from tests.blockshock.rank_tasks import join, method_yaml, problem_of
 

@@ -12,11 +12,12 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from blockshock import distributed
-from blockshock.main import CONF
+from blockshock.cli.main import CONF
+from blockshock.measure.timing import Timer, region
 from blockshock.problem import Problem
-from blockshock.ranks import Outcome, RankInfo
-from blockshock.timing import Timer, region
+from blockshock.ranks import distributed
+from blockshock.ranks.launched import RankInfo
+from blockshock.ranks.pool import Outcome
 
 CPU = torch.device("cpu")
 

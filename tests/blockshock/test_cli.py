@@ -115,7 +115,7 @@ def test_more_ranks_than_gpus_are_refused(cli, monkeypatch):
 
 def test_bf16_on_a_gpu_without_it_is_refused(cli, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    monkeypatch.setattr("blockshock.nvml.capability", lambda: (7, 5))
+    monkeypatch.setattr("blockshock.measure.nvml.capability", lambda: (7, 5))
     assert "has no bf16 arithmetic" in cli("hardware=local_gpu", "model.dtype=bf16").err
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from blockshock.collectives import reductions
-from blockshock.ranks import RankPool
+from blockshock.ranks.pool import RankPool
 from tests.blockshock import collective_tasks, rank_tasks
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from blockshock.correctness import FLOAT64_LIMIT, check, errors, failure
+from blockshock.jobs.correctness import FLOAT64_LIMIT, check, errors, failure
 from blockshock.methods.dense_single import DenseSingleLinear
 from tests.blockshock.rank_tasks import method_yaml, problem_of
 

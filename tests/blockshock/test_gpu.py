@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from blockshock.kernels import make, packed_linear
+from blockshock.kernels.autograd import packed_linear
+from blockshock.kernels.choice import make
 from blockshock.kernels.cusparselt import multiply
 from sweeps import load_runs
 from tests.blockshock.test_packing import PERIODS, half_mask

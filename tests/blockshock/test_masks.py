@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from blockshock.cli.main import CONF
 from blockshock.errors import ConfigError
-from blockshock.main import CONF
 from blockshock.masks import halves, violation
 from blockshock.masks.pattern import PatternMask
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockshock.correctness import MARGIN
+from blockshock.jobs.correctness import MARGIN
 from blockshock.methods import ring_roundings
 from tests.blockshock import rank_tasks
 

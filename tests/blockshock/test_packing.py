@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockshock.kernels import make
-from blockshock.packing import BlockLayout, PackedLayout
+from blockshock.kernels.choice import make
+from blockshock.kernels.layouts import BlockLayout, PackedLayout
 
 PERIODS = {"1100": 1, "1010": 1, "1001": 1, "checkerboard": 4, "random": None}
 

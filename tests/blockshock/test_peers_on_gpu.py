@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from blockshock.correctness import MARGIN
+from blockshock.jobs.correctness import MARGIN
 from blockshock.kernels.cusparselt import flop_formulas
 from blockshock.phases.phase3_train_step import TrainStep
-from blockshock.ranks import RankPool
+from blockshock.ranks.pool import RankPool
 from profiler.traces import count_flops
 from tests.blockshock import peer_tasks
 from tests.blockshock.rank_tasks import method_yaml, problem_of

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from blockshock import ranks
-from blockshock.ranks import RankPool
-from blockshock.worker import is_out_of_memory
+from blockshock.jobs.rank import is_out_of_memory
+from blockshock.ranks import pool as ranks
+from blockshock.ranks.pool import RankPool
 from tests.blockshock import rank_tasks
 
 ROOT = Path(__file__).parents[2]

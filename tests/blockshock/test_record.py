@@ -11,14 +11,15 @@ from pathlib import Path
 import pandas as pd
 from hydra import compose, initialize_config_dir
 
+from blockshock.cli.main import CONF
+from blockshock.cli.resolvers import register
 from blockshock.config import load_job, plain
-from blockshock.main import CONF
-from blockshock.record import RunFolder, write_atomically
-from blockshock.resolvers import register
+from blockshock.run_folder.files import write_atomically
+from blockshock.run_folder.folder import RunFolder
 
 WRITER = """
 import sys
-from blockshock.record import RunFolder
+from blockshock.run_folder.folder import RunFolder
 folder = RunFolder(sys.argv[1])
 n = 0
 while True:
@@ -63,7 +64,7 @@ def test_a_replaced_file_is_the_old_one_or_the_new_one(tmp_path):
 
 LIMITED = """
 import resource, signal, sys
-from blockshock.record import RunFolder
+from blockshock.run_folder.folder import RunFolder
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
 folder = RunFolder(sys.argv[1])

@@ -5,10 +5,10 @@ import time
 import pytest
 import torch
 
-from blockshock import calibration, measured
-from blockshock.calibration import Rates
-from blockshock.packing import PackedLayout
-from blockshock.roofline import Cost, all_gather, all_reduce, floor
+from blockshock.kernels.layouts import PackedLayout
+from blockshock.measure import cache, calibration
+from blockshock.measure.calibration import Rates
+from blockshock.measure.roofline import Cost, all_gather, all_reduce, floor
 from tests.blockshock.rank_tasks import method_yaml, problem_of
 from tests.blockshock.test_packing import half_mask
 
@@ -76,7 +76,7 @@ def test_rates_are_measured_once_and_again_on_request(tmp_path, monkeypatch):
     assert calibration.rates(torch.float32, cpu, "gloo").copy_gbs == 1
     assert calibration.rates(torch.float32, cpu, "gloo", again=True).copy_gbs == 2
     assert calibration.rates(torch.bfloat16, cpu, "gloo").copy_gbs == 3
-    assert len(measured.load(measured.cache_path(cpu))["rates"]) == 2
+    assert len(cache.load(cache.cache_path(cpu))["rates"]) == 2
 
 
 def test_measured_rates_are_those_of_this_machine():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from blockshock.kernels import sparse_mma
-from blockshock.kernels.sparse_mma import Tiles
+from blockshock.kernels.gpu import sparse_mma_launch
+from blockshock.kernels.gpu.sparse_mma_launch import Tiles
 
 
 def random_half(R: int, K: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -52,7 +52,7 @@ def test_arranged_metadata_and_fragments_reproduce_the_product():
     R, K = 32, 256
     values, places, dense = random_half(R, K, generator)
     x = torch.randint(-4, 5, (8, K), generator=generator).float()
-    words = sparse_mma.arrange(places)
+    words = sparse_mma_launch.arrange(places)
     assert words.dtype == torch.int32
     assert words.shape == (R // 16, K // 128, 32, 2)
     y = torch.zeros(R, 8)
@@ -68,7 +68,7 @@ def test_arranged_metadata_and_fragments_reproduce_the_product():
 
 def test_metadata_take_two_bits_a_value():
     places = torch.tensor([0, 3], dtype=torch.uint8).repeat(48, 96)
-    words = sparse_mma.arrange(places)
+    words = sparse_mma_launch.arrange(places)
     assert words.numel() * 32 == places.numel() * 2
     assert bool((words == 0xCCCCCCCC - (1 << 32)).all())
 
@@ -111,11 +111,11 @@ def test_product_is_right_and_always_the_same(tiles, dtype):
         weight = (torch.randn(dense.shape, generator=generator) * (dense > 0)).to(device, dtype)
         values = weight[dense > 0].view(384, 576)
         x = torch.randn(B, 1152, generator=generator).to(device, dtype)
-        metadata = sparse_mma.arrange(places.to(device))
-        work = sparse_mma.Workspace(tiles, 384, B, device)
+        metadata = sparse_mma_launch.arrange(places.to(device))
+        work = sparse_mma_launch.Workspace(tiles, 384, B, device)
         outs = [torch.full((B, 384), float("nan"), dtype=dtype, device=device) for _ in range(3)]
         for out in outs:
-            sparse_mma.product(x, values, metadata, out, tiles, work)
+            sparse_mma_launch.product(x, values, metadata, out, tiles, work)
         exact = x.double() @ weight.double().t()
         error, dense_error = (float((y.double() - exact).norm() / exact.norm()) for y in (outs[0], x @ weight.t()))
         assert error <= 1.2 * dense_error

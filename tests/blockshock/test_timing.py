@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockshock.samples import summarize, summarize_blocks
-from blockshock.timing import Timer, region
+from blockshock.measure.summarize import summarize, summarize_blocks
+from blockshock.measure.timing import Timer, region
 
 CPU = torch.device("cpu")
 

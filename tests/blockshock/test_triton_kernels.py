@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from blockshock.kernels import block_gemm, columns, decompress, make, packed_linear, strided
-from blockshock.kernels.block_gemm import GemmTiles
-from blockshock.kernels.strided import Tiles, Workspace
-from blockshock.kernels.triton_support import INTERPRETED
-from blockshock.packing import BlockLayout, PackedLayout
-from blockshock.timing import capture
+from blockshock.kernels.autograd import packed_linear
+from blockshock.kernels.choice import make
+from blockshock.kernels.gpu import block_gemm, columns, decompress, strided
+from blockshock.kernels.gpu.block_gemm import GemmTiles
+from blockshock.kernels.gpu.strided import Tiles, Workspace
+from blockshock.kernels.gpu.triton_support import INTERPRETED
+from blockshock.kernels.layouts import BlockLayout, PackedLayout
+from blockshock.measure.timing import capture
 from tests.blockshock.test_packing import PERIODS, half_mask
 
 GPU = torch.cuda.is_available()

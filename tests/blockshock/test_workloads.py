@@ -5,7 +5,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from blockshock.main import CONF
+from blockshock.cli.main import CONF
 from tests.blockshock.rank_tasks import problem_of
 
 NAMES = ["gaussian", "uniform", "activation_like", "transformer_mlp", "attention_like", "vision_conv"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from checkpointing import CheckpointedStep, Plan, Problem, memory_of, problem_from
 from checkpointing.operators.replay import generator_state, replay
 from profiler import StorageAnalysis, analyse, trace_train_step
-from profiler.costs.memory import ReportDataMemory
+from profiler.costs.memory import MeasuredMemory
 from profiler.models import build
 from tests.checkpointing.small_models import SmallModel, small_batch, small_loss
 from tests.profiler.eager_steps import LiveBytes, assert_equal, eager_step, state_by_name

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
-from blockshock.record import RunFolder
+from blockshock.run_folder.folder import RunFolder
 from sweeps import load_runs
 from tests.launching import QUICK, ROOT, counts, run, start, statuses, wait_until, write_method
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from blockshock.record import RunFolder
+from blockshock.run_folder.folder import RunFolder
 from sweeps import load_runs
 from sweeps.report.records import load
 from tests.sweeps.conftest import make_record

@@ -9,20 +9,14 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from sweeps import load_runs
 from sweeps.report.command import main, write_report
-from sweeps.report.figures import BENCHMARK_FIGURES, FIGURES, ReportData
+from sweeps.report.figures import BENCHMARK_FIGURES, FIGURES
 from sweeps.report.figures.panels import round_ticks
 from sweeps.report.figures.style import COLOURS, RECOMPUTATION, palette
-from sweeps.report.tables.benchmarks import benchmarks, latest
-from sweeps.report.tables.law import law
-from sweeps.report.tables.layers import drift, results
-from sweeps.report.tables.recomputation import recomputed
+from sweeps.report.tables.report_data import ReportData, read_report_data
 
 
 def measured(folder) -> ReportData:
-    runs = load_runs([folder])
-    table = results(runs)
     return read_report_data([folder])
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sweeps import load_runs
-from sweeps.launchers import slurm_queue as slurm
+from sweeps.launchers import slurm_queue
 from sweeps.launchers.manifest import Manifest
 from sweeps.launchers.slurm import shape
 from sweeps.report.command import write_report
@@ -102,7 +102,7 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Sweep
         one.process.kill()
         manifest = Manifest.read(one.sweep)
         if manifest:
-            slurm.cancel(list(manifest.slurm.values()))
+            slurm_queue.cancel(list(manifest.slurm.values()))
 
 
 @needs_slurm
@@ -149,7 +149,7 @@ def test_a_job_that_slurm_cancels_kills_or_requeues_says_so_and_a_resume_attache
     subprocess.run(["scancel", one.slurm_id(16)], check=True)
     os.kill(one.status(24)["pid"], signal.SIGKILL)  # as the kernel does where memory is short
     first_start = one.status(32)["started"]
-    slurm.requeue(one.slurm_id(32))
+    slurm_queue.requeue(one.slurm_id(32))
     wait_until(lambda: one.status(16)["status"] != "running")
     assert (one.status(16)["status"], "cancelled (scancel)" in one.status(16)["reason"]) == ("failed", True)
     wait_until(lambda: one.status(24)["status"] != "running")
@@ -158,7 +158,7 @@ def test_a_job_that_slurm_cancels_kills_or_requeues_says_so_and_a_resume_attache
     wait_until(lambda: one.status(32)["status"] != "running")
     assert one.status(32)["reason"] == f"SLURM: requeued; it starts over (job {one.slurm_id(32)})"
     # Two minutes (AuthInfo=cred_expire) where the SLURM is not tests/slurm.sh's: a start before that is revoked.
-    wait_until(lambda: one.status(32)["status"] == "running", 300, lambda: slurm.state(one.slurm_id(32)))
+    wait_until(lambda: one.status(32)["status"] == "running", 300, lambda: slurm_queue.state(one.slurm_id(32)))
     assert one.status(32)["started"] > first_start
     still = one.slurm_id(32)
     again = launch(one.folder, *(a for a in one.arguments if "wait" not in a))
@@ -195,13 +195,13 @@ def test_what_slurm_refuses_is_said_without_a_trace(tmp_path):
 
 
 def test_without_slurm_the_launcher_is_refused_in_one_line(cli, monkeypatch):
-    monkeypatch.setattr("blockshock.slurm.available", lambda: False)
+    monkeypatch.setattr("sweeps.launchers.slurm_queue.available", lambda: False)
     done = cli(*SLURM, "method=dense_single", "model.B=8,16")
     assert (done.code, "no sbatch and squeue here" in done.err, done.err.count("\n")) == (2, True, 1)
 
 
 def test_what_the_nodes_have_must_be_said(cli, monkeypatch):
-    monkeypatch.setattr("blockshock.slurm.available", lambda: True)
+    monkeypatch.setattr("sweeps.launchers.slurm_queue.available", lambda: True)
     done = cli("-m", "hydra/launcher=slurm", "method=dense_single", "model.B=8,16")
     assert (done.code, "say hardware=slurm (GPUs) or hardware=cpu" in done.err) == (2, True)
 
@@ -244,7 +244,7 @@ def test_ranks_are_spread_equally_over_as_few_nodes_as_hold_them(ranks, per_node
     ],
 )
 def test_how_slurm_ended_a_job_becomes_a_status_and_a_reason(monkeypatch, state, log, expected):
-    monkeypatch.setattr(slurm, "state", lambda job: slurm.State(state, "1:0"))
-    status, reason = slurm.how_it_ended("7_1", log)
+    monkeypatch.setattr(slurm_queue, "state", lambda job: slurm_queue.State(state, "1:0"))
+    status, reason = slurm_queue.how_it_ended("7_1", log)
     assert status == expected[0]
     assert expected[1] in (None, reason)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from blockshock.record import Unreadable
+from blockshock.run_folder.files import Unreadable
 from sweeps.launchers.manifest import Manifest
 from sweeps.status import main, rows_of
 

@@ -38,4 +38,4 @@ FIGURES = (
     *BENCHMARK_FIGURES,
 )
 
-__all__ = ["BENCHMARK_FIGURES", "FIGURES", "ReportData", "Plot"]
+__all__ = ["BENCHMARK_FIGURES", "FIGURES", "Plot", "ReportData"]

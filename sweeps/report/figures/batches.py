@@ -1,4 +1,7 @@
-"""TODO-DOC"""
+"""Memory and time of a profiled model against its batch size.
+
+The tables behind these figures are files of the run folders, and `profiler` reads back what it wrote.
+"""
 
 from __future__ import annotations
 

@@ -1,3 +1,8 @@
+"""The report's tables, each on the page and as files of numbers and of text.
+
+listings(read_report_data(folders), Path("report/tables"))
+"""
+
 from pathlib import Path
 
 from sweeps.report.listings.benchmarks import benchmark_table, target_table

@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""Benchmarks and their targets, as text."""
 
 from __future__ import annotations
 

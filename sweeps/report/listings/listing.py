@@ -1,7 +1,4 @@
-"""The report's tables, each on the page and as files of numbers and of text.
-
-listings(read_report_data(folders), Path("report/tables"))
-"""
+"""Tables as files: numbers as CSV, text as Markdown."""
 
 from __future__ import annotations
 

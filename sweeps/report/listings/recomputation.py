@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""Recomputed training steps, as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""The comparisons behind a verdict, as text."""
 
 from __future__ import annotations
 

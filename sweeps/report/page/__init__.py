@@ -1,0 +1,1 @@
+"""report.html: the template, its style and script, and dark mode."""

@@ -114,7 +114,7 @@ def _cell(opened: str, text: str) -> str:
 
 
 def _resource(name: str) -> str:
-    return files("sweeps").joinpath(name).read_text(encoding="utf-8")
+    return files("sweeps.report.page").joinpath(name).read_text(encoding="utf-8")
 
 
 def _sha256(text: str) -> str:

@@ -17,7 +17,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from blockshock.record import UNREADABLE, RunFolder, Unreadable, parse_object, read_text
+from blockshock.run_folder.files import Unreadable, parse_object, read_text
+from blockshock.run_folder.folder import UNREADABLE, RunFolder
 from sweeps.report.records.schema import wrong_in
 
 

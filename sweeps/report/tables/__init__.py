@@ -1,0 +1,1 @@
+"""Numbers: what is compared, intervals, verdicts, the law, targets."""

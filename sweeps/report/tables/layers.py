@@ -47,7 +47,7 @@ def results(runs: pd.DataFrame) -> pd.DataFrame:
     Times in ms (p50 of the slowest rank), sizes in bytes, errors relative. `speedup` is over `dense_single` at world
     size 1 on the same device with the same inputs, size, dtype and timing, `speedup_row` over `dense_tp_row` on as many
     ranks; `step_speedup` and `step_speedup_row` are those of a training step. `*_lo` and `*_hi` are bootstrap 95%
-    intervals (sweeps/report/tables/intervals.py), empty where there are too few repeats; `forward_ms` and `step_ms` list the repeats
+    intervals (intervals.py), empty where there are too few repeats; `forward_ms` and `step_ms` list the repeats
     and `*_repeated` says what they are. `local_ms` is the forward without its collectives: the rank-local product,
     empty where they were not timed apart. `passed` covers every quantity checked, in any phase.
     """

@@ -3,7 +3,7 @@
 for verdict in verdicts(results(runs), drift(runs)): print(verdict.name, verdict.outcome, verdict.because)
 
 A comparison is one size on one number of ranks (two or more): a ratio of times and its interval. All comparisons of a
-verdict hold together at 95% (Bonferroni). Nothing is decided from a time that was not repeated (sweeps/report/tables/intervals.py).
+verdict hold together at 95% (Bonferroni). Nothing is decided from a time that was not repeated (intervals.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sweeps.text import counted
 
 SUPPORTED, REFUTED, UNDECIDED = "supported", "refuted", "undecided"
 MARGIN = 1.02  # "no more than" allows 2%: what one median of the same thing differs from the next
-ROUNDING_MARGIN = 1.2  # blockshock/correctness.py's, on the roundings a method must make: docs/method.md
+ROUNDING_MARGIN = 1.2  # blockshock/jobs/correctness.py's, on the roundings a method must make: docs/method.md
 CLAIMS = {
     "premise": "The split computes the same thing: errors and drift are those of the roundings it must make.",
     "H1": "At some size, Block-Shock's forward pass is faster than the faster of row- and column-parallel.",

@@ -1,0 +1,1 @@
+"""The commands, and how they answer what a user got wrong."""

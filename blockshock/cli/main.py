@@ -1,0 +1,128 @@
+"""The command line: `blockshock`, a Hydra application over conf/. See `blockshock --help`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from blockshock import config, ranks
+from blockshock.cli import resolvers
+from blockshock.cli.hydra_errors import UserErrors, explain, is_users
+from blockshock.config import CONF
+from blockshock.errors import REFUSED, ConfigError, writable
+
+
+class JobFailed(Exception):
+    """A job that ran and did not end well; its folder says why."""
+
+
+def main() -> None:
+    """Run Hydra; turn what a user got wrong into one line and exit status 2 (HYDRA_FULL_ERROR=1 shows the trace)."""
+    global _show_trace
+    resolvers.register()
+    _show_trace = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and we explain
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        if ranks.launched():
+            ranks.share_run_id(resolvers.run_id())  # before Hydra names a folder with it
+            resolvers.run_id.cache_clear()
+        _app()
+    except JobFailed as error:
+        sys.exit(f"blockshock: {error}")  # exit status 1
+    except KeyboardInterrupt:
+        sys.exit("blockshock: interrupted; what had finished is kept")
+    except UserErrors as error:
+        refuse(error)
+    except ValueError as error:
+        if not is_users(error):
+            raise
+        refuse(error)
+
+
+_show_trace = False
+
+
+def refuse(error: Exception) -> None:
+    """One line on stderr, exit status 2."""
+    if _show_trace:
+        traceback.print_exception(error)
+    overrides = [argument for argument in sys.argv[1:] if "=" in argument]
+    print(f"blockshock: {explain(error, overrides)}", file=sys.stderr)
+    sys.exit(REFUSED)
+
+
+def _terminated(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+class RefuseEarly(Callback):
+    """Checks a single run's configuration before Hydra makes its folder. Sweeps: the launcher checks every job."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            check(config)
+            writable("hydra.run.dir", config.hydra.run.dir)
+        except UserErrors as error:
+            refuse(error)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            if ranks.launched():
+                problem = "a sweep starts its own ranks: run it without torchrun or srun"
+                raise ConfigError("hydra.mode", "MULTIRUN", problem)
+            resumed = config.hydra.launcher.get("resume")
+            if resumed is not None and not Path(resumed).is_dir():
+                raise ConfigError("hydra.launcher.resume", resumed, "no such folder; give that of an earlier sweep")
+            writable("hydra.sweep.dir", config.hydra.sweep.dir)
+        except UserErrors as error:
+            refuse(error)
+
+
+def check(cfg: DictConfig, elsewhere: bool = False) -> config.Job:
+    """The typed job of a composed configuration with its `hydra` node, or ConfigError. `elsewhere`: see load_job."""
+    for key in cfg:
+        if key not in (*config.Config.__dataclass_fields__, "hydra"):
+            raise ConfigError(str(key), cfg[key], "unknown key (all keys: blockshock --cfg job)")
+    for group, choice in cfg.hydra.runtime.choices.items():
+        if group in config.GROUPS and cfg[group].get("name") not in (None, choice):
+            problem = f"a name is no choice: select the {group} with {group}={cfg[group].name}"
+            raise ConfigError(f"{group}.name", cfg[group].name, problem)
+    job = config.load_job(cfg, elsewhere)
+    writable("experiment.output_dir", job.experiment.output_dir)
+    return job
+
+
+def run(cfg: DictConfig) -> float | None:
+    """One job, inside Hydra. Returns what a sweeper optimises; JobFailed when it did not end well."""
+    from blockshock.jobs.job import execute
+
+    node = HydraConfig.get()
+    sweep = node.mode == RunMode.MULTIRUN
+    say = (lambda text: None) if sweep else _print
+    outcome = execute(config.load_job(cfg), node.runtime.output_dir, resolvers.run_id(), say)
+    if outcome.status == "ok" or (sweep and outcome.status == "oom"):
+        joined = ranks.launched()
+        if not sweep and (joined is None or joined.rank == 0):
+            from blockshock.cli.summary import print_summary
+
+            print_summary(node.runtime.output_dir)
+        return outcome.value
+    raise JobFailed(f"{outcome.status}: {outcome.reason} ({node.runtime.output_dir})")
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)  # as it happens, also into a pipe; a rank of torchrun's that fails flushes nothing
+
+
+_app = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run)

@@ -1,0 +1,43 @@
+"""OmegaConf resolvers that conf/ uses: `${run_id:}`, `${launched_world_size:}`, `${on_gpu:a,b}`, `${or_else:a,b}`."""
+
+import os
+import secrets
+from datetime import datetime
+from functools import cache
+
+from omegaconf import DictConfig, OmegaConf
+
+
+@cache
+def run_id() -> str:
+    """One unique name a process, the same on every rank: BLOCKSHOCK_RUN_ID carries rank 0's to the others."""
+    return os.environ.get("BLOCKSHOCK_RUN_ID") or f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def launched_world_size() -> int:
+    """The ranks that torchrun or srun has started already, else 1."""
+    from blockshock.ranks.launched import launched
+
+    found = launched()
+    return found.world_size if found else 1
+
+
+def on_gpu(if_gpu: object, otherwise: object, *, _root_: DictConfig) -> object:
+    """The first value where jobs run on GPUs, the second elsewhere: presets choose their sizes with it."""
+    import torch
+
+    device = OmegaConf.select(_root_, "hardware.device")
+    there = device == "cuda" if device in ("cuda", "cpu") else torch.cuda.device_count() > 0
+    return if_gpu if there else otherwise
+
+
+def or_else(value: object, otherwise: object) -> object:
+    """`value`, or where that is null, `otherwise`."""
+    return otherwise if value is None else value
+
+
+def register() -> None:
+    OmegaConf.register_new_resolver("run_id", run_id, replace=True)
+    OmegaConf.register_new_resolver("launched_world_size", launched_world_size, replace=True)
+    OmegaConf.register_new_resolver("on_gpu", on_gpu, replace=True)
+    OmegaConf.register_new_resolver("or_else", or_else, replace=True)

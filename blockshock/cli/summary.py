@@ -1,0 +1,44 @@
+"""What a single run prints at its end."""
+
+from __future__ import annotations
+
+import os
+
+from blockshock.run_folder.folder import RunFolder
+
+
+def print_summary(run_dir: str | os.PathLike[str]) -> None:
+    """The last record's timings, errors and roofline, and where the folder is."""
+    folder = RunFolder(run_dir)
+    record = folder.records()[-1]
+    size = (
+        f"N={record['N']} K={record['K']} B={record['B']}" if record["N"] else f"{record['workload']} B={record['B']}"
+    )
+    size += f" {record['dtype']}"
+    print(f"{record['phase']} · {record['method']} · {size} · {record['world_size']} x {record['device']}")
+    for name, t in record["timings_ms"].items():
+        print(f"  {name:<11} p50 {t['p50_ms']:10.4f} ms   p95 {t['p95_ms']:10.4f} ms   min {t['min_ms']:10.4f} ms")
+    found = record.get("roofline")
+    if found and found["fraction"]:
+        print(f"  roofline    floor {found['floor_ms']:8.4f} ms ({found['bound']}): {found['fraction']:.0%} reached")
+    for name, verdict in record.get("correctness", {}).items():
+        print(f"  error {name:<5} {verdict['relative_error']:.3e}, at most {verdict['limit']:.3e}: passed")
+    drift = record.get("drift")
+    if drift:
+        print(
+            f"  drift after {drift['step']} steps: {drift['output_error']:.3e}, dense {drift['dense_output_error']:.3e}"
+        )
+    profile = record.get("profile")
+    if profile:
+        peak, simulated = (profile[f"{name}_peak_bytes"] / 2**20 for name in ("measured", "simulated"))
+        print(f"  peak        {peak:.1f} MiB measured, {simulated:.1f} MiB simulated, at {profile['peak_node']}")
+        print(f"  nodes       {profile['nodes']}, {profile['node_time_s'] * 1e3:.4f} ms in all")
+    trace = record.get("trace")
+    if trace:
+        parts = ("forward", "backward", "optimizer", "other", "exposed_communication", "idle")
+        slowest = max(range(len(trace["step_ms"])), key=lambda rank: trace["step_ms"][rank])
+        text = ", ".join(f"{part.replace('_', ' ')} {trace[f'{part}_ms'][slowest]:.4f}" for part in parts)
+        print(f"  step        {text} ms (rank {slowest})")
+        known = "" if trace["attributed"] is None else f"; {trace['attributed']:.2%} of the device time has an owner"
+        print(f"  trace       {trace['kernels'][0]} kernels a step; slower by {trace['slowdown']:.1%}{known}")
+    print(f"  {folder.path}")

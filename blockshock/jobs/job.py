@@ -1,0 +1,116 @@
+"""One job from a composed configuration to a finished run folder, in the process that the user started."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from blockshock.config import Job
+from blockshock.jobs.rank import run_rank
+from blockshock.ranks.distributed import shutdown
+from blockshock.ranks.launched import joined_store, launched
+from blockshock.ranks.pool import Outcome, RankPool, last_line
+from blockshock.run_folder.folder import RunFolder
+
+log = logging.getLogger("blockshock")
+LAST_WORD_S = 10.0  # what a rank whose peer is gone waits for the peer, or SLURM, to say why
+_LOST_PEER = re.compile(r"Connection (reset|closed)|remote process exited", re.IGNORECASE)  # gloo's and NCCL's words
+
+
+def execute(
+    job: Job,
+    run_dir: str | os.PathLike[str],
+    run_id: str,
+    say: Callable[[str], None] = lambda text: None,
+) -> Outcome:
+    """Run `job` on ranks that exist or are started here, and leave its folder with a final status.
+
+    `say` hears of progress; under torchrun or srun, on rank 0.
+    """
+    folder = RunFolder(Path(run_dir).absolute())
+    if launched():
+        return _execute_joined(job, folder, run_id, say)
+    outcome = Outcome("failed", "interrupted")
+    try:
+        folder.start(job, run_id)
+        outcome = _pool_for(job).run(
+            run_rank, job.config, str(folder.path), run_id, timeout_s=job.hardware.timeout_s, on_message=say
+        )
+    except Exception as error:
+        outcome = Outcome("failed", last_line(error))
+        raise
+    finally:  # also when interrupted: then no rank stays behind and the folder says so
+        folder.finish(outcome.status, outcome.reason, outcome.value)
+        if outcome.status != "ok" or not _keep_ranks:
+            close_ranks()
+    return outcome
+
+
+_pools: dict[tuple[Any, ...], RankPool] = {}
+_keep_ranks = False
+
+
+@contextmanager
+def reusing_ranks() -> Iterator[None]:
+    """Let jobs with the same world size and device run one after another in the same rank processes.
+
+    Saves CUDA contexts and communicators, seconds a job, at the price of isolation: what a job leaves in the process
+    (allocator, loaded kernels) the next one finds. Ranks are never reused after a job that failed.
+    """
+    global _keep_ranks
+    _keep_ranks = True
+    try:
+        yield
+    finally:
+        _keep_ranks = False
+        close_ranks()
+
+
+def _pool_for(job: Job) -> RankPool:
+    hardware = job.hardware
+    key = (hardware.world_size, hardware.device, hardware.backend, hardware.threads_per_rank)
+    pool = _pools.get(key)
+    if pool is None or not pool.alive:
+        close_ranks()  # one pool at a time: idle ranks would hold GPU memory and cores
+        pool = _pools[key] = RankPool(hardware.world_size, many_jobs=_keep_ranks)
+    return pool
+
+
+def close_ranks() -> None:
+    while _pools:
+        _, pool = _pools.popitem()
+        pool.close()
+
+
+def _execute_joined(job: Job, folder: RunFolder, run_id: str, say: Callable[[str], None]) -> Outcome:
+    """Under torchrun or srun: this process is one rank. Rank 0 opens and closes the folder; any rank may fail it."""
+    info = launched()
+    assert info is not None
+    store = joined_store()
+    if info.rank == 0:
+        folder.start(job, run_id)
+        store.set("blockshock/started", "1")
+    store.wait(["blockshock/started"])
+
+    def terminated(*_: object) -> None:
+        folder.finish("failed", f"rank {info.rank}: terminated (SIGTERM)")
+        os._exit(1)
+
+    signal.signal(signal.SIGTERM, terminated)
+    outcome = run_rank(info, job.config, str(folder.path), run_id, say)
+    if _LOST_PEER.search(outcome.reason) and "SUBMITIT_EXECUTOR" in os.environ:
+        time.sleep(LAST_WORD_S)  # the cause is another rank's: SLURM ends us meanwhile, and submitted.py says why
+    if outcome.status != "ok" or info.rank == 0:
+        folder.finish(outcome.status, outcome.reason, outcome.value)
+    if outcome.status != "ok":
+        log.error("%s", outcome.reason)
+        os._exit(1)  # peers may hang in a collective; the launcher ends them once a rank has failed
+    shutdown()
+    return outcome

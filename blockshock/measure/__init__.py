@@ -1,0 +1,1 @@
+"""Times, machine rates, and the facts about the machine that stand beside them."""
