@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from blockshock.cli import tune
-from blockshock.measure import cache
 from blockshock.measure.cache import cache_path, load, remembered
 
 CPU = torch.device("cpu")
@@ -86,7 +85,7 @@ def test_tune_chooses_kernels_shows_them_and_forgets(capsys, monkeypatch):
     assert "triton, not gather 2.0" in shown
     assert "rows=64 (of 5)" in shown
     tune.main(["--forget"])
-    assert not cache.cache_path(CPU).exists()
+    assert not cache_path(CPU).exists()
     tune.main([])
     assert "nothing is known yet" in capsys.readouterr().out
 
