@@ -221,19 +221,20 @@ def _check_sizes(job: Job) -> None:
 def kind(job: Job) -> str:
     """What the job works on: "layer", a linear layer, or "model", a model's training step.
 
-    Phases, methods and workloads say which in `of` ("layer" is the default). A phase of "any" leaves it to the method.
+    Phases, methods and workloads say which in `acts_on` ("layer" is the default). A phase that acts on "any" leaves it
+    to the method.
     """
-    wanted = getattr(job.phase, "of", "layer")
-    return getattr(job.method, "of", "layer") if wanted == "any" else wanted
+    wanted = getattr(job.phase, "acts_on", "layer")
+    return getattr(job.method, "acts_on", "layer") if wanted == "any" else wanted
 
 
 def _check_kinds(job: Job) -> None:
     """The phase, the method and the workload must work on the same."""
     wanted = kind(job)
-    decided_by = "method" if getattr(job.phase, "of", "layer") == "any" else "phase"
+    decided_by = "method" if getattr(job.phase, "acts_on", "layer") == "any" else "phase"
     for name in ("workload", "method"):
         option = getattr(job, name)
-        if getattr(option, "of", "layer") != wanted:
+        if getattr(option, "acts_on", "layer") != wanted:
             what = "a linear layer" if wanted == "layer" else "a model's training step"
             hint = _FOR[wanted][name] + (f", or {_FOR[_OTHER[wanted]]['method'][4:]}" if decided_by == "method" else "")
             raise ConfigError(name, option.name, f"{decided_by}={getattr(job, decided_by).name} is for {what}; {hint}")

@@ -47,7 +47,7 @@ def rows_of(sweep: Path) -> list[Row]:
     """
     manifest = Manifest.read(sweep)
     folders = [path.parent for path in sorted(sweep.rglob("status.json"))]
-    found = {str(folder.relative_to(sweep)): RunFolder(folder).told() for folder in folders}
+    found = {str(folder.relative_to(sweep)): RunFolder(folder).checked_status() for folder in folders}
     ids = manifest.slurm if manifest else {}
     asked = slurm_queue.states(ids.values()) if ids and slurm_queue.available() else None
     names = [*found, *(name for name in (manifest.jobs if manifest else {}) if name not in found)]

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         return REFUSED
     console = Console()
     folder = RunFolder(options.out)
-    folder.go_on({"phase": {"name": "bench"}, "experiment": {"name": folder.path.name}, "bench": spec}, spec["run_id"])
+    folder.reopen({"phase": {"name": "bench"}, "experiment": {"name": folder.path.name}, "bench": spec}, spec["run_id"])
     outcome = Outcome("failed", "interrupted; cells that had finished are kept")
     try:
         with suppress(KeyboardInterrupt), RankPool(options.ranks) as pool:

@@ -20,7 +20,7 @@ from blockshock.collectives import reductions
 from blockshock.collectives.product_sum import FEWEST_ROWS, Multiply, ProductSum, Total, alone, most_chunks
 from blockshock.collectives.symmetric import SymmetricBuffer, symmetric_buffer
 from blockshock.errors import ConfigError, at_least, one_of
-from blockshock.measure.cache import remembered
+from blockshock.measure.cache import cached_measurement
 from blockshock.measure.timing import quick_time_ms
 from blockshock.ranks import distributed
 
@@ -138,7 +138,7 @@ def choose(
         "of": ",".join(ways),
     }
     measure = partial(_measure, ways, multiply, (batch, features), dtype, device)
-    found = remembered("collective", key, device, measure, list(ways))
+    found = cached_measurement("collective", key, device, measure, list(ways))
     return Chosen(ways[min(found, key=found.__getitem__)], impossible, found)
 
 

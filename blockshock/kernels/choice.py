@@ -13,7 +13,7 @@ import torch
 from blockshock.errors import ConfigError, one_of
 from blockshock.kernels.kernel import Kernel
 from blockshock.kernels.layouts import BlockLayout, PackedLayout, mask_key
-from blockshock.measure.cache import remembered
+from blockshock.measure.cache import cached_measurement
 from blockshock.measure.timing import quick_time_ms
 from blockshock.ranks.distributed import max_over_ranks
 
@@ -82,7 +82,7 @@ def make(name: str, half: torch.Tensor, period: int | None, batch: int, dtype: t
         return dict(zip(names, max_over_ranks(times), strict=True))
 
     key = {"mask": mask_key(blocks), "R": len(half), "K": half.shape[1], "B": batch, "dtype": str(dtype)[6:]}
-    times = remembered("product", key | {"among": "+".join(names)}, half.device, measure, names)
+    times = cached_measurement("product", key | {"among": "+".join(names)}, half.device, measure, names)
     return _build(min(times, key=lambda each: times[each]), blocks, half, period, batch, dtype)
 
 

@@ -18,7 +18,7 @@ import torch
 
 from blockshock.kernels.kernel import Kernel
 from blockshock.kernels.layouts import BlockLayout, PackedLayout
-from blockshock.measure.cache import remembered
+from blockshock.measure.cache import cached_measurement
 from blockshock.measure.timing import quick_time_ms
 from blockshock.ranks.distributed import max_over_ranks
 
@@ -70,7 +70,9 @@ class CuSparseLt(Kernel):
         if self._kept + len(self._metadata) != self._shape[0] * self._shape[1]:
             raise RuntimeError("cuSPARSELt's compressed buffer is not (N, K*9/16) here: use another kernel")
         key = {"R": layout.rows, "K": layout.features, "B": batch, "dtype": str(dtype)[6:]}
-        found = remembered("cusparselt", key, half.device, lambda: self._measure(batch), ("algorithm", "ms", "tried"))
+        found = cached_measurement(
+            "cusparselt", key, half.device, lambda: self._measure(batch), ("algorithm", "ms", "tried")
+        )
         self.algorithm = Algorithm(**found["algorithm"])
 
     def adopt(self, values: torch.Tensor) -> torch.Tensor:

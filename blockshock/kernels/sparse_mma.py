@@ -10,7 +10,7 @@ import torch
 
 from blockshock.errors import ConfigError
 from blockshock.kernels.gpu import nvrtc
-from blockshock.kernels.gpu.sparse_mma_launch import STEP, Tiles, Workspace, arrange, product
+from blockshock.kernels.gpu.sparse_mma_launch import STEP, MmaTiles, MmaWorkspace, arrange, product
 from blockshock.kernels.gpu.tuning import Tuned, for_batch
 from blockshock.kernels.kernel import Kernel
 from blockshock.kernels.layouts import PackedLayout
@@ -18,20 +18,20 @@ from blockshock.measure import nvml
 
 # The best few of each shape in a search over 190, on an H200.
 CHOICES = (
-    Tiles(64, 16, 4, 1, 1, 4),  # for GPUs with less shared memory
-    Tiles(64, 64, 8, 2, 1, 3),
-    Tiles(128, 16, 8, 1, 4, 5),
-    Tiles(128, 16, 8, 2, 1, 5),
-    Tiles(128, 16, 4, 1, 1, 5),
-    Tiles(128, 16, 4, 1, 4, 5, cluster=True),
-    Tiles(64, 16, 4, 1, 2, 8, cluster=True),
-    Tiles(128, 16, 8, 1, 2, 5, cluster=True),
-    Tiles(128, 64, 8, 2, 4, 6),
-    Tiles(128, 64, 8, 2, 4, 3),
-    Tiles(64, 64, 8, 2, 2, 4, cluster=True),
-    Tiles(256, 64, 8, 2, 2, 4, cluster=True),
-    Tiles(128, 64, 8, 2, 1, 3),
-    Tiles(128, 64, 8, 2, 2, 3, cluster=True),
+    MmaTiles(64, 16, 4, 1, 1, 4),  # for GPUs with less shared memory
+    MmaTiles(64, 64, 8, 2, 1, 3),
+    MmaTiles(128, 16, 8, 1, 4, 5),
+    MmaTiles(128, 16, 8, 2, 1, 5),
+    MmaTiles(128, 16, 4, 1, 1, 5),
+    MmaTiles(128, 16, 4, 1, 4, 5, cluster=True),
+    MmaTiles(64, 16, 4, 1, 2, 8, cluster=True),
+    MmaTiles(128, 16, 8, 1, 2, 5, cluster=True),
+    MmaTiles(128, 64, 8, 2, 4, 6),
+    MmaTiles(128, 64, 8, 2, 4, 3),
+    MmaTiles(64, 64, 8, 2, 2, 4, cluster=True),
+    MmaTiles(256, 64, 8, 2, 2, 4, cluster=True),
+    MmaTiles(128, 64, 8, 2, 1, 3),
+    MmaTiles(128, 64, 8, 2, 2, 3, cluster=True),
 )
 
 
@@ -49,7 +49,7 @@ def unsupported(device: str, dtype: str, rows: int, K: int) -> str | None:
     return None
 
 
-def fitting(rows: int, K: int, device: torch.device) -> list[Tiles]:
+def fitting(rows: int, K: int, device: torch.device) -> list[MmaTiles]:
     """The tiles for a half (rows, K) that this GPU has room for."""
     found = torch.cuda.get_device_properties(device)
     room = getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block)  # not in the type stubs
@@ -92,5 +92,5 @@ class SparseMma(Kernel):
         return {"name": self.name, **asdict(self.tuned.tiles)}
 
 
-def _workspace(tiles: Tiles, batch: int, *, rows: int, device: torch.device) -> Workspace:
-    return Workspace(tiles, rows, batch, device)
+def _workspace(tiles: MmaTiles, batch: int, *, rows: int, device: torch.device) -> MmaWorkspace:
+    return MmaWorkspace(tiles, rows, batch, device)

@@ -3,6 +3,7 @@ block_gemm.py for many) and any other (decompress.py)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from blockshock.kernels.gather import Gather
 from blockshock.kernels.gpu import block_gemm, decompress, strided
 from blockshock.kernels.gpu.block_gemm import GemmTiles
-from blockshock.kernels.gpu.strided import Tiles, Workspace
+from blockshock.kernels.gpu.strided import StridedTiles, Workspace
 from blockshock.kernels.gpu.triton_support import INTERPRETED, triton
 from blockshock.kernels.gpu.tuning import Tuned, for_batch
 from blockshock.kernels.kernel import Kernel
@@ -20,17 +21,17 @@ from blockshock.kernels.layouts import BlockLayout, PackedLayout, mask_key
 
 # What to choose from, by the batch up to which it is good, found with a wider search on an H200.
 STRIDED = (
-    Tiles(64, 16, 64, 1, 4, 4),
-    Tiles(64, 16, 64, 2, 4, 4),
-    Tiles(64, 16, 64, 4, 4, 4),
-    Tiles(128, 16, 64, 1, 8, 3),
-    Tiles(128, 16, 32, 4, 8, 4),
-    Tiles(64, 16, 32, 1, 4, 4),  # small layers
-    Tiles(64, 64, 64, 2, 4, 4),
-    Tiles(128, 64, 64, 1, 8, 3),
-    Tiles(128, 64, 64, 2, 8, 3),
-    Tiles(64, 64, 32, 1, 4, 4),
-    Tiles(128, 128, 32, 1, 4, 4),
+    StridedTiles(64, 16, 64, 1, 4, 4),
+    StridedTiles(64, 16, 64, 2, 4, 4),
+    StridedTiles(64, 16, 64, 4, 4, 4),
+    StridedTiles(128, 16, 64, 1, 8, 3),
+    StridedTiles(128, 16, 32, 4, 8, 4),
+    StridedTiles(64, 16, 32, 1, 4, 4),  # small layers
+    StridedTiles(64, 64, 64, 2, 4, 4),
+    StridedTiles(128, 64, 64, 1, 8, 3),
+    StridedTiles(128, 64, 64, 2, 8, 3),
+    StridedTiles(64, 64, 32, 1, 4, 4),
+    StridedTiles(128, 128, 32, 1, 4, 4),
 )
 BLOCK_GEMM = (
     GemmTiles(64, 32, 128, warps=4, stages=4),
@@ -43,12 +44,12 @@ BLOCK_GEMM = (
     GemmTiles(128, 256, 64, persistent=True, stages=3),
 )
 DECOMPRESS = (
-    Tiles(64, 16, decompress.LANES, 1, 4, 2),
-    Tiles(64, 16, decompress.LANES, 2, 4, 2),
-    Tiles(64, 16, decompress.LANES, 4, 4, 2),
-    Tiles(128, 64, decompress.LANES, 1, 8, 2),
-    Tiles(128, 64, decompress.LANES, 2, 8, 2),
-    Tiles(128, 64, decompress.LANES, 4, 8, 2),
+    StridedTiles(64, 16, decompress.LANES, 1, 4, 2),
+    StridedTiles(64, 16, decompress.LANES, 2, 4, 2),
+    StridedTiles(64, 16, decompress.LANES, 4, 4, 2),
+    StridedTiles(128, 64, decompress.LANES, 1, 8, 2),
+    StridedTiles(128, 64, decompress.LANES, 2, 8, 2),
+    StridedTiles(128, 64, decompress.LANES, 4, 8, 2),
 )
 
 
@@ -64,9 +65,9 @@ def unsupported(device: str, dtype: str, rows: int, K: int, blocks: bool) -> str
     return None
 
 
-def _workspace(tiles: Tiles | GemmTiles, batch: int, *, rows: int, device: torch.device) -> Workspace:
+def _workspace(tiles: StridedTiles | GemmTiles, batch: int, *, rows: int, device: torch.device) -> Workspace:
     """What strided.py's and decompress.py's split sums need; block_gemm.py needs nothing."""
-    return Workspace(tiles if isinstance(tiles, Tiles) else Tiles(), rows, batch, device)
+    return Workspace(tiles if isinstance(tiles, StridedTiles) else StridedTiles(), rows, batch, device)
 
 
 class Blocks(Gather):
@@ -85,7 +86,7 @@ class Blocks(Gather):
         self.tuned = Tuned("triton", choices, key, device, partial(self._product, x, values, out), work)
 
     def _product(
-        self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor, tiles: Tiles | GemmTiles, work: Workspace
+        self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor, tiles: StridedTiles | GemmTiles, work: Workspace
     ) -> torch.Tensor:
         columns, block_rows = self.layout.columns, self.layout.block_rows
         if isinstance(tiles, GemmTiles):
@@ -102,7 +103,7 @@ class Blocks(Gather):
         return {**super().describe(), "variant": variant, **asdict(self.tuned.tiles)}
 
 
-def for_blocks(layout: BlockLayout, B: int) -> list[Tiles | GemmTiles]:
+def for_blocks(layout: BlockLayout, B: int) -> Sequence[StridedTiles | GemmTiles]:
     """What to choose from for B rows of X: a few can't fill block_gemm's tiles, many are slow in strided's."""
     few = for_batch([t for t in STRIDED if t.fits(layout.rows, layout.features, layout.blocks)], B)
     many = for_batch([t for t in BLOCK_GEMM if t.fits(layout.rows, layout.features, layout.columns)], B)

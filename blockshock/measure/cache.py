@@ -1,9 +1,10 @@
 """What was measured on this machine once, and need not be measured again: rates, and which way of computing is fastest.
 
-    times = remembered("product", {"N": 4096}, device, measure, ["gather", "triton"])   # a collective; JSON in and out
+    times = cached_measurement("product", {"N": 4096}, device, measure, ["gather", "triton"])
 
-One JSON file a host, device and set of versions (driver, PyTorch, NCCL, Triton, cuSPARSELt, our own kernels) under
-$XDG_CACHE_HOME/blockshock (~/.cache/blockshock), so that a change of any starts afresh. `blockshock-tune` shows it.
+It is a collective; what is kept is JSON. There is one file per host, device and set of versions (driver, PyTorch, NCCL,
+Triton, cuSPARSELt, our own kernels) under $XDG_CACHE_HOME/blockshock (~/.cache/blockshock), so that a change of any of
+them starts afresh. `blockshock-tune` shows it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from blockshock.ranks import distributed
 log = logging.getLogger("blockshock")
 
 
-def remembered(
+def cached_measurement(
     section: str,
     key: dict[str, Any],
     device: torch.device,

@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from blockshock.measure.cache import remembered
+from blockshock.measure.cache import cached_measurement
 from blockshock.measure.timing import Timer
 from blockshock.ranks import distributed
 
@@ -33,7 +33,7 @@ def rates(dtype: torch.dtype, device: torch.device, backend: str, again: bool = 
         "threads": torch.get_num_threads(),
     }
     names = [field.name for field in fields(Rates)]
-    return Rates(**remembered("rates", key, device, lambda: asdict(measure(dtype, device)), names, again))
+    return Rates(**cached_measurement("rates", key, device, lambda: asdict(measure(dtype, device)), names, again))
 
 
 def measure(dtype: torch.dtype, device: torch.device) -> Rates:

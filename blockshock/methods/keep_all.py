@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class KeepAll:
-    of: ClassVar[str] = "model"
+    acts_on: ClassVar[str] = "model"
 
     name: str
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Recompute:
     """`memory_budget`: the step's peak in bytes or as "24GiB", or a fraction of its activation memory."""
 
-    of: ClassVar[str] = "model"
+    acts_on: ClassVar[str] = "model"
     exact: ClassVar[bool] = True  # the step must be the unchanged step's equal
 
     name: str

@@ -30,7 +30,7 @@ BLOCKS = (
 
 @dataclass
 class TorchCheckpoint:
-    of: ClassVar[str] = "model"
+    acts_on: ClassVar[str] = "model"
     exact: ClassVar[bool] = False  # a peer: how far it is from the plain step is recorded, not required
 
     name: str

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class TorchMemoryBudget:
     """`memory_budget` is the compiler's own: 1 keeps what it would keep, 0 recomputes all that it may."""
 
-    of: ClassVar[str] = "model"
+    acts_on: ClassVar[str] = "model"
     exact: ClassVar[bool] = False  # a peer: how far it is from the plain step is recorded, not required
 
     name: str

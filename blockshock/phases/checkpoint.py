@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class CheckpointStep(OptimizerOptions):
-    of: ClassVar[str] = "model"
+    acts_on: ClassVar[str] = "model"
 
     name: str = "checkpoint"
     warmup_iters: int = 2

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ProfileStep(OptimizerOptions):
-    of: ClassVar[str] = "model"
+    acts_on: ClassVar[str] = "model"
 
     name: str = "profile"
     warmup_iters: int = 1

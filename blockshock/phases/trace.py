@@ -67,7 +67,7 @@ class Subject:
 
 @dataclass
 class Trace(TrainingOptions):
-    of: ClassVar[str] = "any"
+    acts_on: ClassVar[str] = "any"
 
     name: str = "trace"
     warmup_iters: int = 3

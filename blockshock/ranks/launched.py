@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any
 
-_STARTED_HERE = "BLOCKSHOCK_RANK_STARTED"  # set in our own ranks, which must not mistake themselves for launched ones
+STARTED_HERE = "BLOCKSHOCK_RANK_STARTED"  # set in our own ranks, which must not mistake themselves for launched ones
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class RankInfo:
 def launched() -> RankInfo | None:
     """The rank this process already is under torchrun or a multi-task srun; None when ranks are ours to start."""
     env = os.environ
-    if _STARTED_HERE in env:
+    if STARTED_HERE in env:
         return None
     if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= env.keys():
         world = int(env["WORLD_SIZE"])

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
-from blockshock.ranks.launched import _STARTED_HERE, RankInfo
+from blockshock.ranks.launched import STARTED_HERE, RankInfo
 
 GRACE_S = 2.0  # what the other ranks get to report after one has failed; then they are killed
 PRELOAD = ["blockshock.jobs.rank"]  # what the server that forks ranks imports, once
@@ -191,7 +191,7 @@ def _exit_reason(code: int | None) -> str:
 
 def _serve(info: RankInfo, connection: mpc.Connection) -> None:
     """The life of a rank: tasks from the pipe until it closes or a task fails."""
-    os.environ[_STARTED_HERE] = "1"
+    os.environ[STARTED_HERE] = "1"
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
     for number in _INTERRUPTS:  # a Ctrl-C, or the end of a SLURM step, reaches the parent too, which ends its ranks
         signal.signal(number, signal.SIG_IGN)

@@ -29,7 +29,7 @@ from blockshock.run_folder.naming import config_hash
 # What a new try finds in its folder and keeps: its own status, the lock it holds (claim), Hydra's log that goes on.
 KEPT = ("status.json", ".lock", "blockshock.log")
 STATUSES = ("ok", "oom", "unsupported", "failed", "timeout", "running")
-UNREADABLE = "unreadable"  # what `told` says of a folder whose result can't be read; never written
+UNREADABLE = "unreadable"  # what `checked_status` says of a folder whose result can't be read; never written
 NO_RECORDS = "metrics.jsonl: missing or empty, its records are gone"
 # What status.json holds. What else it may hold is asked for with `get`.
 _KINDS: dict[str, type | UnionType] = dict.fromkeys(("status", "reason", "started", "config_hash"), str)
@@ -52,7 +52,7 @@ class RunFolder:
         write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(job.config)))
         write_atomically(self.path / "seed.txt", f"{job.experiment.seed}\n")
 
-    def go_on(self, config: dict[str, Any], run_id: str) -> None:
+    def reopen(self, config: dict[str, Any], run_id: str) -> None:
         """Make the folder, or open one again, and say `running`. Records stay: for what is measured cell by cell."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._status("running", "", started=_now(), ended=None, hash_=config_hash(config), run_id=run_id)
@@ -78,7 +78,7 @@ class RunFolder:
 
     def is_done(self) -> bool:
         """Whether this folder's job has been measured, is `ok` and has its records."""
-        return (self.path / "status.json").exists() and self.told()["status"] == "ok"
+        return (self.path / "status.json").exists() and self.checked_status()["status"] == "ok"
 
     def close(self, config: dict[str, Any], status: str, reason: str, run_id: str) -> None:
         """Record how a job ended that could not say so itself, or that can't run: also where it made no folder."""
@@ -110,7 +110,7 @@ class RunFolder:
             return {"status": UNREADABLE, "reason": str(error)}
         return found
 
-    def told(self) -> dict[str, Any]:
+    def checked_status(self) -> dict[str, Any]:
         """As `status`, but `unreadable` too where it is `ok` and what it measured is gone: every phase records some."""
         found = self.status()
         if found["status"] == "ok" and not self.has_records():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class ModelWorkload:
     """`name` is a model of `profiler.models`: ResNet-152, BERT base, GPT-2 small, Llama 1B, ViT base, or a tiny one."""
 
-    of: ClassVar[str] = "model"
+    acts_on: ClassVar[str] = "model"
 
     name: str
     batch_size: int = 8

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from blockshock.kernels.gpu import sparse_mma_launch
-from blockshock.kernels.gpu.sparse_mma_launch import Tiles
+from blockshock.kernels.gpu.sparse_mma_launch import MmaTiles
 
 
 def random_half(R: int, K: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -74,13 +74,13 @@ def test_metadata_take_two_bits_a_value():
 
 
 def test_tiles_refuse_what_does_not_divide():
-    tiles = Tiles(rows=128, batch=16, warps=8, split=4)
+    tiles = MmaTiles(rows=128, batch=16, warps=8, split=4)
     assert tiles.fits(256, 512)
     assert not tiles.fits(192, 512)  # rows
     assert not tiles.fits(256, 576)  # steps of 128 columns
     assert not tiles.fits(256, 384)  # fewer steps than blocks along K
-    assert not Tiles(rows=256, batch=64, stages=8).fits(256, 1024)  # shared memory
-    assert not Tiles(split=2, cluster=True).fits(256, 1024, capability=(8, 0))
+    assert not MmaTiles(rows=256, batch=64, stages=8).fits(256, 1024)  # shared memory
+    assert not MmaTiles(split=2, cluster=True).fits(256, 1024, capability=(8, 0))
     for wrong in (
         {"rows": 96},
         {"warps": 3},
@@ -89,8 +89,8 @@ def test_tiles_refuse_what_does_not_divide():
         {"cluster": True},
         {"split": 16, "cluster": True},
     ):
-        with pytest.raises(ValueError, match="Tiles"):
-            Tiles(**wrong)
+        with pytest.raises(ValueError, match="MmaTiles"):
+            MmaTiles(**wrong)
 
 
 @pytest.mark.gpu
@@ -98,9 +98,9 @@ def test_tiles_refuse_what_does_not_divide():
 @pytest.mark.parametrize(
     "tiles",
     [
-        Tiles(),
-        Tiles(rows=64, batch=32, warps=4, along=2, split=3),
-        Tiles(rows=128, batch=64, along=4, split=4, stages=4, cluster=True),
+        MmaTiles(),
+        MmaTiles(rows=64, batch=32, warps=4, along=2, split=3),
+        MmaTiles(rows=128, batch=64, along=4, split=4, stages=4, cluster=True),
     ],
 )
 def test_product_is_right_and_always_the_same(tiles, dtype):
@@ -112,7 +112,7 @@ def test_product_is_right_and_always_the_same(tiles, dtype):
         values = weight[dense > 0].view(384, 576)
         x = torch.randn(B, 1152, generator=generator).to(device, dtype)
         metadata = sparse_mma_launch.arrange(places.to(device))
-        work = sparse_mma_launch.Workspace(tiles, 384, B, device)
+        work = sparse_mma_launch.MmaWorkspace(tiles, 384, B, device)
         outs = [torch.full((B, 384), float("nan"), dtype=dtype, device=device) for _ in range(3)]
         for out in outs:
             sparse_mma_launch.product(x, values, metadata, out, tiles, work)

@@ -15,7 +15,7 @@ from blockshock.kernels.autograd import packed_linear
 from blockshock.kernels.choice import make
 from blockshock.kernels.gpu import block_gemm, columns, decompress, strided
 from blockshock.kernels.gpu.block_gemm import GemmTiles
-from blockshock.kernels.gpu.strided import Tiles, Workspace
+from blockshock.kernels.gpu.strided import StridedTiles, Workspace
 from blockshock.kernels.gpu.triton_support import INTERPRETED
 from blockshock.kernels.layouts import BlockLayout, PackedLayout
 from blockshock.measure.timing import capture
@@ -68,7 +68,9 @@ def test_columns_taken_and_put_back_are_those_of_indexing(places, dtype):
 @runs_here
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", BLOCKS)
-@pytest.mark.parametrize("tiles", [Tiles(32, 16, 32, 1, 4, 2), Tiles(64, 16, 16, 3, 4, 3)], ids=["whole", "split"])
+@pytest.mark.parametrize(
+    "tiles", [StridedTiles(32, 16, 32, 1, 4, 2), StridedTiles(64, 16, 16, 3, 4, 3)], ids=["whole", "split"]
+)
 def test_a_product_on_strided_columns_is_that_of_the_masked_matrix(kind, dtype, tiles):
     rows, features, batch = 128, 1024, 19
     mask = half_mask(kind, rows, features, torch.Generator().manual_seed(0)).to(DEVICE)
@@ -126,7 +128,7 @@ def test_a_product_that_decompresses_is_that_of_the_masked_matrix(kind, dtype, s
     mask = half_mask(kind, rows, features, torch.Generator().manual_seed(0)).to(DEVICE)
     layout = PackedLayout.of(mask, None)
     weight, x = draw(rows, features, seed=1, dtype=dtype), draw(batch, features, seed=2, dtype=dtype)
-    tiles = Tiles(64, 16, decompress.LANES, split, 4, 2)
+    tiles = StridedTiles(64, 16, decompress.LANES, split, 4, 2)
     out = torch.full((batch, rows), float("nan"), dtype=dtype, device=DEVICE)
     decompress.product(x, layout.pack(weight), layout.flags, out, tiles, Workspace(tiles, rows, batch, DEVICE))
     exact = x.double() @ (weight.double() * mask).t()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from blockshock.cli import tune
-from blockshock.measure.cache import cache_path, load, remembered
+from blockshock.measure.cache import cache_path, cached_measurement, load
 
 CPU = torch.device("cpu")
 
@@ -24,10 +24,10 @@ def test_what_was_measured_is_measured_once_for_a_key_and_again_on_request():
         calls.append(1)
         return {"gather": float(len(calls))}
 
-    assert remembered("product", {"N": 1}, CPU, measure, ["gather"]) == {"gather": 1.0}
-    assert remembered("product", {"N": 1}, CPU, measure, ["gather"]) == {"gather": 1.0}
-    assert remembered("product", {"N": 2}, CPU, measure, ["gather"]) == {"gather": 2.0}
-    assert remembered("product", {"N": 1}, CPU, measure, ["gather"], again=True) == {"gather": 3.0}
+    assert cached_measurement("product", {"N": 1}, CPU, measure, ["gather"]) == {"gather": 1.0}
+    assert cached_measurement("product", {"N": 1}, CPU, measure, ["gather"]) == {"gather": 1.0}
+    assert cached_measurement("product", {"N": 2}, CPU, measure, ["gather"]) == {"gather": 2.0}
+    assert cached_measurement("product", {"N": 1}, CPU, measure, ["gather"], again=True) == {"gather": 3.0}
     assert load(cache_path(CPU)) == {"product": {"N=1": {"gather": 3.0}, "N=2": {"gather": 2.0}}}
 
 
@@ -36,7 +36,7 @@ def test_a_file_that_cant_be_read_is_measured_again_and_replaced(content):
     path = cache_path(CPU)
     path.parent.mkdir(parents=True)
     path.write_bytes(content.encode(errors="surrogateescape"))
-    assert remembered("product", {"N": 1}, CPU, lambda: {"gather": 1.0}, ["gather"]) == {"gather": 1.0}
+    assert cached_measurement("product", {"N": 1}, CPU, lambda: {"gather": 1.0}, ["gather"]) == {"gather": 1.0}
     assert json.loads(path.read_text()) == {"product": {"N=1": {"gather": 1.0}}}
 
 
@@ -48,13 +48,13 @@ def test_an_entry_of_another_shape_is_measured_again_and_shown_as_it_is(entry, c
     path.write_text(json.dumps({"product": {"N=1": entry}, "rates": {"a": entry, "b": {"copy_gbs": "x"}}}))
     tune.main([])
     assert "not readable: {'copy_gbs': 'x'}" in capsys.readouterr().out
-    assert remembered("product", {"N": 1}, CPU, lambda: {"gather": 1.0}, ["gather"]) == {"gather": 1.0}
+    assert cached_measurement("product", {"N": 1}, CPU, lambda: {"gather": 1.0}, ["gather"]) == {"gather": 1.0}
 
 
 def test_rates_are_shown_with_units_and_only_those_that_were_measured(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     rates = {"copy_gbs": 12.34567, "matmul_tflops": 0.0012, "link_gbs": 0.0}
-    remembered("rates", {"dtype": "float16"}, CPU, lambda: rates, rates)
+    cached_measurement("rates", {"dtype": "float16"}, CPU, lambda: rates, rates)
     tune.main([])
     assert "copy 12.35 GB/s, matmul 0.0012 TFLOP/s" in capsys.readouterr().out
 
@@ -69,7 +69,7 @@ def test_what_cannot_be_forgotten_is_said_in_one_line(capsys):
 
 def test_a_folder_that_cant_be_written_costs_a_warning_and_no_job(monkeypatch, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
-    assert remembered("product", {"N": 1}, CPU, lambda: {"gather": 1.0}, ["gather"]) == {"gather": 1.0}
+    assert cached_measurement("product", {"N": 1}, CPU, lambda: {"gather": 1.0}, ["gather"]) == {"gather": 1.0}
     assert "can't be kept" in caplog.text
 
 
@@ -77,9 +77,9 @@ def test_tune_chooses_kernels_shows_them_and_forgets(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     tune.main(["--n", "64", "--batch", "8", "--mask", "checkerboard", "--dtype", "fp32"])
     assert "N=64 B=8 checkerboard: {'name': 'gather'" in capsys.readouterr().out
-    remembered("product", {"N": 1}, CPU, lambda: {"gather": 0.002, "triton": 0.001}, ["gather", "triton"])
+    cached_measurement("product", {"N": 1}, CPU, lambda: {"gather": 0.002, "triton": 0.001}, ["gather", "triton"])
     tiles = {"tiles": {"rows": 64}, "ms": 0.003, "tried": 5}
-    remembered("triton", {"N": 1}, CPU, lambda: tiles, tiles)
+    cached_measurement("triton", {"N": 1}, CPU, lambda: tiles, tiles)
     tune.main([])
     shown = capsys.readouterr().out
     assert "triton, not gather 2.0" in shown

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from blockshock.kernels.gpu.strided import Tiles, Workspace
+from blockshock.kernels.gpu.strided import StridedTiles, Workspace
 from blockshock.kernels.gpu.triton_support import INTERPRETED, tl, triton
 
 LANES = 16  # groups of one step, and words of flags of one row in a block of 8·LANES groups
@@ -42,7 +42,7 @@ def places_of(flags: torch.Tensor) -> torch.Tensor:
 
 
 def product(
-    x: torch.Tensor, values: torch.Tensor, flags: torch.Tensor, out: torch.Tensor, tiles: Tiles, work: Workspace
+    x: torch.Tensor, values: torch.Tensor, flags: torch.Tensor, out: torch.Tensor, tiles: StridedTiles, work: Workspace
 ) -> torch.Tensor:
     """(B, K), (R, K/2), flags (R, K/32) -> out (B, R)."""
     B, K = x.shape

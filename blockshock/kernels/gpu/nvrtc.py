@@ -1,6 +1,6 @@
 """CUDA C++ compiled at run time and launched, through NVIDIA's own Python bindings.
 
-    kernel = Kernel(compile(source, "product", ("-DROWS=128",), (9, 0)), "product", shared=100_000)
+    kernel = CompiledKernel(compile(source, "product", ("-DROWS=128",), (9, 0)), "product", shared=100_000)
     kernel.launch(grid=(32, 1, 1), threads=256, arguments=(x, y, 4096))
 
 PyTorch's wheels for CUDA bring both NVRTC and cuda-bindings, so a user needs no toolkit and no compiler. PyTorch's own
@@ -39,7 +39,7 @@ def compile(source: str, name: str, defines: tuple[str, ...], capability: tuple[
     return bytes(cubin)
 
 
-class Kernel:
+class CompiledKernel:
     """A function loaded on the device that is current at the time, with `shared` bytes of dynamic shared memory."""
 
     def __init__(self, cubin: bytes, name: str, shared: int) -> None:

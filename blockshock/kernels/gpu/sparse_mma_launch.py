@@ -1,7 +1,7 @@
 """Any 2:4 half times few rows of X on sparse tensor cores: packed values and two-bit places, read once.
 
     metadata = arrange(places)                                  # once for a mask: uint8 (R, K/2) -> int32 (R, K/32)
-    work = Workspace(tiles, R, B, device)                       # once for a shape
+    work = MmaWorkspace(tiles, R, B, device)                       # once for a shape
     product(x, values, metadata, out, tiles, work)              # out (B, R) = x (B, K) · Wᵀ, one launch
 
 The kernel (sparse_mma.cu) is bound by the bytes of the weight: K values and K/4 bytes of metadata a row, 9/16 of dense.
@@ -23,7 +23,7 @@ STEP = 128  # columns of W that a step takes: K must be a multiple
 
 
 @dataclass(frozen=True)
-class Tiles:
+class MmaTiles:
     """How a product is cut up.
 
     rows, batch: rows of W and of X for one block of threads; `along` of its `warps` share a step of 128 columns, the
@@ -64,10 +64,10 @@ class Tiles:
         return whole and self.shared <= room - 128 and capability >= ((9, 0) if self.cluster else (8, 0))
 
 
-class Workspace:
+class MmaWorkspace:
     """Partial sums and counters of arrived blocks, where K is split without clusters. Every launch leaves zeros."""
 
-    def __init__(self, tiles: Tiles, R: int, B: int, device: torch.device) -> None:
+    def __init__(self, tiles: MmaTiles, R: int, B: int, device: torch.device) -> None:
         used = tiles.split > 1 and not tiles.cluster
         blocks = R // tiles.rows * -(-B // tiles.batch) if used else 1
         size = blocks * tiles.split * tiles.rows * tiles.batch if used else 1
@@ -90,7 +90,12 @@ def arrange(places: torch.Tensor) -> torch.Tensor:
 
 
 def product(
-    x: torch.Tensor, values: torch.Tensor, metadata: torch.Tensor, out: torch.Tensor, tiles: Tiles, work: Workspace
+    x: torch.Tensor,
+    values: torch.Tensor,
+    metadata: torch.Tensor,
+    out: torch.Tensor,
+    tiles: MmaTiles,
+    work: MmaWorkspace,
 ) -> torch.Tensor:
     """x (B, K), values (R, K/2), both contiguous bfloat16 or float16, -> out (B, R), sums in float32."""
     B, K = x.shape
@@ -101,7 +106,7 @@ def product(
     return out
 
 
-def cubin(tiles: Tiles, dtype: torch.dtype, capability: tuple[int, int]) -> bytes:
+def cubin(tiles: MmaTiles, dtype: torch.dtype, capability: tuple[int, int]) -> bytes:
     """The compiled kernel; needs no GPU."""
     given = {
         "ROWS": tiles.rows, "BATCH": tiles.batch, "WARPS": tiles.warps, "ALONG": tiles.along, "SPLIT": tiles.split,
@@ -113,6 +118,6 @@ def cubin(tiles: Tiles, dtype: torch.dtype, capability: tuple[int, int]) -> byte
 
 
 @cache
-def _kernel(tiles: Tiles, dtype: torch.dtype, device: int) -> nvrtc.Kernel:
+def _kernel(tiles: MmaTiles, dtype: torch.dtype, device: int) -> nvrtc.CompiledKernel:
     with torch.cuda.device(device):
-        return nvrtc.Kernel(cubin(tiles, dtype, torch.cuda.get_device_capability()), "product", tiles.shared)
+        return nvrtc.CompiledKernel(cubin(tiles, dtype, torch.cuda.get_device_capability()), "product", tiles.shared)

@@ -19,7 +19,7 @@ from blockshock.kernels.gpu.triton_support import INTERPRETED, tl, triton
 
 
 @dataclass(frozen=True)
-class Tiles:
+class StridedTiles:
     """How a product is cut up: rows of the weight, rows of X, groups of four columns a step, programs along K."""
 
     rows: int = 64
@@ -62,7 +62,7 @@ def product(
     columns: Places,
     block_rows: Places,
     out: torch.Tensor,
-    tiles: Tiles,
+    tiles: StridedTiles,
     work: Workspace,
 ) -> torch.Tensor:
     """(B, K), (R, K/2) -> out (B, R), for `values`, `columns` and `block_rows` of one or two blocks (packing.py)."""

@@ -5,24 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from zlib import crc32
 
 import torch
 
-from blockshock.measure.cache import remembered
+from blockshock.measure.cache import cached_measurement
 from blockshock.measure.timing import quick_time_ms
 from blockshock.ranks.distributed import max_over_ranks
 
 
-class Tiles(Protocol):
+class TileChoice(Protocol):
     """A frozen dataclass that says how a kernel cuts up its work."""
 
     @property
     def batch(self) -> int: ...  # rows of X that one program takes
 
 
-def for_batch(choices: Sequence[Any], batch: int) -> list[Any]:
+Choice = TypeVar("Choice", bound=TileChoice)
+
+
+def for_batch(choices: Sequence[Choice], batch: int) -> list[Choice]:
     """Those whose tiles are not taller than they must be: X's rows in one tile where one is tall enough."""
     tallest = min((t.batch for t in choices if t.batch >= batch), default=max((t.batch for t in choices), default=0))
     return [t for t in choices if t.batch <= tallest]
@@ -50,7 +53,7 @@ class Tuned:
         if len(self._choices) > 1 and device.type == "cuda":
             among = f"{crc32(repr(self._choices).encode()):08x}"  # other choices are measured anew
             measure = partial(self._measure, run, device)
-            found = remembered(section, key | {"among": among}, device, measure, ("tiles", "ms", "tried"))
+            found = cached_measurement(section, key | {"among": among}, device, measure, ("tiles", "ms", "tried"))
             self.tiles = next(t for t in self._choices if asdict(t) == found["tiles"])
         self._work = workspace(self.tiles, self.batch)
 

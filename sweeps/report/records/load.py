@@ -43,7 +43,7 @@ def run_folders(path: Path) -> list[Path]:
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
     try:
-        status = RunFolder(folder).told()
+        status = RunFolder(folder).checked_status()
     except FileNotFoundError:
         return  # a job that starts again has just cleared its folder
     common = {"folder": str(folder), "status": status["status"], "reason": status["reason"]}
