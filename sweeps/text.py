@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from pathlib import Path
 
 import pandas as pd
@@ -14,9 +15,9 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def shown(path: Path) -> str:
+def shown(path: str | PathLike[str]) -> str:
     """Relative where that is shorter to type: below the current folder."""
-    absolute = path.resolve()
+    absolute = Path(path).resolve()
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
 
 
@@ -79,7 +80,7 @@ def _error(error: float, limit: float) -> str:
     return "" if pd.isna(error) else f"{error:.2e} ({limit:.2e})"
 
 
-def _check(passed: float, failed: object) -> str:
+def check(passed: float, failed: object) -> str:
     return "" if pd.isna(passed) else "pass" if passed else f"FAIL {failed}"
 
 

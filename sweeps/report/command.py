@@ -18,19 +18,17 @@ from blockshock.errors import writable
 from blockshock.run_folder.folder import UNREADABLE
 from sweeps.report.figures.batches import draw_batches
 from sweeps.report.figures.draw import draw
-from sweeps.report.listings import listings
+from sweeps.report.listings import LISTINGS
 from sweeps.report.listings.listing import text_lists, write_table
 from sweeps.report.listings.overview import readable, short, the_same
 from sweeps.report.listings.verdicts import evidence
-from sweeps.report.page.page import Content, Listing, page
+from sweeps.report.page.page import Content, PageTable, page
 from sweeps.report.records.runs import BROKEN, counts, environments, jobs, machines, reasons, when
 from sweeps.report.tables.report_data import ReportData, listed, read_report_data
 from sweeps.report.tables.verdicts import Verdict, verdicts
-from sweeps.text import markdown, ranks
+from sweeps.text import markdown, ranks, shown
 
 LEFT_OUT = 10  # unreadable runs named on stderr
-LAYERS = ("verdicts", "forward", "training_step", "law", "memory", "errors")
-TABLES = (*LAYERS, "recomputation", "profiles", "traces", "targets", "benchmarks")
 
 
 def write_report(paths: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> Path:
@@ -60,30 +58,30 @@ def main() -> None:
     _print(data, written)
 
 
-def _name_unreadable(found: pd.DataFrame, written: Path) -> None:
+def _name_unreadable(ran: pd.DataFrame, written: Path) -> None:
     """On stderr a line for each, with its file; of many the first."""
-    for folder, reason in found[["folder", "reason"]].head(LEFT_OUT).itertuples(index=False, name=None):
-        print(f"blockshock-report: {_shown(folder)}/{reason}; this run is left out", file=sys.stderr)
-    if len(found) > LEFT_OUT:
-        print(f"blockshock-report: {len(found) - LEFT_OUT} more are left out, see {written}", file=sys.stderr)
+    for folder, reason in ran[["folder", "reason"]].head(LEFT_OUT).itertuples(index=False, name=None):
+        print(f"blockshock-report: {shown(folder)}/{reason}; this run is left out", file=sys.stderr)
+    if len(ran) > LEFT_OUT:
+        print(f"blockshock-report: {len(ran) - LEFT_OUT} more are left out, see {written}", file=sys.stderr)
 
 
 def _write(data: ReportData, paths: Sequence[str | PathLike[str]], out: Path) -> Path:
     figures, tables = out / "figures", out / "tables"
     for folder in (figures, tables):
         folder.mkdir(parents=True, exist_ok=True)
-    for name in TABLES:  # of an earlier report, which may have had more to show
-        for ending in (".csv", ".md"):
-            (tables / name).with_suffix(ending).unlink(missing_ok=True)
-    for name in ("table.csv", "table.md"):
-        (out / name).unlink(missing_ok=True)
+    # Of an earlier report, which may have had more to show.
+    for path in (out / "table.csv", out / "table.md", tables / "verdicts.csv", tables / "verdicts.md"):
+        path.unlink(missing_ok=True)
     if not data.table.empty:
         text_lists(data.table).to_csv(out / "table.csv", index=False)
         (out / "table.md").write_text(markdown(readable(data.table)), encoding="utf-8")
     ran = jobs(data.runs)
     broken = ran[ran["status"].isin(BROKEN)]
     judged = verdicts(data.table, data.drift)
-    write_table(tables / "verdicts", _verdict_rows(judged))
+    if judged:
+        rows = _verdict_rows(judged)
+        write_table(tables / "verdicts", rows, rows)
     content = Content(
         title=", ".join(sorted(set(ran["name"]) - {""})) or Path(paths[0]).resolve().name,
         when=when(ran),
@@ -93,15 +91,12 @@ def _write(data: ReportData, paths: Sequence[str | PathLike[str]], out: Path) ->
         verdicts=[(verdict, evidence(verdict)) for verdict in judged],
         the_same=the_same(data.table),
         whole_table=not data.table.empty,
-        listings=listings(data, tables),
-        pictures=[
-            *draw(data, figures),
-            *draw_batches(data.runs, out),
-        ],
+        tables=[table for listing in LISTINGS if (table := listing.write(data, tables))],
+        figures=[*draw(data, figures), *draw_batches(data.runs, out)],
         broken=_broken(broken) if len(broken) else None,
-        running=_listing(ran[ran["status"] == "running"]),
+        running=_rows(ran[ran["status"] == "running"]),
         unsupported=reasons(ran, "unsupported"),
-        command=shlex.join(["blockshock-report", *map(_shown, paths), "--out", _shown(out)]),
+        command=shlex.join(["blockshock-report", *map(shown, paths), "--out", shown(out)]),
     )
     target = out / "report.html"
     target.write_text(page(content), encoding="utf-8")
@@ -115,14 +110,14 @@ def _verdict_rows(judged: list[Verdict]) -> pd.DataFrame:
 VERDICT = ["hypothesis", "verdict", "claim", "because", "measured on"]
 
 
-def _broken(found: pd.DataFrame) -> Listing:
-    shown = found.assign(folder=found["folder"].map(_shown))[["status", "label", "reason", "folder"]]
-    return Listing("jobs", "Jobs without a result", "", shown.rename(columns={"label": "job"}).astype(str))
+def _broken(ran: pd.DataFrame) -> PageTable:
+    text = ran.assign(folder=ran["folder"].map(shown))[["status", "label", "reason", "folder"]]
+    return PageTable("jobs", "Jobs without a result", "", text.rename(columns={"label": "job"}).astype(str))
 
 
-def _listing(found: pd.DataFrame) -> list[dict[str, str]]:
-    shown = found.assign(folder=found["folder"].map(_shown))
-    return [{str(key): str(value) for key, value in row.items()} for row in shown.to_dict("records")]
+def _rows(ran: pd.DataFrame) -> list[dict[str, str]]:
+    text = ran.assign(folder=ran["folder"].map(shown))
+    return [{str(key): str(value) for key, value in row.items()} for row in text.to_dict("records")]
 
 
 def _print(data: ReportData, written: Path) -> None:
@@ -162,12 +157,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="a run folder, or any folder above some")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where the report goes (default: <first DIR>/report)")
     return parser
-
-
-def _shown(path: str | PathLike[str]) -> str:
-    """Relative where that is shorter to type and to read: below the current folder."""
-    absolute = Path(path).resolve()
-    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)
 
 
 def _refuse(message: str) -> None:

@@ -113,6 +113,21 @@ def test_table_csv_holds_the_raw_numbers(mixed, tmp_path):
     assert forward["forward_p50_ms"].tolist() == table["forward_p50_ms"].dropna().tolist()
 
 
+def test_a_profile_is_a_row_of_people_s_units_and_not_its_raw_record(write_run, record, tmp_path):
+    measured = {"nodes": 9, "simulated_peak_bytes": 3 * 2**20, "measured_peak_bytes": 2**21, "node_time_s": 0.004}
+    write_run("a", [record("profile", "keep_all", B=4, profile=measured)])
+    write_report([tmp_path], tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out" / "tables" / "profiles.csv")
+    assert table[["B", "simulated peak, MiB", "measured peak, MiB", "Σ nodes, ms"]].to_numpy().tolist() == [[4, 3, 2, 4]]
+
+
+def test_tables_of_an_earlier_report_that_have_nothing_to_show_are_removed(mixed, write_run, tmp_path):
+    write_report([mixed], tmp_path / "out")
+    assert (tmp_path / "out" / "tables" / "recomputation.md").exists()
+    write_report([write_run("alone", None, "failed", "x")], tmp_path / "out")
+    assert not list((tmp_path / "out" / "tables").iterdir())
+
+
 @pytest.mark.parametrize(("floor", "said"), [(2.0, True), (0.5, False)])
 def test_a_fraction_above_one_is_explained_beside_the_table(write_run, record, tmp_path, floor, said):
     write_run("a", [record("phase1_forward", "dense_single", forward=1.0, floor=floor)])

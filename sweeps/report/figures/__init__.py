@@ -1,9 +1,9 @@
 """The report's figures, in its order. Each selects from what was measured and draws from its selection alone.
 
-for plot in FIGURES:
-    data = plot.select(measured)        # also what the report links to as the figure's data
-    if not data.empty:
-        figure = plot.draw(data)
+for spec in FIGURES:
+    selected = spec.select(data)        # also what the report links to as the figure's data
+    if not selected.empty:
+        figure = spec.draw(selected)
 
 To add one, write the two functions and list it here.
 """
@@ -12,7 +12,7 @@ from sweeps.report.figures.accuracy import DRIFT, ERRORS
 from sweeps.report.figures.all_reduce import ALLREDUCE
 from sweeps.report.figures.benchmark_maps import BENCHMARK_MAPS
 from sweeps.report.figures.benchmark_times import BENCHMARK_ALL_REDUCE, BENCHMARK_HOST, BENCHMARK_LAW
-from sweeps.report.figures.figure import Plot
+from sweeps.report.figures.figure import FigureSpec
 from sweeps.report.figures.law import LAW
 from sweeps.report.figures.recomputation import RECOMPUTATION_FIGURES
 from sweeps.report.figures.roofline import FLOOR
@@ -38,4 +38,4 @@ FIGURES = (
     *BENCHMARK_FIGURES,
 )
 
-__all__ = ["BENCHMARK_FIGURES", "FIGURES", "Plot", "ReportData"]
+__all__ = ["BENCHMARK_FIGURES", "FIGURES", "FigureSpec", "ReportData"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from sweeps.report.figures.figure import Plot, ordered
+from sweeps.report.figures.figure import FigureSpec, ordered
 from sweeps.report.figures.panels import (
     KEYS,
     canvas,
@@ -106,7 +106,7 @@ def drift(data: pd.DataFrame) -> Figure:
     return figure
 
 
-ERRORS = Plot(
+ERRORS = FigureSpec(
     "errors",
     "Errors",
     "Further left is more exact: each mark is one layer's error in Y, dX or dW against float64, and the short upright "
@@ -114,7 +114,7 @@ ERRORS = Plot(
     select_errors,
     errors,
 )
-DRIFT = Plot(
+DRIFT = FigureSpec(
     "drift",
     "Drift",
     "A line is the median run of a method, with a band from its smallest to its largest: the error against float64 as "

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from sweeps.report.figures.figure import Plot, ordered
+from sweeps.report.figures.figure import FigureSpec, ordered
 from sweeps.report.figures.panels import (
     KEYS,
     canvas,
@@ -90,7 +90,7 @@ def spoken(size: int) -> str:
     return f"{size} B"
 
 
-ALLREDUCE = Plot(
+ALLREDUCE = FigureSpec(
     "allreduce",
     "All-reduce bandwidth",
     "Higher is better: 2(g−1)/g times the message over its median time as timed inside the forward pass of g summing "

@@ -10,17 +10,17 @@ from typing import Any
 
 import pandas as pd
 
-from sweeps.report.page.page import Picture
+from sweeps.report.page.page import DrawnFigure
 
 SAME = ["workload", "dtype", "device", "config.workload.seq_len", "config.phase.optimizer"]
 
 
-def draw_batches(runs: pd.DataFrame, out: Path) -> list[Picture]:
+def draw_batches(runs: pd.DataFrame, out: Path) -> list[DrawnFigure]:
     """For each model with two batch sizes or more: batch_analysis_<model>.csv in `out`, two figures in `out`/figures.
 
     Raises MissingStatsError, which names the file, if a finished run lacks one; nothing is filled in.
     """
-    pictures = []
+    drawn = []
     for name, folders in profiled(runs).items():
         from profiler.batch_analysis import plot_peak, plot_step_time, read_batches
 
@@ -35,8 +35,8 @@ def draw_batches(runs: pd.DataFrame, out: Path) -> list[Picture]:
             figure.savefig(base.with_suffix(".svg"), metadata={"Date": None})
             figure.savefig(base.with_suffix(".png"), dpi=150)
             title = f"{name}: {kind.replace('_', ' ')} against batch size"
-            pictures.append(Picture(base.name, title, reading, base.with_suffix(".svg"), data))
-    return pictures
+            drawn.append(DrawnFigure(base.name, title, reading, base.with_suffix(".svg"), data))
+    return drawn
 
 
 def profiled(runs: pd.DataFrame) -> dict[str, dict[int, Path]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from blockshock.bench.targets import FIXED
-from sweeps.report.figures.figure import Plot
+from sweeps.report.figures.figure import FigureSpec
 from sweeps.report.figures.heat_map import ratio_map
 from sweeps.report.figures.panels import canvas
 from sweeps.report.tables.benchmarks import CELL, RATIOS, SETTING
@@ -122,7 +122,7 @@ NOTES = {
     ),
 }
 BENCHMARK_MAPS = tuple(
-    Plot(
+    FigureSpec(
         f"bench_{part}",
         f"Benchmark: {title}",
         note,

@@ -9,7 +9,7 @@ import pandas as pd
 
 from blockshock.bench import targets
 from sweeps.report.figures.all_reduce import spoken
-from sweeps.report.figures.figure import Plot, ordered
+from sweeps.report.figures.figure import FigureSpec, ordered
 from sweeps.report.figures.panels import canvas, legend, log_axes, size_axis
 from sweeps.report.figures.style import COLLECTIVES, marker, palette
 from sweeps.report.tables.benchmarks import SETTING, by_setting
@@ -190,7 +190,7 @@ def _shades(count: int) -> list[str]:
     return [to_hex(colormaps["viridis_r"](0.15 + 0.75 * i / max(1, count - 1))) for i in range(count)]
 
 
-BENCHMARK_ALL_REDUCE = Plot(
+BENCHMARK_ALL_REDUCE = FigureSpec(
     "bench_all_reduce",
     "Benchmark: all-reduce by size",
     "Each line is one way to sum a buffer over the ranks, as a CUDA graph; a ring marks the one that the measured "
@@ -198,7 +198,7 @@ BENCHMARK_ALL_REDUCE = Plot(
     select_all_reduce,
     all_reduce,
 )
-BENCHMARK_LAW = Plot(
+BENCHMARK_LAW = FigureSpec(
     "bench_law",
     "Benchmark: the law",
     "A mark in the band is a cell that takes as long as max(2/s, 9/8) and the measured all-reduce predict, to within "
@@ -207,7 +207,7 @@ BENCHMARK_LAW = Plot(
     select_law,
     law,
 )
-BENCHMARK_HOST = Plot(
+BENCHMARK_HOST = FigureSpec(
     "bench_host",
     "Benchmark: what the host costs",
     "From the filled mark, the forward pass as a CUDA graph, to the open one, the same eager, where the GPU may wait "

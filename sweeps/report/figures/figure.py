@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Plot:
+class FigureSpec:
+    """A figure to be: what it selects, how it is drawn, and how to read it."""
+
     name: str  # of its files
     title: str
     reading: str  # how to read it, in one sentence

@@ -35,7 +35,7 @@ def ratio_map(
     )
     told = cells.notna().to_numpy().ravel()
     for text, colour in zip(axis.texts, to_rgba_array(axis.collections[0].get_facecolor())[told], strict=True):
-        # two inks that a dark page leaves alone, since the cells stay as they are (dark.py)
+        # two inks that a dark page leaves alone, since the cells stay as they are (dark_mode.py)
         text.set_color("#161616" if _luminance(colour) > EVEN else "#fdfdfd")
     axis.tick_params(axis="y", rotation=0)
     axis.grid(visible=False)

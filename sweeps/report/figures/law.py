@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from sweeps.report.figures.figure import Plot
+from sweeps.report.figures.figure import FigureSpec
 from sweeps.report.figures.panels import canvas, cut, legend, log_axes, panels
 from sweeps.report.tables.report_data import ReportData
 
@@ -64,7 +64,7 @@ def _reach(rows: pd.DataFrame, name: str) -> list[pd.Series]:
     return [(rows[name] - rows[f"{name}_lo"]).clip(lower=0), (rows[f"{name}_hi"] - rows[name]).clip(lower=0)]
 
 
-LAW = Plot(
+LAW = FigureSpec(
     "law",
     "The law against the measurements",
     "A filled mark on the line is a rank-local product as slow as the law says from the sparse speedup s measured on "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from sweeps.report.figures.figure import Plot
+from sweeps.report.figures.figure import FigureSpec
 from sweeps.report.figures.panels import canvas, cut, legend
 from sweeps.report.figures.style import RECOMPUTATION, palette
 from sweeps.report.tables.recomputation import KEEP_ALL, SETTING, bound, smallest
@@ -124,7 +124,7 @@ def _order(data: pd.DataFrame) -> list[str]:
 BOUND, LP = "LP bound", "#777777"
 SMALLEST = "each method at the budget with its smallest peak"
 RECOMPUTATION_FIGURES = (
-    Plot(
+    FigureSpec(
         "recomputation_memory",
         "Peak memory with and without recomputation",
         f"Lower leaves room for larger batches: the measured peak of one training step against the batch size, "
@@ -132,14 +132,14 @@ RECOMPUTATION_FIGURES = (
         select_bars,
         partial(bars, column="peak_bytes", unit=GIB, label="peak memory, GiB", title="Peak memory of one step"),
     ),
-    Plot(
+    FigureSpec(
         "recomputation_time",
         "Step time with and without recomputation",
         f"What the memory of the figure above costs in time, {SMALLEST}.",
         select_bars,
         partial(bars, column="step_p50_ms", unit=1.0, label="step (p50), ms", title="Time of one step"),
     ),
-    Plot(
+    FigureSpec(
         "pareto",
         "Memory against time",
         "Nearer to the lower left corner is better: each mark is one method at one budget, and below the dashed line, "

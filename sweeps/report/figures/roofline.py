@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sweeps.report.figures.figure import Plot, ordered
+from sweeps.report.figures.figure import FigureSpec, ordered
 from sweeps.report.figures.panels import KEYS, canvas, cut, legend, log_axes, method_handles, panels, rank_handles
 from sweeps.report.figures.style import marker, palette
 from sweeps.report.tables.report_data import ReportData
@@ -64,7 +64,7 @@ def floor(data: pd.DataFrame) -> Figure:
     return figure
 
 
-FLOOR = Plot(
+FLOOR = FigureSpec(
     "floor",
     "Distance from the roofline",
     "A point on the thick line takes exactly the least time that the machine's calibrated rates allow; the thin "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from sweeps.report.figures.figure import Plot, fastest, ordered
+from sweeps.report.figures.figure import FigureSpec, fastest, ordered
 from sweeps.report.figures.heat_map import ratio_map
 from sweeps.report.figures.panels import (
     KEYS,
@@ -107,14 +107,14 @@ HEAT = (
     "Blue is faster, red is slower, and the number says how many times as fast as {} for that size; of several kernels "
     "or masks, the fastest counts."
 )
-SPEEDUP_OVER_DENSE = Plot(
+SPEEDUP_OVER_DENSE = FigureSpec(
     "speedup_over_dense",
     "Speedup over the dense layer on one rank",
     HEAT.format("dense_single on one rank"),
     partial(select_speedup, speedup="speedup", baseline="dense_single"),
     partial(heat_maps, speedup="speedup", title="Forward: times as fast as dense_single on one rank"),
 )
-SPEEDUP_OVER_ROW = Plot(
+SPEEDUP_OVER_ROW = FigureSpec(
     "speedup_over_row",
     "Speedup over row-parallel",
     HEAT.format("dense_tp_row on as many ranks"),
@@ -125,14 +125,14 @@ IDEAL = (
     "A line along the grey one would use every further rank fully; below 1, that many ranks are slower than one with "
     "the dense layer. Marks of as many ranks stand side by side; bars are 95% intervals over repeats."
 )
-SCALING = Plot(
+SCALING = FigureSpec(
     "strong_scaling",
     "Strong scaling of the forward pass",
     IDEAL,
     partial(select_scaling, name="forward", prefix=""),
     partial(strong_scaling, title="Strong scaling: forward"),
 )
-STEP_SCALING = Plot(
+STEP_SCALING = FigureSpec(
     "strong_scaling_step",
     "Strong scaling of the training step",
     IDEAL,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from sweeps.report.figures.figure import Plot, fastest, in_rows, ordered
+from sweeps.report.figures.figure import FigureSpec, fastest, in_rows, ordered
 from sweeps.report.figures.panels import (
     KEYS,
     canvas,
@@ -100,7 +100,7 @@ def _lines(axis: Axes, best: pd.DataFrame, column: str, colours: dict[str, str])
         axis.set_ylim(bottom=0)
 
 
-THROUGHPUT = Plot(
+THROUGHPUT = FigureSpec(
     "throughput",
     "Throughput",
     "Higher is faster: the 2·B·N·K operations of the whole product over the median forward time, all ranks "

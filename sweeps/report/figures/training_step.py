@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from sweeps.report.figures.figure import Plot, fastest, in_rows
+from sweeps.report.figures.figure import FigureSpec, fastest, in_rows
 from sweeps.report.figures.panels import KEYS, canvas, cut, legend, name_rows, panels
 from sweeps.report.figures.style import INSIDE, PARTS, palette
 from sweeps.report.tables.layers import COLLECTIVES, TRAINING
@@ -57,7 +57,7 @@ def training_step(data: pd.DataFrame) -> Figure:
     return figure
 
 
-TRAINING_STEP = Plot(
+TRAINING_STEP = FigureSpec(
     "training_step",
     "Where a training step goes",
     "Shorter is better: the coloured parts are timed inside the step, each with its own clock, the thin inner bar is "

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from sweeps.report.listings.listing import Listing, without_empty_columns
 from sweeps.report.tables.benchmarks import SETTING, clock
+from sweeps.report.tables.report_data import ReportData
 from sweeps.text import errors, number
 
 
@@ -49,9 +51,42 @@ def benchmark_table(table: pd.DataFrame) -> pd.DataFrame:
         ],
         "relative error": errors(table["relative_error"]),
     }
-    shown = pd.DataFrame(columns).astype(str)
-    return shown[[name for name in shown if (shown[name] != "").any()]]
+    return without_empty_columns(pd.DataFrame(columns))
 
 
 def _ratio(value: float) -> str:
     return "" if pd.isna(value) else f"{value:.3f}"
+
+
+def select_targets(data: ReportData) -> pd.DataFrame:
+    return data.targets
+
+
+def select_benchmarks(data: ReportData) -> pd.DataFrame:
+    return data.benchmarks
+
+
+def remark(table: pd.DataFrame) -> str:
+    on_cpu = table["device"].eq("cpu").any()
+    return " The targets are for GPUs: times on a CPU only show that it works, and are not judged." if on_cpu else ""
+
+
+TARGETS = Listing(
+    "targets",
+    "Benchmarks: targets",
+    "Ratios of medians of what took turns in one run. Shares of cells, and how many times as long as ours "
+    "torch_semi_structured takes, shall reach the limit; all other ratios shall stay below it.",
+    select_targets,
+    target_table,
+)
+BENCHMARKS = Listing(
+    "benchmarks",
+    "Benchmarks",
+    "Times are medians; as CUDA graphs, on GPUs, with the L2 cache cold, and eager with the host's part and a warm "
+    "cache. Ratio: over the baseline's time in the same run; of single rounds: its smallest and largest value over the "
+    "rounds in which both took turns. Of several runs of a contender in a cell the latest counts, with that run's "
+    "baseline.",
+    select_benchmarks,
+    benchmark_table,
+    remark,
+)

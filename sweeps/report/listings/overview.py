@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from sweeps.report.tables.layers import PARTS, TRAINING, in_use
-from sweeps.text import _check, _error, _fraction, mebibytes, number
+from sweeps.text import check, errors, mebibytes, number, percent, times
 
 NAMES = {
     "method": "method",
@@ -35,14 +35,10 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     keys += ["K"] if (table["K"] != table["N"]).any() else []
     shown = table[[*keys, *ALWAYS[2:]]].astype(str).rename(columns=NAMES)
     shown["forward, ms"] = table["forward_p50_ms"].map(number)
-    shown["× dense"] = table["speedup"].map(lambda x: "" if pd.isna(x) else f"{x:.2f}×")
-    shown["of the roofline"] = [
-        _fraction(f, b) for f, b in zip(table["roofline_fraction"], table["bound"], strict=True)
-    ]
-    shown["error of Y (limit)"] = [
-        _error(e, limit) for e, limit in zip(table["y_relative_error"], table["y_error_limit"], strict=True)
-    ]
-    shown["check"] = [_check(p, f) for p, f in zip(table["passed"], table["failed_checks"], strict=True)]
+    shown["× dense"] = table["speedup"].map(times)
+    shown["of the roofline"] = percent(table["roofline_fraction"], table["bound"])
+    shown["error of Y (limit)"] = errors(table["y_relative_error"], table["y_error_limit"])
+    shown["check"] = [check(p, f) for p, f in zip(table["passed"], table["failed_checks"], strict=True)]
     if table["backward_input_p50_ms"].notna().any():
         shown["backward dX, ms"] = table["backward_input_p50_ms"].map(number)
     if table["step_p50_ms"].notna().any():

@@ -1,11 +1,11 @@
-"""Profiled training steps: a table of them, and for a model at several batch sizes its memory and time against those.
-
-The tables behind the batch analysis are files of the run folders, and `profiler` reads back what it wrote.
-"""
+"""Profiled training steps: peaks and times, simulated and measured."""
 
 from __future__ import annotations
 
 import pandas as pd
+
+from sweeps.report.listings.listing import Listing
+from sweeps.report.tables.report_data import ReportData
 
 MIB = 2**20
 COLUMNS = {
@@ -26,13 +26,30 @@ COLUMNS = {
 }
 
 
-def profile_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a finished profile, as text under the names of COLUMNS; no columns if there is none."""
-    found = runs.sort_values(["workload", "B", "dtype", "started"])
+def select(data: ReportData) -> pd.DataFrame:
+    """One row a finished profile, as text under the names of COLUMNS."""
+    if data.profiles.empty:
+        return data.profiles
+    rows = data.profiles.sort_values(["workload", "B", "dtype", "started"])
     shown = {}
     for name, (source, unit, form) in COLUMNS.items():
-        values = found[source] if source in found else pd.Series(index=found.index, dtype=object)
+        values = rows[source] if source in rows else pd.Series(index=rows.index, dtype=object)
         shown[name] = [
             "" if pd.isna(value) else form.format(float(value) / unit) if form else str(value) for value in values
         ]
     return pd.DataFrame(shown)
+
+
+def show(text: pd.DataFrame) -> pd.DataFrame:
+    return text
+
+
+PROFILES = Listing(
+    "profiles",
+    "Profiled training steps",
+    "The simulated peak comes from the step's graph and its nodes' workspaces, the measured one from the allocator. "
+    "The sum of the nodes' times belongs beside the step as a CUDA graph, which has no gaps between kernels; with the "
+    "idle time it belongs beside the eager step.",
+    select,
+    show,
+)

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pandas as pd
 
+from sweeps.report.listings.listing import Listing, without_empty_columns
 from sweeps.report.tables.recomputation import MIB, MS
-from sweeps.text import number
+from sweeps.report.tables.report_data import ReportData
+from sweeps.text import bounds, number, times
+
+
+def select(data: ReportData) -> pd.DataFrame:
+    return data.recomputed
 
 
 def recomputation_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -21,8 +27,8 @@ def recomputation_table(table: pd.DataFrame) -> pd.DataFrame:
         "of keep_all's peak": _percent(table["peak_bytes"] / table["keep_all_peak_bytes"]),
         "above static, MiB": (table["above_static_bytes"] / MIB).map(number),
         "step, ms": table["step_p50_ms"].map(number),
-        "95% interval, ms": _interval(table["step_lo_ms"], table["step_hi_ms"]),
-        "× keep_all's time": table["slowdown"].map(lambda value: "" if pd.isna(value) else f"{value:.2f}×"),
+        "95% interval, ms": bounds(table, "step_lo_ms", "step_hi_ms"),
+        "× keep_all's time": table["slowdown"].map(times),
         "predicted peak, MiB": (table["predicted_peak_bytes"] / MIB).map(number),
         "predicted step, ms": (table["predicted_step_s"] / MS).map(number),
         "added (predicted), ms": (table["predicted_added_s"] / MS).map(number),
@@ -31,8 +37,7 @@ def recomputation_table(table: pd.DataFrame) -> pd.DataFrame:
         "planning, s": table["planning_s"].map(number),
         "same numbers": [_same(a, b) for a, b in zip(table["identical"], table["passed"], strict=True)],
     }
-    shown = pd.DataFrame(columns).astype(str)
-    return shown[[name for name in shown if (shown[name] != "").any()]]
+    return without_empty_columns(pd.DataFrame(columns))
 
 
 def _same(identical: object, passed: object) -> str:
@@ -49,9 +54,16 @@ def _percent(share: pd.Series) -> pd.Series:
     return share.map(lambda value: "" if pd.isna(value) else f"{value:.0%}")
 
 
-def _interval(low: pd.Series, high: pd.Series) -> list[str]:
-    return ["" if pd.isna(a) else f"{number(a)} – {number(b)}" for a, b in zip(low, high, strict=True)]
-
-
 def _share(part: pd.Series, whole: pd.Series) -> list[str]:
     return ["" if pd.isna(a) or pd.isna(b) else f"{a:.0f} of {b:.0f}" for a, b in zip(part, whole, strict=True)]
+
+
+RECOMPUTATION = Listing(
+    "recomputation",
+    "Recomputation",
+    "Of each setting, method and memory budget. Predicted: by the plan's cost model. LP: the linear program's lower "
+    "bound on the time that any plan within the budget adds. Same numbers: the rewritten step's loss, gradients and "
+    "states against the plain step's.",
+    select,
+    recomputation_table,
+)

@@ -6,13 +6,22 @@ from typing import Any
 
 import pandas as pd
 
+from sweeps.report.listings.listing import Listing
+from sweeps.report.tables.report_data import ReportData
+
 PARTS = ("step", "forward", "backward", "optimizer", "other", "exposed_communication", "idle")
 
 
-def trace_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a finished trace, as text; no columns if there is none. Times are medians over the steps."""
-    found = runs.sort_values(["method", "workload", "N", "B", "world_size", "started"])
-    return pd.DataFrame([_row(row) for row in found.to_dict("records")])
+def select(data: ReportData) -> pd.DataFrame:
+    """One row a finished trace, as text. Times are medians over the steps."""
+    if data.traces.empty:
+        return data.traces
+    rows = data.traces.sort_values(["method", "workload", "N", "B", "world_size", "started"])
+    return pd.DataFrame([_row(row) for row in rows.to_dict("records")])
+
+
+def show(text: pd.DataFrame) -> pd.DataFrame:
+    return text
 
 
 def _row(run: dict[Any, Any]) -> dict[str, str]:
@@ -25,3 +34,14 @@ def _row(run: dict[Any, Any]) -> dict[str, str]:
     attributed = run["trace.attributed"]
     row |= {"kernels": f"{run['trace.kernels'][slowest]}", "slower by": f"{run['trace.slowdown']:.1%}"}
     return row | {"with an owner": "" if pd.isna(attributed) else f"{attributed:.2%}"}
+
+
+TRACES = Listing(
+    "traces",
+    "Traced training steps",
+    "Medians over the traced steps, of the rank with the longest. Forward to idle add up to the step. Slower by: what "
+    "tracing added to it. With an owner: the share of device time that belongs to a module, the loss, the optimizer or "
+    "a collective.",
+    select,
+    show,
+)

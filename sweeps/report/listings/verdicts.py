@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from sweeps.report.listings.listing import without_empty_columns
 from sweeps.report.listings.overview import key_columns
-from sweeps.report.page.page import Listing
+from sweeps.report.page.page import PageTable
 from sweeps.report.tables.verdicts import Verdict
 from sweeps.text import number
 
 
-def evidence(verdict: Verdict) -> Listing | None:
+def evidence(verdict: Verdict) -> PageTable | None:
     """A verdict's comparisons as text."""
     rows = verdict.evidence
     if rows.empty:
@@ -22,8 +23,8 @@ def evidence(verdict: Verdict) -> Listing | None:
         shown = rows.astype({"share_of_limit": object})
         shown["share_of_limit"] = rows["share_of_limit"].map(lambda value: f"{value:.0%}")
         shown = shown.rename(columns={"share_of_limit": "of the limit, at most", "world_size": "P"}).astype(str)
-    shown = shown[[name for name in shown if (shown[name] != "").any()]]
-    return Listing(f"evidence-{verdict.name}", f"{verdict.name}: comparisons", "", shown)
+    shown = without_empty_columns(shown)
+    return PageTable(f"evidence-{verdict.name}", f"{verdict.name}: comparisons", "", shown)
 
 
 EVIDENCE = {

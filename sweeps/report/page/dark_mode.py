@@ -20,7 +20,7 @@ DARK = {
 }
 
 
-def in_the_dark(svg: str) -> str:
+def with_dark_mode(svg: str) -> str:
     """`svg` with the style sheet; what it looks like on a light page does not change."""
     rules = []
     for light, dark in DARK.items():

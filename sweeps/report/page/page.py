@@ -16,12 +16,12 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup
 
-from sweeps.report.page.dark_mode import in_the_dark
+from sweeps.report.page.dark_mode import with_dark_mode
 from sweeps.report.tables.verdicts import Verdict
 
 
 @dataclass(frozen=True)
-class Picture:
+class DrawnFigure:
     """A figure as it lies in the report's folder."""
 
     name: str
@@ -32,7 +32,7 @@ class Picture:
 
     @property
     def data_uri(self) -> str:
-        svg = in_the_dark(self.svg.read_text(encoding="utf-8")).encode()
+        svg = with_dark_mode(self.svg.read_text(encoding="utf-8")).encode()
         return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
     @property
@@ -41,7 +41,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Listing:
+class PageTable:
     """A table on the page; sorted and filtered by report.js."""
 
     name: str
@@ -73,12 +73,12 @@ class Content:
     machines: dict[str, str]
     environments: list[dict[str, str]]
     counts: dict[str, int]
-    verdicts: list[tuple[Verdict, Listing | None]]
+    verdicts: list[tuple[Verdict, PageTable | None]]
     the_same: dict[str, str]
     whole_table: bool  # is there a table.csv?
-    listings: list[Listing]
-    pictures: list[Picture]
-    broken: Listing | None
+    tables: list[PageTable]
+    figures: list[DrawnFigure]
+    broken: PageTable | None
     running: list[dict[str, str]]
     unsupported: list[tuple[str, int]]
     command: str

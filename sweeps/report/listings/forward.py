@@ -1,0 +1,58 @@
+"""Forward passes: their time, and their speed next to the baselines' and to the roofline."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from sweeps.report.listings.listing import Listing, without_empty_columns
+from sweeps.report.listings.overview import key_columns
+from sweeps.report.tables.layers import COLLECTIVES, COLUMNS
+from sweeps.report.tables.report_data import ReportData
+from sweeps.text import bounds, number, percent, times
+
+INTERVALS = (
+    "Medians, with bootstrap 95% intervals over repeats where there are five or more (jobs of the same configuration, "
+    "else the blocks of a job). "
+)
+
+
+def select(data: ReportData) -> pd.DataFrame:
+    """The rows with a forward time, without the columns of the training step and of errors."""
+    rows = data.table[data.table["forward_p50_ms"].notna()]
+    return rows[[name for name in COLUMNS if not name.startswith(("step_", "dx_", "dw_", "y_"))]]
+
+
+def show(rows: pd.DataFrame) -> pd.DataFrame:
+    shown = key_columns(rows)
+    shown["forward, ms"] = rows["forward_p50_ms"].map(number)
+    shown["95% interval, ms"] = bounds(rows, "forward_lo_ms", "forward_hi_ms")
+    shown["repeats"] = rows["forward_repeated"]
+    for column, name in (("speedup", "× dense"), ("speedup_row", "× row-parallel")):
+        shown[name] = rows[column].map(times)
+        shown[f"{name}, 95%"] = bounds(rows, f"{column}_lo", f"{column}_hi")
+    shown["TFLOP/s"] = rows["tflops"].map(number)
+    shown["of the roofline"] = percent(rows["roofline_fraction"], rows["bound"])
+    for name, title in zip(COLLECTIVES, ("all-reduce, ms", "all-gather, ms"), strict=True):
+        shown[title] = rows[f"forward_{name}_p50_ms"].map(number)
+    if rows["backward_input_p50_ms"].notna().any():
+        shown["backward to X, ms"] = rows["backward_input_p50_ms"].map(number)
+    return without_empty_columns(shown)
+
+
+def remark(rows: pd.DataFrame) -> str:
+    if (rows["roofline_fraction"] > 1).any():
+        return "; above 100% the data was served from a cache, not from the memory that was calibrated."
+    return "."
+
+
+FORWARD = Listing(
+    "forward",
+    "Forward pass",
+    INTERVALS
+    + "× dense: the speed beside dense_single on one rank; × row-parallel: beside dense_tp_row on as many ranks P. "
+    "TFLOP/s counts the whole product. Of the roofline: the least time that the machine's calibrated rates allow over "
+    "the time taken, and what bounds it",
+    select,
+    show,
+    remark,
+)

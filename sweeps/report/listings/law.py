@@ -1,0 +1,38 @@
+"""The law max(2/s, 9/8): predicted and measured ratios of Block-Shock's time to row-parallel's."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from sweeps.report.listings.listing import Listing, without_empty_columns
+from sweeps.report.listings.overview import key_columns
+from sweeps.report.tables.report_data import ReportData
+from sweeps.text import bounds, number, percent
+
+
+def select(data: ReportData) -> pd.DataFrame:
+    return data.law
+
+
+def show(ratios: pd.DataFrame) -> pd.DataFrame:
+    shown = key_columns(ratios.assign(method="block_shock", kernel="cusparselt", world_size=2))
+    shown = shown.drop(columns=["method", "kernel", "P"], errors="ignore")
+    shown = shown.assign(mask=ratios["mask"].astype(str))
+    for column, name in (("s", "s"), ("predicted", "predicted ratio"), ("local_ratio", "measured, product")):
+        shown[name] = ratios[column].map(number)
+        shown[f"{name}, 95%"] = bounds(ratios, f"{column}_lo", f"{column}_hi")
+    shown["measured, whole forward"] = ratios["ratio"].map(number)
+    shown["measured / predicted"] = percent(ratios["local_ratio"] / ratios["predicted"])
+    shown["finding"] = ratios["finding"]
+    return without_empty_columns(shown)
+
+
+LAW = Listing(
+    "law",
+    "The law max(2/s, 9/8)",
+    "time(Block-Shock) / time(row-parallel) = max(2/s, 9/8) for the rank-local product of two ranks on sparse tensor "
+    "cores; s, twice dense_single's time over Block-Shock's on one rank with cuSPARSELt, is the realised sparse "
+    "speedup (adding the two halves there counts against it). It agrees where both sides' 95% intervals overlap.",
+    select,
+    show,
+)

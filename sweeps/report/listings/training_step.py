@@ -1,0 +1,45 @@
+"""Training steps of a layer: their time, its parts, and the speed next to the baselines'."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from sweeps.report.listings.forward import INTERVALS
+from sweeps.report.listings.listing import Listing, without_empty_columns
+from sweeps.report.listings.overview import key_columns
+from sweeps.report.tables.layers import COLLECTIVES, COLUMNS, PARTS, TRAINING
+from sweeps.report.tables.report_data import ReportData
+from sweeps.text import bounds, number, percent, times
+
+
+def select(data: ReportData) -> pd.DataFrame:
+    """The rows with a step time, without the columns of the forward pass and of errors."""
+    rows = data.table[data.table["step_p50_ms"].notna()]
+    return rows[[name for name in COLUMNS if not name.startswith(("forward_", "speedup", "dx_", "dw_", "y_"))]]
+
+
+def show(rows: pd.DataFrame) -> pd.DataFrame:
+    shown = key_columns(rows, TRAINING)
+    shown["step, ms"] = rows["step_p50_ms"].map(number)
+    shown["95% interval, ms"] = bounds(rows, "step_lo_ms", "step_hi_ms")
+    shown["repeats"] = rows["step_repeated"]
+    for column, name in (("step_speedup", "× dense"), ("step_speedup_row", "× row-parallel")):
+        shown[name] = rows[column].map(times)
+        shown[f"{name}, 95%"] = bounds(rows, f"{column}_lo", f"{column}_hi")
+    titles = ("forward", "backward", "optimizer", "compress", "rest", "all-reduce", "all-gather")
+    for part, title in zip((*PARTS, "rest", *COLLECTIVES), titles, strict=True):
+        shown[f"{title}, ms"] = rows[f"step_{part}_p50_ms"].map(number)
+    shown["rows/s"] = rows["step_rows_per_s"].map(number)
+    shown["of the roofline"] = percent(rows["step_roofline_fraction"])
+    return without_empty_columns(shown)
+
+
+TRAINING_STEP = Listing(
+    "training_step",
+    "Training step",
+    INTERVALS + "Parts are timed inside the step, each with its own clock, so that they may add up to more than the "
+    "step; rest is what they leave of it. All-reduce and all-gather lie inside forward and backward. rows/s: rows of X "
+    "trained on a second.",
+    select,
+    show,
+)
