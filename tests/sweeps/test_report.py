@@ -118,7 +118,9 @@ def test_a_profile_is_a_row_of_people_s_units_and_not_its_raw_record(write_run, 
     write_run("a", [record("profile", "keep_all", B=4, profile=measured)])
     write_report([tmp_path], tmp_path / "out")
     table = pd.read_csv(tmp_path / "out" / "tables" / "profiles.csv")
-    assert table[["B", "simulated peak, MiB", "measured peak, MiB", "Σ nodes, ms"]].to_numpy().tolist() == [[4, 3, 2, 4]]
+    assert table[["B", "simulated peak, MiB", "measured peak, MiB", "Σ nodes, ms"]].to_numpy().tolist() == [
+        [4, 3, 2, 4]
+    ]
 
 
 def test_tables_of_an_earlier_report_that_have_nothing_to_show_are_removed(mixed, write_run, tmp_path):
