@@ -5,5 +5,5 @@
 
 What is compared takes turns in one run, as CUDA graphs on random data with the L2 cache cold; ratios of medians count.
 Every result is checked against float64 before it is timed. The folder is a run folder (metrics.jsonl, env.json,
-status.json), so `blockshock-report` and `sweeps.load_runs` read it; targets.md holds the ratios against their targets.
+status.json), so `blockshock-report` and `sweeps.load_runs` read it.
 """

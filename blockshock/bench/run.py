@@ -1,4 +1,4 @@
-"""The command: measure cells on the ranks, keep their records, print the ratios and write targets.md."""
+"""The command: measure cells on the ranks and keep their records."""
 
 from __future__ import annotations
 
@@ -12,20 +12,17 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import pandas as pd
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from rich.console import Console
-from rich.table import Table
 
 from blockshock import SCHEMA, bench
 from blockshock.bench.all_reduce import SIZES, all_reduce
 from blockshock.bench.cells import Cell, Row
 from blockshock.bench.layers import CONTENDERS, forward, law, train
 from blockshock.bench.products import backward, product
-from blockshock.bench.targets import verdicts
 from blockshock.cli import resolvers
 from blockshock.cli.main import CONF
 from blockshock.config import load_job, plain
@@ -36,7 +33,6 @@ from blockshock.problem import DTYPES
 from blockshock.ranks import distributed
 from blockshock.ranks.launched import RankInfo
 from blockshock.ranks.pool import Outcome, RankPool
-from blockshock.run_folder.files import write_atomically
 from blockshock.run_folder.folder import RunFolder
 
 ALONE: dict[str, Callable[..., Iterator[Row]]] = {"product": product, "backward": backward, "all_reduce": all_reduce}
@@ -64,13 +60,8 @@ def main(argv: list[str] | None = None) -> int:
             outcome = pool.run(measure_cells, spec, on_message=lambda text: console.print(text, highlight=False))
     finally:
         folder.finish(outcome.status, outcome.reason)
-    rows = pd.DataFrame(folder.records())
     if spec["device"] == "cpu":
         console.print("The targets are for GPUs: a CPU's times show that everything works, and nothing else.")
-    elif not rows.empty:
-        table = verdicts(rows)
-        write_atomically(folder.path / "targets.md", _markdown(table))
-        console.print(_shown(table))
     if outcome.status != "ok":
         print(f"blockshock.bench: {outcome.status}: {outcome.reason}", file=sys.stderr)
     print(f"records: {folder.path / 'metrics.jsonl'}")
@@ -220,21 +211,3 @@ def _configs(
                 continue
             found[name] = config
     return found
-
-
-def _shown(table: pd.DataFrame) -> Table:
-    shown = Table("ranks", "target", "measured", "limit", "", "cells", "worst cell")
-    for row in table.to_dict("records"):
-        met = "[green]met[/]" if row["met"] else "[red]missed[/]"
-        numbers = (f"{row['measured']:.3f}", f"{row['limit']:g}")
-        shown.add_row(str(row["world_size"]), row["target"], *numbers, met, str(row["cells"]), row["worst cell"])
-    return shown
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    lines = ["| ranks | target | measured | limit | | cells | worst cell |", "|---|---|---|---|---|---|---|"]
-    for row in table.to_dict("records"):
-        met = "met" if row["met"] else "**missed**"
-        cells = [row["world_size"], row["target"], f"{row['measured']:.3f}", f"{row['limit']:g}", met, row["cells"]]
-        lines.append("| " + " | ".join(map(str, [*cells, row["worst cell"]])) + " |")
-    return "\n".join(lines) + "\n"

@@ -6,12 +6,12 @@ from collections import defaultdict
 import pandas as pd
 import pytest
 
-from blockshock.bench.targets import verdicts
 from sweeps import load_runs
 from sweeps.report.command import main
 from sweeps.report.figures import BENCHMARK_FIGURES, ReportData
 from sweeps.report.listings.benchmarks import benchmark_table, target_table
 from sweeps.report.tables.benchmarks import benchmarks, latest, targets
+from sweeps.report.tables.targets import verdicts
 from tests.sweeps.conftest import benchmark_rows
 
 BASELINE = {"product": "half_k_dense", "forward": "dtensor_row", "train": "dtensor_row", "all_reduce": "nccl"}

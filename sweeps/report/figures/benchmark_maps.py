@@ -9,21 +9,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from blockshock.bench.targets import FIXED
 from sweeps.report.figures.figure import FigureSpec
 from sweeps.report.figures.heat_map import ratio_map
 from sweeps.report.figures.panels import canvas
 from sweeps.report.tables.benchmarks import CELL, RATIOS, SETTING
 from sweeps.report.tables.report_data import ReportData
+from sweeps.report.tables.targets import BLOCKS, JUDGED, WORST_CELL
 from sweeps.text import ranks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLOCKS = (*FIXED, "checkerboard")
-OURS = ("block_shock/1100", "block_shock/checkerboard", "block_shock/random")
-LAYERS = (*OURS, "block_shock/outputs", "dense_tp_row")
+LAYERS = (*JUDGED, "block_shock/outputs", "dense_tp_row")
 # Part -> which of its contenders are drawn (the figures' texts say it in words), and those that come first.
 DRAWN = {
     "product": r".+/auto",
@@ -37,12 +35,6 @@ FIRST = {
     "forward": LAYERS,
     "train": LAYERS,
 }
-# Part -> the ratio that no cell may exceed on a GPU, and for whom (blockshock.bench.targets).
-LIMITS = {
-    "product": (1.25, tuple(f"{mask}/auto" for mask in BLOCKS)),
-    "forward": (1.05, OURS),
-    "train": (1.1, OURS),
-}
 
 
 def select(measured: ReportData, part: str) -> pd.DataFrame:
@@ -51,7 +43,7 @@ def select(measured: ReportData, part: str) -> pd.DataFrame:
     drawn = table["contender"].astype(str).str.fullmatch(DRAWN[part]) & table["method"].ne(table["baseline"])
     data = table[table["part"].eq(part) & drawn & table["ratio"].notna()]
     data = data[[*CELL, "contender", "quantity", "p50_us", *RATIOS]]
-    limit, whose = LIMITS.get(part, (np.nan, ()))
+    limit, whose = WORST_CELL.get(part, (np.nan, ()))
     judged = data["contender"].isin(list(whose)) & data["device"].ne("cpu")
     names = [*FIRST[part], *sorted(set(data["contender"]) - set(FIRST[part]))]
     place = data["contender"].map({name: place for place, name in enumerate(names)})
@@ -106,7 +98,8 @@ NOTES = {
         "rank-local product over half-K dense",
         READING.format("the dense product over half of K")
         + MASKS
-        + " Outlined: above the 1.25 that no cell of a fixed pattern or checkerboard shall exceed on a GPU.",
+        + f" Outlined: above {WORST_CELL['product'][0]}, which no cell of a fixed pattern or checkerboard shall exceed "
+        + "on a GPU.",
     ),
     "backward": (
         "backward over half-K dense",
@@ -114,11 +107,11 @@ NOTES = {
     ),
     "forward": (
         "forward over dtensor_row",
-        READING.format("DTensor's row-parallel plan") + METHODS + OUTLINED.format(1.05),
+        READING.format("DTensor's row-parallel plan") + METHODS + OUTLINED.format(WORST_CELL["forward"][0]),
     ),
     "train": (
         "AdamW step over dtensor_row",
-        READING.format("DTensor's row-parallel plan") + METHODS + OUTLINED.format(1.1),
+        READING.format("DTensor's row-parallel plan") + METHODS + OUTLINED.format(WORST_CELL["train"][0]),
     ),
 }
 BENCHMARK_MAPS = tuple(

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from blockshock.bench import targets
 from sweeps.report.figures.all_reduce import spoken
 from sweeps.report.figures.figure import FigureSpec, ordered
 from sweeps.report.figures.panels import canvas, legend, log_axes, size_axis
 from sweeps.report.figures.style import COLLECTIVES, marker, palette
+from sweeps.report.tables import targets
 from sweeps.report.tables.benchmarks import SETTING, by_setting
 from sweeps.report.tables.report_data import ReportData
 from sweeps.text import ranks
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BAND = 0.05  # of the law
+BAND = targets.WITHIN
 GREY, INK = "#888888", "#555555"
 HIDDEN = ("dense_tp_row/nccl", "block_shock/nccl")  # of the host's cost: the same methods with another collective
 
@@ -69,7 +69,7 @@ def all_reduce(data: pd.DataFrame) -> Figure:
 
 
 def select_law(measured: ReportData) -> pd.DataFrame:
-    """Predicted and measured ratio of each cell, as blockshock.bench.targets.law computes them."""
+    """Predicted and measured ratio of each cell, as targets.law computes them."""
     table = measured.benchmarks
     return by_setting(table[table["part"] == "law"], lambda rows: targets.law(rows).reset_index())
 

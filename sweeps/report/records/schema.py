@@ -20,7 +20,7 @@ _MEASUREMENT = re.compile(r"_(us|ms|s|bytes|gbs|tflops|unix|error)$|\.(limit|ste
 
 def wrong_in(record: Mapping[str, Any]) -> str:
     """What is wrong with a record whose names are flattened with dots (`timings_ms.forward.p50_ms`), "" if nothing."""
-    needed = [*ALWAYS, *(("part",) if record.get("phase") == "bench" else ())]
+    needed = [*ALWAYS, *(("part",) if record.get("phase") in ("benchmark", "bench") else ())]
     needed += [] if record.get("phase") in OF_MODELS else ["N", "K"]
     missing = [name for name in needed if record.get(name) is None]
     if missing:

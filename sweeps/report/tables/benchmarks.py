@@ -1,8 +1,8 @@
-"""The records of `python -m blockshock.bench`: times of what took turns in one run, and their ratios to a baseline.
+"""The records of phase=benchmark: times of contenders that took turns in one job, and their ratios to a baseline.
 
 table = benchmarks(load_runs([...]))        # numbers, a row a contender, cell and run
 shown = benchmark_table(latest(table))      # of each contender and cell the latest, as text for people
-judged = targets(table)                     # the ratios against the targets of blockshock.bench.targets
+judged = targets(table)                     # the ratios against the targets of sweeps.report.tables.targets
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from typing import Any
 
 import pandas as pd
 
-from blockshock.bench.targets import verdicts
+from sweeps.report.tables.targets import verdicts
 
-PHASE = "bench"
+PHASES = ("benchmark", "bench")  # the second: `python -m blockshock.bench`, which measured many cells in one folder
 SETTING = ["device", "dtype"]  # never to be mixed
 CELL = [*SETTING, "part", "world_size", "N", "K", "B"]
-# Part -> what its times are divided by. The law has a prediction instead (blockshock.bench.targets.law).
+# Part -> what its times are divided by, for records of `bench`; those of `benchmark` say it. The law has a prediction
+# instead (sweeps.report.tables.targets.law).
 BASELINES = {
     "product": "half_k_dense",
     "backward": "half_k_dense",
@@ -44,7 +45,7 @@ def benchmarks(runs: pd.DataFrame) -> pd.DataFrame:
     there is no such record.
     """
     phase = runs["phase"] if "phase" in runs else pd.Series(dtype=object)
-    rows = runs[(phase == PHASE).reindex(runs.index, fill_value=False)].reset_index(drop=True)
+    rows = runs[phase.isin(PHASES).reindex(runs.index, fill_value=False)].reset_index(drop=True)
     if rows.empty:
         return pd.DataFrame(columns=COLUMNS)
     ended = rows.groupby("folder", sort=False)["timestamp_unix"].max().rank(method="first").astype(int)
@@ -58,6 +59,8 @@ def benchmarks(runs: pd.DataFrame) -> pd.DataFrame:
     table["chosen"] = table["chosen"].eq(True)
     pairs = zip(table["method"], table["variant"], strict=True)
     table["contender"] = [f"{method}/{variant}".rstrip("/") for method, variant in pairs]
+    said = rows["baseline"] if "baseline" in rows else pd.Series(None, index=rows.index, dtype=object)
+    table["_divisor"] = said.where(said.notna(), table["part"].map(BASELINES))
     table = pd.concat([table, _choices(rows)], axis=1).merge(
         _baselines(table), on=["run", *CELL, "quantity"], how="left"
     )
@@ -80,7 +83,7 @@ def latest(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def targets(table: pd.DataFrame) -> pd.DataFrame:
-    """`blockshock.bench.targets.verdicts` of each device and dtype, with these two in front.
+    """`sweeps.report.tables.targets.verdicts` of each device and dtype, with these two in front.
 
     The targets are for GPUs: what was measured on a CPU shows that it works, and is not judged.
     """
@@ -107,7 +110,7 @@ def clock(table: pd.DataFrame) -> str:
 def _baselines(table: pd.DataFrame) -> pd.DataFrame:
     """The baseline of each cell (of `backward`, of each quantity)."""
     plain = table["variant"].eq("") | table["part"].eq("backward")
-    found = table[table["method"].eq(table["part"].map(BASELINES)) & plain]
+    found = table[table["method"].eq(table["_divisor"]) & plain]
     names = {"method": "baseline", "p50_us": "baseline_us", "rounds_us": "baseline_rounds"}
     return found[["run", *CELL, "quantity", *names]].rename(columns=names)
 

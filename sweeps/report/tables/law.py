@@ -21,6 +21,11 @@ MEMORY_BOUND = 9 / 8  # half of the values and 1/16 for their metadata, over hal
 AGREES, SLOWER, FASTER, OPEN = "agrees", "slower than the law", "faster than the law", "undecided"
 
 
+def predicted_ratio(s: pd.Series) -> pd.Series:
+    """max(2/s, 9/8): time of a sparse half over that of the half-K dense matmul, at a sparse speedup `s` over dense."""
+    return (2 / s).clip(lower=MEMORY_BOUND)
+
+
 def law(table: pd.DataFrame) -> pd.DataFrame:
     """Columns: the size, `mask`, `s`, `predicted`, `local_ratio` (forward without the collective) and `ratio` (all of
     the forward), the first three with `_lo` and `_hi`, and `finding`: whether the intervals of `predicted` and
@@ -37,9 +42,8 @@ def law(table: pd.DataFrame) -> pd.DataFrame:
     found["s"] = 2 * found["dense_forward"] / found["one_forward"]
     twice = [[2 * value for value in values] for values in lists(found["dense_repeats"])]
     found[["s_lo", "s_hi"]] = ratio_intervals(twice, lists(found["one_repeats"]))
-    found["predicted"] = (2 / found["s"]).clip(lower=MEMORY_BOUND)
-    found["predicted_lo"] = (2 / found["s_hi"]).clip(lower=MEMORY_BOUND)
-    found["predicted_hi"] = (2 / found["s_lo"]).clip(lower=MEMORY_BOUND)
+    for edge, of in (("", ""), ("_lo", "_hi"), ("_hi", "_lo")):
+        found[f"predicted{edge}"] = predicted_ratio(found[f"s{of}"])
     found["local_ratio"] = found["two_local"] / found["row_local"]
     edges = ratio_intervals(lists(found["two_local_repeats"]), lists(found["row_local_repeats"]))
     found[["local_ratio_lo", "local_ratio_hi"]] = edges
