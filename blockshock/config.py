@@ -22,7 +22,6 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from blockshock.errors import ConfigError, at_least, one_of
 
 CONF = Path(__file__).resolve().parent / "conf"  # a link to the repository's conf/, a copy in an installed package
-DTYPES = ("bf16", "fp16", "fp32", "fp64")
 GROUPS = ("phase", "method", "mask", "workload")
 SEEDS = (-(2**63), 2**64 - 1)  # what torch.Generator.manual_seed takes
 
@@ -204,6 +203,8 @@ def _resolve_hardware(hardware: HardwareConfig, elsewhere: bool) -> None:
 
 
 def _resolve_dtype(model: ModelConfig, hardware: HardwareConfig) -> None:
+    from blockshock.dtypes import DTYPES
+
     one_of("model.dtype", model.dtype, ("auto", *DTYPES))
     if model.dtype == "auto":
         model.dtype = "bf16" if hardware.device == "cuda" else "fp32"

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from blockshock.config import Job
+from blockshock.dtypes import DTYPES
 from blockshock.masks import Mask, halves
 from blockshock.workloads import Inputs
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 
 
 def generator(seed: int, name: str, device: torch.device) -> torch.Generator:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from blockshock.dtypes import torch_name
 from blockshock.masks import Mask
 from blockshock.measure.timing import Timer
 from blockshock.ranks import distributed
@@ -41,7 +42,7 @@ class Cell:
             "N": self.N,
             "K": self.K,
             "B": self.B,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": torch_name(self.dtype),
             "world_size": distributed.world_size(),
         } | about
 

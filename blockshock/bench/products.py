@@ -14,15 +14,13 @@ import torch
 
 from blockshock.bench.cells import Cell, Row, measure
 from blockshock.jobs.correctness import errors
-from blockshock.kernels import cusparselt
-from blockshock.kernels.choice import make
-from blockshock.kernels.kernel import Kernel
+from blockshock.kernels import KERNELS, Half, Kernel, make
 from blockshock.masks import halves
 from blockshock.measure import calibration
 from blockshock.problem import generator
 
 Step = Callable[[], Any]
-KERNELS = {"complement_1100_0011": ("auto", "cusparselt"), "random_2of4": ("auto", "cusparselt")}
+MEASURED = {"complement_1100_0011": ("auto", "cusparselt"), "random_2of4": ("auto", "cusparselt")}
 
 
 def product(cell: Cell) -> Iterator[Row]:
@@ -86,11 +84,11 @@ def _operands(cell: Cell) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _kernels(cell: Cell, weight: torch.Tensor) -> Iterator[tuple[str, str, Kernel, torch.Tensor]]:
     """(mask, kernel asked for, kernel built for half 0, its packed values)."""
-    short = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(cell.dtype, "other")
     for mask in cell.masks:
         half, _ = halves(mask, weight, generator(cell.seed, "mask", cell.device))
-        for name in KERNELS.get(mask.name, ("auto",)):
-            if name == "cusparselt" and cusparselt.unsupported(cell.device.type, short, cell.N, cell.K, cell.B):
+        for name in MEASURED.get(mask.name, ("auto",)):
+            shape = Half(half, mask.period, cell.B, cell.dtype).shape
+            if name != "auto" and KERNELS[name].unsupported(shape):
                 continue
             built = make(name, half, mask.period, cell.B, cell.dtype)
             yield mask.name, name, built, built.adopt(built.layout.pack(weight))

@@ -26,10 +26,10 @@ from blockshock.bench.products import backward, product
 from blockshock.cli import resolvers
 from blockshock.cli.main import CONF
 from blockshock.config import load_job, plain
+from blockshock.dtypes import DTYPES
 from blockshock.errors import REFUSED, ConfigError, at_least, one_of, whole_numbers, writable
 from blockshock.jobs.execution import device_name
 from blockshock.measure import environment
-from blockshock.problem import DTYPES
 from blockshock.ranks import distributed
 from blockshock.ranks.launched import RankInfo
 from blockshock.ranks.pool import Outcome, RankPool

@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 from blockshock.cli.main import CONF
+from blockshock.dtypes import DTYPES
 from blockshock.errors import REFUSED, ConfigError, one_of, whole_numbers
 from blockshock.kernels.choice import make
 from blockshock.masks import halves
 from blockshock.measure.cache import cache_path, load
-from blockshock.problem import DTYPES
 
 UNITS = {"gbs": "GB/s", "tflops": "TFLOP/s"}  # by the ends of the rates' names
 

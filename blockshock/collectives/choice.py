@@ -19,6 +19,7 @@ import torch.distributed as dist
 from blockshock.collectives import reductions
 from blockshock.collectives.product_sum import FEWEST_ROWS, Multiply, ProductSum, Total, alone, most_chunks
 from blockshock.collectives.symmetric import SymmetricBuffer, symmetric_buffer
+from blockshock.dtypes import DTYPES, torch_name
 from blockshock.errors import ConfigError, at_least, one_of
 from blockshock.measure.cache import cached_measurement
 from blockshock.measure.timing import quick_time_ms
@@ -76,8 +77,6 @@ def check_collective(job: Job, options: CollectiveOptions, ranks: int, rows: int
     if job.hardware.backend != "nccl":
         problem = f"needs GPUs and hardware.backend=nccl, not {job.hardware.backend}; use auto"
         raise ConfigError("method.collective", name, problem)
-    from blockshock.problem import DTYPES
-
     dtype = DTYPES[job.model.dtype]
     why = reductions.impossible(name, ranks, dtype, batch * rows * dtype.itemsize)
     if why:
@@ -132,7 +131,7 @@ def choose(
         return Chosen(next(iter(ways.values())), impossible)
     key = {
         "ranks": f"{ranks}of{distributed.world_size()}",
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": torch_name(dtype),
         **{"B": batch, "K": features, "R": width},
         "kernel": ",".join(f"{name}:{value}" for name, value in _flat(kernel).items()),
         "of": ",".join(ways),

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from blockshock.collectives.symmetric import SymmetricBuffer
+from blockshock.dtypes import torch_name
 
 GPU_NAMES = ("nccl", "one_shot", "two_shot", "copy")
 SYMMETRIC = ("one_shot", "two_shot", "copy")
@@ -135,7 +136,7 @@ def impossible(name: str, ranks: int, dtype: torch.dtype, size: int) -> str | No
     if name == "two_shot" and ranks not in TWO_SHOT_RANKS:
         return f"is for {', '.join(map(str, TWO_SHOT_RANKS))} ranks, not for {ranks}"
     if name != "copy" and dtype not in SHOT_DTYPES:
-        return f"adds bf16 and fp32, not {str(dtype).removeprefix('torch.')}"
+        return f"adds bf16 and fp32, not {torch_name(dtype)}"
     if size % 16:
         return f"needs a partial product of a multiple of 16 bytes, not {size}"
     return None

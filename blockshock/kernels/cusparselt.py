@@ -16,28 +16,15 @@ from typing import Any
 
 import torch
 
-from blockshock.kernels.kernel import Kernel
-from blockshock.kernels.layouts import BlockLayout, PackedLayout
+from blockshock.dtypes import short_name, torch_name
+from blockshock.kernels.kernel import Half, Kernel, Shape
+from blockshock.kernels.layouts import PackedLayout
 from blockshock.measure.cache import cached_measurement
 from blockshock.measure.timing import quick_time_ms
 from blockshock.ranks.distributed import max_over_ranks
 
 MULTIPLE = 128  # smallest rows and columns with which the buffer's layout was seen
 BATCH_MULTIPLE = 8  # 16-byte rows of X
-
-
-def unsupported(device: str, dtype: str, rows: int, K: int, B: int) -> str | None:
-    """Why cuSPARSELt can't multiply (B, K) by a half (rows, K); None if it can."""
-    here = torch.cuda.device_count() > 0  # a cluster's login node can't tell what its GPU nodes have
-    if device != "cuda" or (here and not torch.backends.cusparselt.is_available()):
-        return "needs an NVIDIA GPU and a PyTorch with cuSPARSELt; use auto, gather or masked_dense"
-    if dtype not in ("bf16", "fp16"):
-        return f"multiplies bf16 and fp16, not {dtype}; use model.dtype=bf16, or kernel auto, gather or masked_dense"
-    if rows % MULTIPLE or K % MULTIPLE:
-        return f"needs K={K} and a rank's rows N={rows} to be multiples of {MULTIPLE}"
-    if B % BATCH_MULTIPLE:
-        return f"needs model.B={B} to be a multiple of {BATCH_MULTIPLE}"
-    return None
 
 
 @dataclass(frozen=True)
@@ -57,23 +44,44 @@ class CuSparseLt(Kernel):
     name = "cusparselt"
     layout: PackedLayout
 
-    def __init__(
-        self, layout: PackedLayout, blocks: BlockLayout | None, half: torch.Tensor, batch: int, dtype: torch.dtype
-    ) -> None:
+    @classmethod
+    def unsupported(cls, shape: Shape) -> str | None:
+        here = torch.cuda.device_count() > 0  # a cluster's login node can't tell what its GPU nodes have
+        if shape.device != "cuda" or (here and not torch.backends.cusparselt.is_available()):
+            return "needs an NVIDIA GPU and a PyTorch with cuSPARSELt; use auto, gather or masked_dense"
+        if shape.dtype not in (torch.bfloat16, torch.float16):
+            it = short_name(shape.dtype)
+            return f"multiplies bf16 and fp16, not {it}; use model.dtype=bf16, or kernel auto, gather or masked_dense"
+        if shape.rows % MULTIPLE or shape.features % MULTIPLE:
+            return f"needs K={shape.features} and a rank's rows N={shape.rows} to be multiples of {MULTIPLE}"
+        if shape.batch % BATCH_MULTIPLE:
+            return f"needs model.B={shape.batch} to be a multiple of {BATCH_MULTIPLE}"
+        return None
+
+    @classmethod
+    def worth_trying(cls, shape: Shape) -> bool:
+        # The library keeps rows in its own order: with two blocks, gradients would pay more than forward could gain.
+        return shape.device == "cuda" and shape.blocks != 2
+
+    @classmethod
+    def build(cls, half: Half) -> Kernel:
+        return cls(half)
+
+    def __init__(self, half: Half) -> None:
+        layout, dtype, batch = half.packed, half.dtype, half.batch
         super().__init__(layout, dtype)
-        self._blocks = blocks
+        self._blocks = half.blocks
         self._kept = layout.rows * layout.features // 2
-        self._metadata = torch._cslt_compress(half.to(dtype)).flatten()[self._kept :].clone()
+        self._metadata = torch._cslt_compress(half.mask.to(dtype)).flatten()[self._kept :].clone()
         self._buffer: torch.Tensor | None = None
         self._in_mask_order: torch.Tensor | None = None
         self._shape = (layout.rows, layout.features * 9 // 16)
         if self._kept + len(self._metadata) != self._shape[0] * self._shape[1]:
             raise RuntimeError("cuSPARSELt's compressed buffer is not (N, K*9/16) here: use another kernel")
-        key = {"R": layout.rows, "K": layout.features, "B": batch, "dtype": str(dtype)[6:]}
-        found = cached_measurement(
-            "cusparselt", key, half.device, lambda: self._measure(batch), ("algorithm", "ms", "tried")
-        )
-        self.algorithm = Algorithm(**found["algorithm"])
+        key = {"R": layout.rows, "K": layout.features, "B": batch, "dtype": torch_name(dtype)}
+        measure = partial(self._measure, batch)
+        fastest = cached_measurement("cusparselt", key, half.device, measure, ("algorithm", "ms", "tried"))
+        self.algorithm = Algorithm(**fastest["algorithm"])
 
     def adopt(self, values: torch.Tensor) -> torch.Tensor:
         buffer = torch.cat([values.reshape(-1), self._metadata])
@@ -141,6 +149,9 @@ class CuSparseLt(Kernel):
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, **asdict(self.algorithm)}
 
+    def flop_formulas(self) -> dict[Any, Callable[..., int]]:
+        return flop_formulas()
+
 
 def multiply(
     buffer: torch.Tensor, x: torch.Tensor, algorithm: Algorithm, out: torch.Tensor | None = None
@@ -164,12 +175,12 @@ WORTH_SPLITTING = 3  # how many of the best algorithms are also tried with split
 
 def flop_formulas() -> dict[Any, Callable[..., int]]:
     """The FLOPs of cuSPARSELt's product, by the operators that call it; PyTorch counts none of them."""
-    found: dict[Any, Callable[..., int]] = {torch.ops.aten._cslt_sparse_mm: sparse_mm_flops}
+    formulas: dict[Any, Callable[..., int]] = {torch.ops.aten._cslt_sparse_mm: sparse_mm_flops}
     # From torch 2.13 on its sparse tensors multiply by an operator of their own, which is there once one has been made.
     wrapped = getattr(torch.ops.semi_structured, "cusparselt_mm", None)
     if wrapped is not None:
-        found[wrapped] = lambda dense, compressed, *_, **__: sparse_mm_flops(compressed, dense.t())
-    return found
+        formulas[wrapped] = lambda dense, compressed, *_, **__: sparse_mm_flops(compressed, dense.t())
+    return formulas
 
 
 def sparse_mm_flops(compressed: torch.Tensor, dense: torch.Tensor, *_: Any, **__: Any) -> int:

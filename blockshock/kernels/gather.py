@@ -1,10 +1,12 @@
-"""For masks made of dense blocks: copy the columns of X that a block keeps, then multiply densely (packing.py)."""
+"""For masks made of dense blocks: copy the columns of X that a block keeps, then multiply densely (layouts.py)."""
+
+from __future__ import annotations
 
 from typing import Any
 
 import torch
 
-from blockshock.kernels.kernel import Kernel
+from blockshock.kernels.kernel import Half, Kernel, Shape
 from blockshock.kernels.layouts import BlockLayout, mask_key
 
 
@@ -13,6 +15,21 @@ class Gather(Kernel):
 
     name = "gather"
     layout: BlockLayout
+
+    @classmethod
+    def unsupported(cls, shape: Shape) -> str | None:
+        if shape.blocks:
+            return None
+        return "needs a mask made of dense blocks (complement_*, checkerboard); use masked_dense, triton or cusparselt"
+
+    @classmethod
+    def worth_trying(cls, shape: Shape) -> bool:
+        return shape.blocks > 0
+
+    @classmethod
+    def build(cls, half: Half) -> Kernel:
+        assert half.blocks is not None
+        return cls(half.blocks, half.dtype)
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "mask": mask_key(self.layout)}

@@ -1,4 +1,4 @@
-"""Few rows of X times any 2:4 half on sparse tensor cores, by our own kernel (sparse_mma.cu)."""
+"""Few rows of X times any 2:4 half on sparse tensor cores, by our own kernel (gpu/sparse_mma.cu)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from blockshock.dtypes import short_name, torch_name
 from blockshock.errors import ConfigError
 from blockshock.kernels.gpu import nvrtc
 from blockshock.kernels.gpu.sparse_mma_launch import STEP, MmaTiles, MmaWorkspace, arrange, product
 from blockshock.kernels.gpu.tuning import Tuned, for_batch
-from blockshock.kernels.kernel import Kernel
+from blockshock.kernels.kernel import FEW_ROWS, Half, Kernel, Shape
 from blockshock.kernels.layouts import PackedLayout
 from blockshock.measure import nvml
 
@@ -35,25 +36,11 @@ CHOICES = (
 )
 
 
-def unsupported(device: str, dtype: str, rows: int, K: int) -> str | None:
-    """Why this kernel can't multiply by a half (rows, K); None if it can."""
-    here = torch.cuda.device_count() > 0  # a cluster's login node can't tell what its GPU nodes have
-    if device != "cuda" or (here and not nvrtc.usable()):
-        return "needs an NVIDIA GPU and the cuda-bindings that come with PyTorch for CUDA; use auto or masked_dense"
-    if dtype not in ("bf16", "fp16"):
-        return f"multiplies bf16 and fp16, not {dtype}; use model.dtype=bf16, or kernel auto or masked_dense"
-    if rows % 128 or K % STEP:
-        return f"needs a rank's rows N={rows} to be a multiple of 128 and K={K} of {STEP}"
-    if here and (nvml.capability() or (8, 0)) < (8, 0):
-        return "needs sparse tensor cores, a GPU of compute capability 8.0 or later; use auto or triton"
-    return None
-
-
 def fitting(rows: int, K: int, device: torch.device) -> list[MmaTiles]:
     """The tiles for a half (rows, K) that this GPU has room for."""
-    found = torch.cuda.get_device_properties(device)
-    room = getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block)  # not in the type stubs
-    capability = (found.major, found.minor)
+    gpu = torch.cuda.get_device_properties(device)
+    room = getattr(gpu, "shared_memory_per_block_optin", gpu.shared_memory_per_block)  # not in the type stubs
+    capability = (gpu.major, gpu.minor)
     return [tiles for tiles in CHOICES if tiles.fits(rows, K, capability, room)]
 
 
@@ -63,11 +50,34 @@ class SparseMma(Kernel):
     name = "sparse_mma"
     layout: PackedLayout
 
+    @classmethod
+    def unsupported(cls, shape: Shape) -> str | None:
+        here = torch.cuda.device_count() > 0  # a cluster's login node can't tell what its GPU nodes have
+        if shape.device != "cuda" or (here and not nvrtc.usable()):
+            return "needs an NVIDIA GPU and the cuda-bindings that come with PyTorch for CUDA; use auto or masked_dense"
+        if shape.dtype not in (torch.bfloat16, torch.float16):
+            dtype = short_name(shape.dtype)
+            return f"multiplies bf16 and fp16, not {dtype}; use model.dtype=bf16, or kernel auto or masked_dense"
+        if shape.rows % 128 or shape.features % STEP:
+            return f"needs a rank's rows N={shape.rows} to be a multiple of 128 and K={shape.features} of {STEP}"
+        if here and (nvml.capability() or (8, 0)) < (8, 0):
+            return "needs sparse tensor cores, a GPU of compute capability 8.0 or later; use auto or triton"
+        return None
+
+    @classmethod
+    def worth_trying(cls, shape: Shape) -> bool:
+        few = shape.device == "cuda" and not shape.blocks and shape.batch <= FEW_ROWS
+        return few and bool(fitting(shape.rows, shape.features, torch.device("cuda", torch.cuda.current_device())))
+
+    @classmethod
+    def build(cls, half: Half) -> Kernel:
+        return cls(half.packed, half.batch, half.dtype, half.device)
+
     def __init__(self, layout: PackedLayout, batch: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(layout, dtype)
         places = layout.places
         self._metadata = arrange(places.repeat(layout.rows // len(places), 1))
-        key = {"R": layout.rows, "K": layout.features, "B": batch, "dtype": str(dtype)[6:]}
+        key = {"R": layout.rows, "K": layout.features, "B": batch, "dtype": torch_name(dtype)}
         x = torch.randn(batch, layout.features, device=device).to(dtype)
         values = torch.randn(layout.rows, layout.features // 2, device=device).to(dtype)
         out = torch.empty(batch, layout.rows, device=device, dtype=dtype)

@@ -1,5 +1,5 @@
-"""Our own products, in Triton: tuned tiles for each shape, for masks made of blocks (strided.py for few rows of X,
-block_gemm.py for many) and any other (decompress.py)."""
+"""Our own products, in Triton: tuned tiles for each shape, for masks made of blocks (gpu/strided.py for few rows of
+X, gpu/block_gemm.py for many) and any other (gpu/decompress.py)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
+from blockshock.dtypes import short_name, torch_name
 from blockshock.kernels.gather import Gather
 from blockshock.kernels.gpu import block_gemm, decompress, strided
 from blockshock.kernels.gpu.block_gemm import GemmTiles
 from blockshock.kernels.gpu.strided import StridedTiles, Workspace
-from blockshock.kernels.gpu.triton_support import INTERPRETED, triton
+from blockshock.kernels.gpu.triton_support import INSTALLED, INTERPRETED
 from blockshock.kernels.gpu.tuning import Tuned, for_batch
-from blockshock.kernels.kernel import Kernel
+from blockshock.kernels.kernel import FEW_ROWS, Half, Kernel, Shape
 from blockshock.kernels.layouts import BlockLayout, PackedLayout, mask_key
 
 # What to choose from, by the batch up to which it is good, found with a wider search on an H200.
@@ -53,16 +54,35 @@ DECOMPRESS = (
 )
 
 
-def unsupported(device: str, dtype: str, rows: int, K: int, blocks: bool) -> str | None:
-    """Why the Triton kernels can't multiply by a half (rows, K); None if they can."""
-    if triton is None or not (device == "cuda" or INTERPRETED):
-        return "needs an NVIDIA GPU and Triton; use auto, gather or masked_dense"
-    if dtype not in ("bf16", "fp16"):
-        return f"multiplies bf16 and fp16, not {dtype}; use model.dtype=bf16, or kernel auto, gather or masked_dense"
-    multiple = 128 if blocks else decompress.COLUMNS
-    if rows % 128 or K % multiple:
-        return f"needs a rank's rows N={rows} to be a multiple of 128 and K={K} of {multiple}"
-    return None
+class Triton(Kernel):
+    """`Blocks` for masks made of blocks, `Decompress` for any other."""
+
+    name = "triton"
+
+    @classmethod
+    def unsupported(cls, shape: Shape) -> str | None:
+        here = torch.cuda.device_count() > 0  # a cluster's login node can't tell what its GPU nodes have
+        on_gpu = shape.device == "cuda" and (INSTALLED or not here)
+        if not on_gpu and not (INSTALLED and INTERPRETED):
+            return "needs an NVIDIA GPU and Triton; use auto, gather or masked_dense"
+        if shape.dtype not in (torch.bfloat16, torch.float16):
+            it = short_name(shape.dtype)
+            return f"multiplies bf16 and fp16, not {it}; use model.dtype=bf16, or kernel auto, gather or masked_dense"
+        multiple = 128 if shape.blocks else decompress.COLUMNS
+        if shape.rows % 128 or shape.features % multiple:
+            return f"needs a rank's rows N={shape.rows} to be a multiple of 128 and K={shape.features} of {multiple}"
+        return None
+
+    @classmethod
+    def worth_trying(cls, shape: Shape) -> bool:
+        # On a CPU Triton only interprets. Many rows of X and a mask without blocks are cuSPARSELt's.
+        return shape.device == "cuda" and (shape.blocks > 0 or shape.batch <= FEW_ROWS)
+
+    @classmethod
+    def build(cls, half: Half) -> Kernel:
+        if half.blocks is not None:
+            return Blocks(half.blocks, half.batch, half.dtype, half.device)
+        return Decompress(half.packed, half.batch, half.dtype, half.device)
 
 
 def _workspace(tiles: StridedTiles | GemmTiles, batch: int, *, rows: int, device: torch.device) -> Workspace:
@@ -70,14 +90,14 @@ def _workspace(tiles: StridedTiles | GemmTiles, batch: int, *, rows: int, device
     return Workspace(tiles if isinstance(tiles, StridedTiles) else StridedTiles(), rows, batch, device)
 
 
-class Blocks(Gather):
+class Blocks(Triton, Gather):
     """Forward with no pass over Y, and for few rows none over X; gradients as in Gather."""
 
-    name = "triton"
+    layout: BlockLayout
 
     def __init__(self, layout: BlockLayout, batch: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(layout, dtype)
-        key = {"mask": mask_key(layout), "R": layout.rows, "K": layout.features, "B": batch, "dtype": str(dtype)[6:]}
+        key = {"mask": mask_key(layout), "R": layout.rows, "K": layout.features, "B": batch, "dtype": torch_name(dtype)}
         x = torch.randn(batch, layout.features, device=device).to(dtype)
         values = torch.randn(layout.rows, layout.features // 2, device=device).to(dtype)
         out = torch.empty(batch, layout.rows, device=device, dtype=dtype)
@@ -112,10 +132,9 @@ def for_blocks(layout: BlockLayout, B: int) -> Sequence[StridedTiles | GemmTiles
     return [*few, *many] if B <= 128 else many
 
 
-class Decompress(Kernel):
+class Decompress(Triton):
     """Forward with tiles of the weight made dense in registers; gradients with the weight made dense in memory."""
 
-    name = "triton"
     layout: PackedLayout
 
     def __init__(self, layout: PackedLayout, batch: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -125,7 +144,7 @@ class Decompress(Kernel):
             layout = self.layout = PackedLayout(layout.rows, layout.features, None, decompress.flags_of(places))
         assert layout.flags is not None
         self.flags = layout.flags
-        key = {"mask": "any", "R": layout.rows, "K": layout.features, "B": batch, "dtype": str(dtype)[6:]}
+        key = {"mask": "any", "R": layout.rows, "K": layout.features, "B": batch, "dtype": torch_name(dtype)}
         fitting = [tiles for tiles in DECOMPRESS if tiles.fits(layout.rows, layout.features, 1)]
         x = torch.randn(batch, layout.features, device=device).to(dtype)
         values = torch.randn(layout.rows, layout.features // 2, device=device).to(dtype)

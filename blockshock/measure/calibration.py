@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 
+from blockshock.dtypes import torch_name
 from blockshock.measure.cache import cached_measurement
 from blockshock.measure.timing import Timer
 from blockshock.ranks import distributed
@@ -27,7 +28,7 @@ class Rates:
 def rates(dtype: torch.dtype, device: torch.device, backend: str, again: bool = False) -> Rates:
     """The rates of this device, dtype and number of ranks; measured when not known or when `again`. A collective."""
     key = {
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": torch_name(dtype),
         "ranks": distributed.world_size(),
         "backend": backend,
         "threads": torch.get_num_threads(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -55,6 +56,10 @@ class ParallelLinear(nn.Module, ABC):
 
     def describe(self) -> dict[str, Any]:
         """What the record should say of this layer: the kernel chosen, and so on."""
+        return {}
+
+    def flop_formulas(self) -> dict[Any, Callable[..., int]]:
+        """FLOPs of the layer's operators that PyTorch's own counter does not know, by operator."""
         return {}
 
     def weight_bytes(self) -> int:

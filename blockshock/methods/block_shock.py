@@ -11,6 +11,7 @@ every `compress_every` optimizer steps (1: always; K: every K steps, in between 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,7 @@ import torch
 from torch import nn
 
 from blockshock.errors import ConfigError, at_least, one_of
-from blockshock.kernels.autograd import masked_linear, packed_linear
-from blockshock.kernels.choice import check_kernel, make
+from blockshock.kernels import check_kernel, make, masked_linear, packed_linear
 from blockshock.measure.timing import region
 from blockshock.methods import ParallelLinear
 from blockshock.methods.shared.halves import HalvesLinear, HalvesOptions, check_halves
@@ -99,6 +99,9 @@ class BlockShockLinear(HalvesLinear):
     def weight_bytes(self) -> int:
         dense = sum(w.numel() * self.itemsize for w in self.weights) if self.compressed else 0
         return dense + sum(kernel.weight_bytes for kernel in self.kernels)
+
+    def flop_formulas(self) -> dict[Any, Callable[..., int]]:
+        return self.kernels[0].flop_formulas()
 
     def describe(self) -> dict[str, Any]:
         return {"kernel": self.kernels[0].describe(), "weights": self.method.weights, **self.collective.describe()}

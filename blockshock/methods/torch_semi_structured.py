@@ -21,7 +21,9 @@ import torch
 from torch.sparse import SparseSemiStructuredTensor, SparseSemiStructuredTensorCUSPARSELT, to_sparse_semi_structured
 
 from blockshock.collectives.product_sum import Total
+from blockshock.dtypes import DTYPES
 from blockshock.errors import ConfigError
+from blockshock.kernels.cusparselt import flop_formulas
 from blockshock.kernels.kernel import into
 from blockshock.measure.timing import region
 from blockshock.methods import ParallelLinear
@@ -59,10 +61,9 @@ def unsupported(device: str, dtype: str, rows: int, K: int) -> str | None:
     here = torch.cuda.device_count() > 0  # a cluster's login node can't tell what its GPU nodes have
     if device != "cuda" or (here and not torch.backends.cusparselt.is_available()):
         return ON_A_CPU
-    sizes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    if dtype not in sizes:
+    if dtype not in ("bf16", "fp16"):
         return f"multiplies bf16 and fp16, not {dtype}; use model.dtype=bf16, or block_shock or masked_split_dense"
-    least = SparseSemiStructuredTensorCUSPARSELT._DTYPE_SHAPE_CONSTRAINTS[sizes[dtype]]
+    least = SparseSemiStructuredTensorCUSPARSELT._DTYPE_SHAPE_CONSTRAINTS[DTYPES[dtype]]
     if rows % least.sparse_min_rows or K % least.sparse_min_cols:
         multiples = f"{least.sparse_min_rows} and K={K} a multiple of {least.sparse_min_cols}"
         return f"needs a rank's rows N={rows} to be a multiple of {multiples}"
@@ -106,6 +107,9 @@ class TorchSemiStructuredLinear(MaskedSplitLinear):
     def weight_bytes(self) -> int:
         """The dense halves, and the compressed ones that multiply, though `recompress` frees these after use."""
         return super().weight_bytes() + sum(self.compressed_bytes)
+
+    def flop_formulas(self) -> dict[Any, Callable[..., int]]:
+        return flop_formulas()
 
     def describe(self) -> dict[str, Any]:
         kernel = {"name": self.backend.BACKEND, "class": self.backend.__name__, "algorithm": self.algorithm}

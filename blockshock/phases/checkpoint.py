@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from blockshock.dtypes import DTYPES
 from blockshock.errors import ConfigError, at_least, one_of
 from blockshock.jobs.correctness import CheckFailed
 from blockshock.jobs.execution import Execution
 from blockshock.measure import timing
 from blockshock.measure.summarize import summarize
 from blockshock.phases import OptimizerOptions
-from blockshock.problem import DTYPES
 
 if TYPE_CHECKING:
     from blockshock.config import Job

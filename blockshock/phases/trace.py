@@ -19,15 +19,14 @@ import torch
 from matplotlib.figure import Figure
 
 from blockshock.config import kind
+from blockshock.dtypes import DTYPES
 from blockshock.errors import ConfigError, at_least, one_of
 from blockshock.jobs.correctness import QUANTITIES
 from blockshock.jobs.execution import Execution
-from blockshock.kernels.cusparselt import flop_formulas
 from blockshock.measure import timing
 from blockshock.measure.summarize import summarize
 from blockshock.methods import ParallelLinear
 from blockshock.phases import TrainingOptions
-from blockshock.problem import DTYPES
 from blockshock.ranks import distributed
 from profiler import plots
 from profiler.errors import EmptyTraceError
@@ -125,7 +124,7 @@ class Trace(TrainingOptions):
         verdicts = execution.check(layer, QUANTITIES)
         step, _ = self.make_step(layer, execution.problem)
         fields = {"correctness": verdicts}
-        return Subject(layer, step, step, lambda: count_flops(layer, step, flop_formulas()), layer, fields)
+        return Subject(layer, step, step, lambda: count_flops(layer, step, layer.flop_formulas()), layer, fields)
 
     def _model(self, execution: Execution) -> Subject:
         job = execution.job
