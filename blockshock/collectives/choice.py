@@ -4,7 +4,7 @@
     y = chosen.total(x, multiply);   record["collective"] = chosen.describe()
 
 `auto` times every implementation and number of chunks that this machine and size allow, with the layer's own product at
-its own size, in CUDA graphs; the slowest rank's time counts, so all ranks agree. measured.py keeps the result.
+its own size, in CUDA graphs; the slowest rank's time counts, so all ranks agree. measure/cache.py keeps the result.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from blockshock.collectives import reductions
 from blockshock.collectives.product_sum import FEWEST_ROWS, Multiply, ProductSum, Total, alone, most_chunks
+from blockshock.collectives.reductions import GPU_NAMES, REDUCTIONS
 from blockshock.collectives.symmetric import SymmetricBuffer, symmetric_buffer
 from blockshock.dtypes import DTYPES, torch_name
 from blockshock.errors import ConfigError, at_least, one_of
@@ -53,18 +53,18 @@ class Chosen:
     def describe(self) -> dict[str, Any]:
         if not isinstance(self.total, ProductSum):
             return {}
-        found: dict[str, Any] = {"collective": self.total.describe()}
+        collective = self.total.describe()
         if self.impossible:
-            found["collective"]["impossible"] = self.impossible
+            collective["impossible"] = self.impossible
         if self.ms:
-            found["collective"]["measured_ms"] = self.ms
-        return found
+            collective["measured_ms"] = self.ms
+        return {"collective": collective}
 
 
 def check_collective(job: Job, options: CollectiveOptions, ranks: int, rows: int) -> None:
     """Refuse what can't sum partial products (B, rows) over `ranks` ranks, as far as can be said before they start."""
     name, chunks, batch = options.collective, options.overlap_chunks, job.model.B
-    one_of("method.collective", name, ("auto", *reductions.GPU_NAMES))
+    one_of("method.collective", name, ("auto", *GPU_NAMES))
     if chunks is not None:
         at_least("method.overlap_chunks", chunks, 1)
     if ranks == 1:
@@ -78,7 +78,7 @@ def check_collective(job: Job, options: CollectiveOptions, ranks: int, rows: int
         problem = f"needs GPUs and hardware.backend=nccl, not {job.hardware.backend}; use auto"
         raise ConfigError("method.collective", name, problem)
     dtype = DTYPES[job.model.dtype]
-    why = reductions.impossible(name, ranks, dtype, batch * rows * dtype.itemsize)
+    why = REDUCTIONS[name].unsupported(ranks, dtype, batch * rows * dtype.itemsize)
     if why:
         raise ConfigError("method.collective", name, f"{why}; use auto or nccl")
 
@@ -104,15 +104,16 @@ def choose(
         return Chosen(alone)
     ranks = dist.get_world_size(group)
     if dist.get_backend(group) != "nccl":
-        return Chosen(ProductSum(reductions.make("gloo", group, width, None), options.overlap_chunks or 1))
+        return Chosen(ProductSum(REDUCTIONS["gloo"].build(group, width, None), options.overlap_chunks or 1))
     size = batch * width * dtype.itemsize
-    names = list(reductions.GPU_NAMES) if options.collective == "auto" else [options.collective]
-    whys = {name: reductions.impossible(name, ranks, dtype, size) for name in names}
+    names = list(GPU_NAMES) if options.collective == "auto" else [options.collective]
+    whys = {name: REDUCTIONS[name].unsupported(ranks, dtype, size) for name in names}
+    symmetric = [name for name in names if REDUCTIONS[name].symmetric and whys[name] is None]
     buffer: SymmetricBuffer | None = None
-    if any(name in reductions.SYMMETRIC and why is None for name, why in whys.items()):
+    if symmetric:
         buffer, problem = symmetric_buffer(group, device, size)
         if problem:
-            whys |= {name: problem for name in names if name in reductions.SYMMETRIC and whys[name] is None}
+            whys |= dict.fromkeys(symmetric, problem)
     impossible = {name: why for name, why in whys.items() if why}
     names = [name for name in names if name not in impossible]
     if not names:
@@ -123,7 +124,7 @@ def choose(
     if options.overlap_chunks is not None:
         counts = [options.overlap_chunks]
     ways = {
-        f"{name}/{chunks}": ProductSum(reductions.make(name, group, width, buffer), chunks)
+        f"{name}/{chunks}": ProductSum(REDUCTIONS[name].build(group, width, buffer), chunks)
         for name in names
         for chunks in counts
     }
@@ -137,8 +138,8 @@ def choose(
         "of": ",".join(ways),
     }
     measure = partial(_measure, ways, multiply, (batch, features), dtype, device)
-    found = cached_measurement("collective", key, device, measure, list(ways))
-    return Chosen(ways[min(found, key=found.__getitem__)], impossible, found)
+    times = cached_measurement("collective", key, device, measure, list(ways))
+    return Chosen(ways[min(times, key=times.__getitem__)], impossible, times)
 
 
 def _measure(

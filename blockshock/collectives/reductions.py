@@ -8,12 +8,14 @@ A reduction says where the product should write (`place`), adds one chunk on the
 `two_shot`      every rank adds 1/P of the rows, then collects the rest: two exchanges, 2(P-1)/P times the bytes
 `copy`          a pair exchanges its partial products by the copy engines, which leaves the processors to the next
                 chunk's product, and adds: the bytes of one_shot
+
+A new one is a subclass of `Reduction` and its entry in REDUCTIONS, at the end of this file.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -21,17 +23,30 @@ import torch.distributed as dist
 from blockshock.collectives.symmetric import SymmetricBuffer
 from blockshock.dtypes import torch_name
 
-GPU_NAMES = ("nccl", "one_shot", "two_shot", "copy")
-SYMMETRIC = ("one_shot", "two_shot", "copy")
 TWO_SHOT_RANKS = (2, 4, 8)  # the sizes for which PyTorch compiles it out of place
 SHOT_DTYPES = (torch.bfloat16, torch.float32)  # for which PyTorch compiles both shots
 
 Places = tuple[torch.Tensor | None, torch.Tensor | None]
 
 
-class Reduction(Protocol):
-    name: str
+class Reduction(ABC):
+    """One layer's way to sum. Its result is the same on every rank of the group."""
 
+    name: ClassVar[str]  # the value of `method.collective`, if its backend is NCCL
+    backend: ClassVar[str] = "nccl"  # of process groups on which it works: nccl | gloo
+    symmetric: ClassVar[bool] = False  # whether products must be in memory that peers read
+
+    @classmethod
+    def unsupported(cls, ranks: int, dtype: torch.dtype, size: int) -> str | None:
+        """Why it can't sum `size` bytes over `ranks` ranks; None if it can on a fitting machine."""
+        return None
+
+    @classmethod
+    @abstractmethod
+    def build(cls, group: dist.ProcessGroup, width: int, buffer: SymmetricBuffer | None) -> Reduction:
+        """For partial products (B, width); `buffer` is there if it is `symmetric`."""
+
+    @abstractmethod
     def place(self, rows: int, like: torch.Tensor, whole: bool = False) -> Places:
         """(where the product is to be written, where the sum will be), both (rows, R), of dtype and device of `like`.
 
@@ -39,20 +54,26 @@ class Reduction(Protocol):
         chunks will be written there.
         """
 
+    @abstractmethod
     def add(self, partial: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         """Begin to sum `partial` over the group into `total` (of one shape); returns `total`."""
 
     def finish(self, total: torch.Tensor) -> torch.Tensor:
         """Order all sums begun before what follows on the current stream; returns `total`."""
+        return total
 
 
-class InPlace:
-    """The process group's all-reduce."""
+class AllReduce(Reduction):
+    """NCCL's own all-reduce, on the current stream."""
+
+    name = "nccl"
 
     def __init__(self, group: dist.ProcessGroup, width: int) -> None:
-        self.name: str = dist.get_backend(group)
         self._group, self._width = group, width
-        self._works: list[dist.Work] = []
+
+    @classmethod
+    def build(cls, group: dist.ProcessGroup, width: int, buffer: SymmetricBuffer | None) -> Reduction:
+        return cls(group, width)
 
     def place(self, rows: int, like: torch.Tensor, whole: bool = False) -> Places:
         if not whole:
@@ -61,10 +82,24 @@ class InPlace:
         return total, total
 
     def add(self, partial: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-        # NCCL runs on the current stream; gloo in threads, beside the next product.
-        work = dist.all_reduce(total, group=self._group, async_op=self.name == "gloo")
-        if work is not None:
-            self._works.append(work)
+        dist.all_reduce(total, group=self._group)
+        return total
+
+
+class GlooAllReduce(AllReduce):
+    """gloo's, in threads beside the next chunk's product."""
+
+    name = "gloo"
+    backend = "gloo"
+
+    def __init__(self, group: dist.ProcessGroup, width: int) -> None:
+        super().__init__(group, width)
+        self._works: list[dist.Work] = []
+
+    def add(self, partial: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        work = dist.all_reduce(total, group=self._group, async_op=True)
+        assert work is not None
+        self._works.append(work)
         return total
 
     def finish(self, total: torch.Tensor) -> torch.Tensor:
@@ -74,7 +109,7 @@ class InPlace:
         return total
 
 
-class Symmetric(ABC):
+class Symmetric(Reduction):
     """The product goes into memory that peers read; the sum is ordinary memory, which no later product overwrites.
 
     A rank's next product overwrites what its peers read. It may: both shots begin and end with a barrier of the ranks
@@ -85,30 +120,45 @@ class Symmetric(ABC):
     the signals of their barriers are in the same place.
     """
 
-    name = ""
+    symmetric = True
 
     def __init__(self, buffer: SymmetricBuffer, width: int) -> None:
         self.buffer, self._width = buffer, width
 
+    @classmethod
+    def build(cls, group: dist.ProcessGroup, width: int, buffer: SymmetricBuffer | None) -> Reduction:
+        assert buffer is not None
+        return cls(buffer, width)
+
+    @classmethod
+    def unsupported(cls, ranks: int, dtype: torch.dtype, size: int) -> str | None:
+        return None if size % 16 == 0 else f"needs a partial product of a multiple of 16 bytes, not {size}"
+
     def place(self, rows: int, like: torch.Tensor, whole: bool = False) -> Places:
         return self.buffer.view((rows, self._width), like.dtype), like.new_empty(rows, self._width)
-
-    @abstractmethod
-    def add(self, partial: torch.Tensor, total: torch.Tensor) -> torch.Tensor: ...
-
-    def finish(self, total: torch.Tensor) -> torch.Tensor:
-        return total
 
 
 class OneShot(Symmetric):
     name = "one_shot"
 
+    @classmethod
+    def unsupported(cls, ranks: int, dtype: torch.dtype, size: int) -> str | None:
+        if dtype not in SHOT_DTYPES:
+            return f"adds bf16 and fp32, not {torch_name(dtype)}"
+        return super().unsupported(ranks, dtype, size)
+
     def add(self, partial: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         return torch.ops.symm_mem.one_shot_all_reduce_out(partial, "sum", self.buffer.group_name, total)
 
 
-class TwoShot(Symmetric):
+class TwoShot(OneShot):
     name = "two_shot"
+
+    @classmethod
+    def unsupported(cls, ranks: int, dtype: torch.dtype, size: int) -> str | None:
+        if ranks not in TWO_SHOT_RANKS:
+            return f"is for {', '.join(map(str, TWO_SHOT_RANKS))} ranks, not for {ranks}"
+        return super().unsupported(ranks, dtype, size)
 
     def add(self, partial: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         return torch.ops.symm_mem.two_shot_all_reduce_out(partial, "sum", self.buffer.group_name, total)
@@ -116,6 +166,10 @@ class TwoShot(Symmetric):
 
 class Copy(Symmetric):
     name = "copy"
+
+    @classmethod
+    def unsupported(cls, ranks: int, dtype: torch.dtype, size: int) -> str | None:
+        return super().unsupported(ranks, dtype, size) if ranks == 2 else f"is for pairs, not for {ranks} ranks"
 
     def add(self, partial: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         self.buffer.barrier()  # the peer has written these rows
@@ -127,25 +181,23 @@ class Copy(Symmetric):
         return total
 
 
+# By name. Those on NCCL are the values of `method.collective`; `auto` tries them in this order.
+REDUCTIONS: dict[str, type[Reduction]] = {
+    "nccl": AllReduce,
+    "one_shot": OneShot,
+    "two_shot": TwoShot,
+    "copy": Copy,
+    "gloo": GlooAllReduce,
+}
+GPU_NAMES = tuple(name for name, reduction in REDUCTIONS.items() if reduction.backend == "nccl")
+SYMMETRIC = tuple(name for name, reduction in REDUCTIONS.items() if reduction.symmetric)
+
+
 def impossible(name: str, ranks: int, dtype: torch.dtype, size: int) -> str | None:
-    """Why `name` can't sum `size` bytes of partial products over `ranks` GPUs; None if it can on a fitting machine."""
-    if name not in SYMMETRIC:
-        return None
-    if name == "copy" and ranks != 2:
-        return f"is for pairs, not for {ranks} ranks"
-    if name == "two_shot" and ranks not in TWO_SHOT_RANKS:
-        return f"is for {', '.join(map(str, TWO_SHOT_RANKS))} ranks, not for {ranks}"
-    if name != "copy" and dtype not in SHOT_DTYPES:
-        return f"adds bf16 and fp32, not {torch_name(dtype)}"
-    if size % 16:
-        return f"needs a partial product of a multiple of 16 bytes, not {size}"
-    return None
+    """Why `name` can't sum `size` bytes of partial products over `ranks` ranks; None if it can."""
+    return REDUCTIONS[name].unsupported(ranks, dtype, size)
 
 
 def make(name: str, group: dist.ProcessGroup, width: int, buffer: SymmetricBuffer | None) -> Reduction:
     """The reduction `name` of partial products (B, width)."""
-    if name not in SYMMETRIC:
-        return InPlace(group, width)
-    assert buffer is not None
-    kinds: dict[str, type[Symmetric]] = {"one_shot": OneShot, "two_shot": TwoShot, "copy": Copy}
-    return kinds[name](buffer, width)
+    return REDUCTIONS[name].build(group, width, buffer)

@@ -54,7 +54,7 @@ def in_chunks_and_whole(info: RankInfo, spec: dict[str, Any], chunks: int, say: 
     return Outcome(value=(different, layer.describe()))
 
 
-class LosesOne(reductions.InPlace):
+class LosesOne(reductions.GlooAllReduce):
     """Like a reduction whose last row is not waited for."""
 
     def finish(self, total: torch.Tensor) -> torch.Tensor:
@@ -67,7 +67,7 @@ def checked_sums(info: RankInfo, dtype: torch.dtype, say: Any) -> Outcome:
     join(info)
     like = torch.empty(0, dtype=dtype)
     found: list[Any] = []
-    for kind in (reductions.InPlace, LosesOne):
+    for kind in (reductions.GlooAllReduce, LosesOne):
         reduction = kind(dist.group.WORLD, 256)
         partial, total = reduction.place(64, like, whole=True)
         try:
@@ -118,7 +118,7 @@ def every_way(info: RankInfo, name: str, dtype_name: str, group_size: int, say: 
     assert group is not None
     ranks = dist.get_process_group_ranks(group)
     buffer = None
-    if name in reductions.SYMMETRIC:
+    if reductions.REDUCTIONS[name].symmetric:
         buffer, problem = symmetric_buffer(group, device, B * max(WIDTHS) * dtype.itemsize)
         if problem:
             return Outcome(value=[f"no symmetric memory: {problem}"])
@@ -129,7 +129,7 @@ def every_way(info: RankInfo, name: str, dtype_name: str, group_size: int, say: 
     torch.use_deterministic_algorithms(True, warn_only=True)  # then torch.empty is full of NaN
     try:
         for chunks in (1, 2, 4, 8):
-            layers = [ProductSum(reductions.make(name, group, width, buffer), chunks) for width in WIDTHS]
+            layers = [ProductSum(reductions.REDUCTIONS[name].build(group, width, buffer), chunks) for width in WIDTHS]
             for how, calls in (("eager", _eagerly(layers, dtype)), ("graph", _in_graph(layers, dtype))):
                 for call, results in enumerate(calls):
                     for width, y in zip(WIDTHS, results, strict=True):

@@ -76,10 +76,15 @@ def test_options_of_a_sum_mean_nothing_on_one_rank(cli):
 
 def test_what_an_implementation_cannot_sum_is_said():
     bf16 = torch.bfloat16
-    assert all(reductions.impossible(name, 2, bf16, 1 << 20) is None for name in reductions.GPU_NAMES)
-    assert reductions.impossible("nccl", 6, torch.float64, 2) is None
-    assert reductions.impossible("copy", 2, torch.float64, 1 << 20) is None
-    assert "pairs" in str(reductions.impossible("copy", 4, bf16, 1 << 20))
-    assert "2, 4, 8 ranks" in str(reductions.impossible("two_shot", 6, bf16, 1 << 20))
-    assert "not float16" in str(reductions.impossible("one_shot", 2, torch.float16, 1 << 20))
-    assert "multiple of 16 bytes" in str(reductions.impossible("two_shot", 2, bf16, 24))
+    assert all(reductions.REDUCTIONS[name].unsupported(2, bf16, 1 << 20) is None for name in reductions.GPU_NAMES)
+    assert reductions.REDUCTIONS["nccl"].unsupported(6, torch.float64, 2) is None
+    assert reductions.REDUCTIONS["copy"].unsupported(2, torch.float64, 1 << 20) is None
+    assert "pairs" in str(reductions.REDUCTIONS["copy"].unsupported(4, bf16, 1 << 20))
+    assert "2, 4, 8 ranks" in str(reductions.REDUCTIONS["two_shot"].unsupported(6, bf16, 1 << 20))
+    assert "not float16" in str(reductions.REDUCTIONS["one_shot"].unsupported(2, torch.float16, 1 << 20))
+    assert "multiple of 16 bytes" in str(reductions.REDUCTIONS["two_shot"].unsupported(2, bf16, 24))
+
+
+def test_each_reduction_is_listed_under_its_own_name():
+    assert all(reduction.name == name for name, reduction in reductions.REDUCTIONS.items())
+    assert {r.backend for r in reductions.REDUCTIONS.values()} == {"nccl", "gloo"}

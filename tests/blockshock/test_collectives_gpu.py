@@ -29,7 +29,7 @@ def cases(ranks):
         (name, dtype)
         for name in reductions.GPU_NAMES
         for dtype in DTYPES
-        if reductions.impossible(name, ranks, getattr(torch, dtype), 1 << 20) is None
+        if reductions.REDUCTIONS[name].unsupported(ranks, getattr(torch, dtype), 1 << 20) is None
     ]
 
 
