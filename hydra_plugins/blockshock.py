@@ -1,88 +1,19 @@
-"""Where Hydra looks for launchers: it finds plugins in a package of this name only. The code is in sweeps/launchers/.
+"""Where Hydra looks for plugins: it finds them in a package of this name only. The code is in sweeps/launchers/."""
 
-`hydra/launcher=local` and `hydra/launcher=slurm`; the dataclasses are their options.
-"""
-
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.core.utils import JobReturn
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
 
-from blockshock.errors import ConfigError
-from sweeps.launchers.options import LocalLauncherConf, SlurmLauncherConf
+from sweeps.launchers.launchers import LAUNCHERS
+from sweeps.launchers.plugin import GridSweeper, GridSweeperConf, JobLauncher
 
 
-class LocalLauncher(Launcher):
-    """Imports the launcher's code only when there is a sweep to launch: single runs start faster."""
-
-    def __init__(self, **options: Any) -> None:
-        self.options = options
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from sweeps.launchers.launch import launch
-        from sweeps.launchers.local import LocalRunner
-        from sweeps.launchers.runner import Hydra
-
-        hydra = Hydra(self.hydra_context, self.task_function, self.config)
-        return launch(LocalRunner, LocalLauncherConf(**self.options), hydra, job_overrides, initial_job_idx)
+class Launcher(JobLauncher):
+    """`hydra/launcher=NAME` for every name in LAUNCHERS; Hydra asks for a class of this module."""
 
 
-class SlurmLauncher(LocalLauncher):
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from sweeps.launchers.launch import launch
-        from sweeps.launchers.runner import Hydra
-        from sweeps.launchers.slurm import SlurmRunner
-
-        hydra = Hydra(self.hydra_context, self.task_function, self.config)
-        return launch(SlurmRunner, SlurmLauncherConf(**self.options), hydra, job_overrides, initial_job_idx)
+class Sweeper(GridSweeper):
+    """`hydra/sweeper=grid`."""
 
 
-for _name, _node in (("local", LocalLauncherConf), ("slurm", SlurmLauncherConf)):
-    ConfigStore.instance().store(group="hydra/launcher", name=_name, node=_node, provider="block-shock")
-
-
-@dataclass
-class GridSweeperConf(BasicSweeperConf):
-    _target_: str = "hydra_plugins.blockshock.GridSweeper"
-
-
-class GridSweeper(BasicSweeper):
-    """Every combination of the values, as in Hydra's. Launchers of others get Hydra's whole procedure."""
-
-    def sweep(self, arguments: list[str]) -> Any:
-        if not isinstance(self.launcher, LocalLauncher):  # SlurmLauncher is one too
-            return super().sweep(arguments)
-        assert self.hydra_context is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        _refuse_nothing(overrides)
-        returns, first = [], 0
-        for batch in self.split_arguments(overrides, self.max_batch_size):
-            results = self.launcher.launch(batch, initial_job_idx=first)
-            for result in results:
-                _ = result.return_value  # raises what the job has raised
-            returns.append(results)
-            first += len(batch)
-        return returns
-
-
-def _refuse_nothing(overrides: Sequence[Override]) -> None:
-    """A range or a glob without any value makes a sweep without any job."""
-    for override in overrides:
-        if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
-            key, _, value = str(override.input_line).partition("=")
-            raise ConfigError(key, value, "holds no value, so that no job results")
-
-
+for _name, _kind in LAUNCHERS.items():
+    ConfigStore.instance().store(group="hydra/launcher", name=_name, node=_kind.options, provider="block-shock")
 ConfigStore.instance().store(group="hydra/sweeper", name="grid", node=GridSweeperConf, provider="block-shock")

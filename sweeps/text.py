@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def clock(seconds: float) -> str:
@@ -33,7 +35,7 @@ def markdown(shown: pd.DataFrame) -> str:
 
 def number(value: float) -> str:
     """Three significant digits, never an exponent: 0.0123, 1.23, 123, 1234."""
-    if pd.isna(value):
+    if _missing(value):
         return ""
     if value == 0:
         return "0"
@@ -51,12 +53,12 @@ def mebibytes(size: float) -> str:
 
 
 def times(value: float) -> str:
-    return "" if pd.isna(value) else f"{value:.2f}×"
+    return "" if _missing(value) else f"{value:.2f}×"
 
 
 def bounds(table: pd.DataFrame, low: str, high: str) -> list[str]:
     """`1.02 – 1.31`, empty where there is no interval."""
-    return ["" if pd.isna(a) else f"{number(a)} – {number(b)}" for a, b in zip(table[low], table[high], strict=True)]
+    return ["" if _missing(a) else f"{number(a)} – {number(b)}" for a, b in zip(table[low], table[high], strict=True)]
 
 
 def percent(fractions: pd.Series, of: pd.Series | None = None) -> list[str]:
@@ -67,21 +69,27 @@ def percent(fractions: pd.Series, of: pd.Series | None = None) -> list[str]:
 def errors(found: pd.Series, limits: pd.Series | None = None) -> list[str]:
     """`1.66e-03 (1.99e-03)`, or without the limit."""
     if limits is None:
-        return ["" if pd.isna(e) else f"{e:.2e}" for e in found]
+        return ["" if _missing(e) else f"{e:.2e}" for e in found]
     return [_error(e, limit) for e, limit in zip(found, limits, strict=True)]
+
+
+def _missing(value: Any) -> bool:
+    import pandas as pd  # half a second, which what launches jobs does not pay
+
+    return bool(pd.isna(value))
 
 
 def _fraction(fraction: float, bound: object) -> str:
     percent = 100 * fraction
-    return "" if pd.isna(fraction) else f"{percent:.{0 if percent >= 9.95 else 1}f} % {bound}"
+    return "" if _missing(fraction) else f"{percent:.{0 if percent >= 9.95 else 1}f} % {bound}"
 
 
 def _error(error: float, limit: float) -> str:
-    return "" if pd.isna(error) else f"{error:.2e} ({limit:.2e})"
+    return "" if _missing(error) else f"{error:.2e} ({limit:.2e})"
 
 
 def check(passed: float, failed: object) -> str:
-    return "" if pd.isna(passed) else "pass" if passed else f"FAIL {failed}"
+    return "" if _missing(passed) else "pass" if passed else f"FAIL {failed}"
 
 
 def counted(count: int, noun: str) -> str:

@@ -52,7 +52,7 @@ def write_method(folder: Path, forward: str, base: str = "dense_single.DenseSing
         "import os, pathlib, resource, signal\n"
         "import torch\n"
         "from dataclasses import dataclass\n"
-        "from blockshock import distributed\n"
+        "from blockshock.ranks import distributed\n"
         f"from blockshock.methods.{base.replace('.', ' import ')} as Base\n"
         "def tries():\n"
         "    path = pathlib.Path(__file__).with_name('tries')\n"

@@ -4,7 +4,7 @@ The launcher pickles a `Submission`; submitit starts `run` with it in a fresh pr
 A job's folder is claimed by a lock, so that no two processes measure it at once, and a job that is `ok` already is
 left as it is. Whatever ends the process early is written to status.json before it goes: a signal of SLURM, the death
 of the launcher, a Ctrl-C. What can't be caught (SIGKILL) is found by the launcher, by the batch script's last line
-(`python -m blockshock.submitted FOLDER STATUS`) or by the next look at the folder.
+(`python -m sweeps.launchers.job_process FOLDER STATUS`) or by the next look at the folder.
 """
 
 from __future__ import annotations

@@ -9,24 +9,32 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import psutil
-import submitit
-import torch
 
 from blockshock.errors import at_least
-from blockshock.measure import nvml
 from sweeps.launchers import job_process
-from sweeps.launchers.compose import PlannedJob
 from sweeps.launchers.gpu_placement import choose, share_of_cores
-from sweeps.launchers.options import LocalLauncherConf
-from sweeps.launchers.runner import Hydra, Sweep
+from sweeps.launchers.options import LauncherConf
+
+if TYPE_CHECKING:
+    import submitit
+
+    from sweeps.launchers.compose import PlannedJob
+    from sweeps.launchers.runner import Hydra, Sweep
 
 POLL_S = 0.05
 RETRY_S = 0.5  # between two tries to start a job while none has ended
 GRACE_S = 10.0  # what jobs get to write their status when they are ended
 STARTUP_S = 300.0  # what a job gets beside its hardware.timeout_s before its process is taken to hang
+
+
+@dataclass
+class LocalLauncherConf(LauncherConf):
+    kind: str = "local"
+    max_parallel: int | None = None  # jobs at once; default: as many as the GPUs allow, one on a CPU
+    use_busy_gpus: bool = False  # also those on which another process runs
 
 
 @dataclass
@@ -53,6 +61,8 @@ class _Machine:
     running: list[_Running] = field(default_factory=list)
 
     def free(self, use_busy: bool) -> list[int]:
+        from blockshock.measure import nvml
+
         held = {gpu for job in self.running for gpu in job.gpus}
         mine = [i for i in range(len(self.gpus)) if i not in held]
         return mine if use_busy else [i for i in mine if not nvml.in_use(self.gpus[i])]
@@ -62,6 +72,8 @@ class LocalRunner:
     elsewhere: ClassVar[bool] = False
 
     def __init__(self, options: LocalLauncherConf, hydra: Hydra, sweep: Sweep) -> None:
+        import torch
+
         self.options, self.hydra, self.sweep = options, hydra, sweep
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         count = torch.cuda.device_count()
@@ -75,6 +87,8 @@ class LocalRunner:
     def run(self, jobs: Sequence[PlannedJob]) -> bool:
         if not jobs:
             return True
+        import submitit
+
         folder = jobs[0].sweep / ".submitit"
         executor = submitit.LocalExecutor(folder)
         waiting = self._batches(jobs)

@@ -34,7 +34,7 @@ class Hydra:
     config: DictConfig
 
     def submission(self, jobs: Sequence[PlannedJob], **options: Any) -> tuple[bytes, list[str], list[str]]:
-        """The arguments of blockshock.submitted.run for `jobs`."""
+        """The arguments of job_process.run for `jobs`."""
         content = Submission(
             [(job.config, job.plain) for job in jobs], self.task_function, self.context.callbacks, run_id()
         )

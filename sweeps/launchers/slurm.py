@@ -11,25 +11,47 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import submitit
 from omegaconf import OmegaConf
-from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from blockshock.errors import ConfigError, at_least
 from sweeps.launchers import job_process, slurm_queue
-from sweeps.launchers.compose import PlannedJob
-from sweeps.launchers.options import SlurmLauncherConf
-from sweeps.launchers.runner import Hydra, Sweep
+from sweeps.launchers.options import LauncherConf
 from sweeps.text import shown
+
+if TYPE_CHECKING:
+    import submitit
+
+    from sweeps.launchers.compose import PlannedJob
+    from sweeps.launchers.runner import Hydra, Sweep
 
 ARRAY = 1000  # jobs in one array at most: SLURM's own default limit (MaxArraySize) is 1001
 STARTUP_MIN = 5  # what a job gets beside its hardware.timeout_s
 LOOKS = 2  # how often in a row a job must be missing from the queue: shared file systems show its status late
+
+
+@dataclass
+class SlurmLauncherConf(LauncherConf):
+    kind: str = "slurm"
+    wait: bool = True  # show progress until all have ended; false: return once the jobs are in the queue
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    ranks_per_node: int = 8  # at most; on GPU nodes the GPUs of one
+    cpus_per_rank: int | None = None
+    memory_gb: float | None = None  # of a node
+    timeout_min: int | None = None  # of a job; default: hardware.timeout_s and five minutes to start
+    array_parallelism: int = 256  # jobs of one array that run at once
+    max_requeues: int = 3  # of a job that was preempted or ran out of time; it then starts over
+    signal_delay_s: int = 90  # how long before the time limit a job is told
+    setup: list[str] = field(default_factory=list)  # shell lines before the job: module load, source activate
+    sbatch: dict[str, Any] = field(default_factory=dict)  # further parameters: {mail-type: END, exclude: n7}
+    poll_s: float = 5.0  # how often the queue is asked
 
 
 @dataclass(frozen=True)
@@ -113,6 +135,8 @@ class SlurmRunner:
                 self._submit_array(Path(sweep), wanted, alike[start : start + ARRAY])
 
     def _submit_array(self, sweep: Path, wanted: Shape, jobs: list[PlannedJob]) -> None:
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
         executor = self._executor(sweep, wanted)
         for job in jobs:
             self.sweep.submitted(job)
@@ -134,11 +158,13 @@ class SlurmRunner:
         manifest.write(sweep)
 
     def _executor(self, sweep: Path, wanted: Shape) -> submitit.SlurmExecutor:
+        import submitit
+
         options = self.options
         folder = (sweep / ".submitit").absolute()
         executor = submitit.SlurmExecutor(folder)
-        python = shlex.quote(sys.executable)
-        why = f"code=$?; [ $code = 0 ] || {python} -m blockshock.submitted {shlex.quote(str(folder))} $code; exit $code"
+        say_why = shlex.join([sys.executable, "-m", "sweeps.launchers.job_process", str(folder)])
+        teardown = f"code=$?; [ $code = 0 ] || {say_why} $code; exit $code"
         named = {
             "partition": options.partition,
             "account": options.account,
@@ -159,7 +185,7 @@ class SlurmRunner:
             srun_args=["--kill-on-bad-exit=1"],  # a rank that is gone takes its peers with it
             stderr_to_stdout=True,
             setup=list(options.setup),
-            teardown=[why],
+            teardown=[teardown],
             additional_parameters={"requeue": True, **_plain(options.sbatch)},
         )
         return executor

@@ -37,7 +37,7 @@ _TOLD = {  # what slurmstepd writes into the job's log when it ends a job, while
 }
 
 _TASK_ENDED = re.compile(r"srun: error: \S+ (tasks? [\d,-]+: [^\n]+)")  # "srun: error: n2: task 1: Killed"
-OWN_WORDS = "blockshock ends: "  # begins the line that a job prints when a signal ends it: submitted.py
+OWN_WORDS = "blockshock ends: "  # begins the line that a job prints when a signal ends it: job_process.py
 _STARTS = "Starting with JobEnvironment("  # submitit's first line of a run; a requeued job appends to its log
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -372,3 +373,16 @@ def test_jobs_that_share_ranks_go_on_in_new_ones_after_a_sigkill(tmp_path):
     assert len({status["pid"] for status in statuses(tmp_path).values()}) > 1
     runs = load_runs([tmp_path])
     assert sorted(runs["N"]) == list(range(4, 68, 4))  # a record each
+
+
+LISTED = """
+import sys
+import hydra_plugins.blockshock
+heavy = {"torch", "pandas", "submitit", "numpy", "matplotlib", "rich"} & sys.modules.keys()
+assert not heavy, f"finding the plugins imports {heavy}"
+"""
+
+
+def test_finding_the_launchers_imports_nothing_heavy():
+    """Every Hydra application of the environment pays for it, at each start."""
+    subprocess.run([sys.executable, "-c", LISTED], cwd=ROOT, check=True)

@@ -210,7 +210,7 @@ def test_what_the_nodes_have_must_be_said(cli, monkeypatch):
     ("ranks", "per_node", "nodes", "tasks"), [(1, 8, 1, 1), (8, 8, 1, 8), (16, 8, 2, 8), (6, 4, 2, 3), (5, 4, 5, 1)]
 )
 def test_ranks_are_spread_equally_over_as_few_nodes_as_hold_them(ranks, per_node, nodes, tasks):
-    from sweeps.launchers.options import SlurmLauncherConf
+    from sweeps.launchers.slurm import SlurmLauncherConf
 
     wanted = shape(ranks, ranks, 600.0, SlurmLauncherConf(ranks_per_node=per_node))
     assert (wanted.nodes, wanted.tasks_per_node, wanted.gpus_per_node) == (nodes, tasks, tasks)

@@ -1,0 +1,69 @@
+"""What Hydra meets: the launcher of every kind in LAUNCHERS, and the sweeper `grid`. hydra_plugins/ registers both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from blockshock.errors import ConfigError, one_of
+from sweeps.launchers.launchers import LAUNCHERS
+
+
+class JobLauncher(Launcher):
+    """Imports the launcher's code only when there is a sweep to launch: single runs start faster."""
+
+    def __init__(self, kind: str, **options: Any) -> None:
+        one_of("hydra.launcher.kind", kind, LAUNCHERS)
+        self.kind, self.options = LAUNCHERS[kind], options
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from sweeps.launchers.launch import launch
+        from sweeps.launchers.runner import Hydra
+
+        hydra = Hydra(self.hydra_context, self.task_function, self.config)
+        return launch(self.kind.runner, self.kind.options(**self.options), hydra, job_overrides, initial_job_idx)
+
+
+@dataclass
+class GridSweeperConf(BasicSweeperConf):
+    _target_: str = "hydra_plugins.blockshock.Sweeper"
+
+
+class GridSweeper(BasicSweeper):
+    """Every combination of the values, as in Hydra's. Launchers of others get Hydra's whole procedure."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        if not isinstance(self.launcher, JobLauncher):
+            return super().sweep(arguments)
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        _refuse_nothing(overrides)
+        returns, first = [], 0
+        for batch in self.split_arguments(overrides, self.max_batch_size):
+            results = self.launcher.launch(batch, initial_job_idx=first)
+            for result in results:
+                _ = result.return_value  # raises what the job has raised
+            returns.append(results)
+            first += len(batch)
+        return returns
+
+
+def _refuse_nothing(overrides: Sequence[Override]) -> None:
+    """A range or a glob without any value makes a sweep without any job."""
+    for override in overrides:
+        if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
+            key, _, value = str(override.input_line).partition("=")
+            raise ConfigError(key, value, "holds no value, so that no job results")
