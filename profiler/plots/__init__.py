@@ -1,4 +1,4 @@
-"""Figures. Each function returns a matplotlib figure; those of `profiler.kernels` also take a path to save it at.
+"""Figures. Each function returns a matplotlib figure; those of `profiler.traces` also take a path to save it at.
 
 `graph`: the five figures of a graph profile. `kernels`, `stacks`, `layers`, `timeline`, `steps`: those of a trace.
 """

@@ -1,6 +1,6 @@
 """What the device really did in a training step: kernels, copies, modules, and the Python stack, on one clock.
 
-from profiler.kernels import KernelDataCollector, ModuleProfile, StacktraceCollector, count_flops
+from profiler.traces import KernelDataCollector, ModuleProfile, StacktraceCollector, count_flops
 from profiler.plots import plot_bottleneck_analysis
 
 collector = KernelDataCollector(model)

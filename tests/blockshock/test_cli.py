@@ -412,7 +412,7 @@ def test_it_runs_from_an_installed_wheel_in_any_folder(tmp_path):
     subprocess.run([sys.executable, "-m", "zipfile", "-e", str(built), str(site)], check=True)
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
-        f"import blockshock.main as m; assert m.__file__.startswith({str(site)!r})\n"
+        f"import blockshock.cli.main as m; assert m.__file__.startswith({str(site)!r})\n"
         "m.main()"
     )
     arguments = ["-m", *SMALL, "experiment.name=wheel"]
@@ -456,7 +456,7 @@ def test_an_interrupt_while_pytorch_is_imported_shows_nothing_of_pytorchs(tmp_pa
         "    def find_spec(self, name, *_):\n"
         "        if hasattr(sys.modules.get('torch._subclasses.fake_tensor'), 'dump_cache_stats'):\n"
         "            raise KeyboardInterrupt\n"
-        "from blockshock.main import main\n"
+        "from blockshock.cli.main import main\n"
         "sys.meta_path.insert(0, Interrupt())\n"
         "main()\n"
     )

@@ -77,7 +77,7 @@ def test_allocations_are_recorded_for_the_viewer(tmp_path: Path) -> None:
 
 
 AGREE = """
-from profiler.kernels import KernelDataCollector
+from profiler.traces import KernelDataCollector
 from tests.profiler.test_traces_on_gpu import stack_of_linears
 model, step = stack_of_linears()
 for _ in range(5):
@@ -111,7 +111,7 @@ def test_a_second_cupti_subscriber_is_refused() -> None:
     pytest.importorskip("cupti")
     code = """
 from profiler.errors import CuptiError
-from profiler.kernels import *
+from profiler.traces import *
 setup_cupti_kernels(KernelDataCollector(backend="cupti"))
 try:
     setup_cupti_kernels(KernelDataCollector(backend="cupti"))

@@ -32,7 +32,7 @@ class EagerStep:
         return loss.detach()
 
     def verify(self, batch: tuple[Tensor, ...]) -> Proof:
-        """Compare a step with a plain one from the same state, as `checkpointing.proof` does."""
+        """Compare a step with a plain one from the same state, as `checkpointing.rewriting.proof` does."""
         from checkpointing.rewriting.proof import BASELINE_RUNS, compare_runs, deterministic_algorithms
 
         self(*batch)  # the optimizer has its state from now on
