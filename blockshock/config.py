@@ -10,7 +10,6 @@ Python file and one YAML file.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from blockshock.errors import ConfigError, at_least, one_of
+from blockshock.options import option_class
 
 CONF = Path(__file__).resolve().parent / "conf"  # a link to the repository's conf/, a copy in an installed package
 GROUPS = ("phase", "method", "mask", "workload")
@@ -123,19 +123,13 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _typed(schema: type | None, options: dict[str, Any], group: str) -> Any:
-    """`options` as an instance of `schema`, or of the dataclass that `_target_` names."""
+    """`options` as an instance of `schema`, or of the dataclass that their `_target_` names."""
     options = dict(options)
     if schema is None:
         target = options.pop("_target_", None)
         if target is None:
             raise ConfigError(group, options.get("name"), "its YAML file has no `_target_` (a dataclass)")
-        try:
-            module, _, name = str(target).rpartition(".")
-            schema = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigError(f"{group}._target_", target, f"can't be imported: {error}") from error
-        if not dataclasses.is_dataclass(schema):
-            raise ConfigError(f"{group}._target_", target, "must be a dataclass whose fields are its options")
+        schema = option_class(str(target), group)
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), options))
     except ConfigKeyError as error:

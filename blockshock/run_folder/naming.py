@@ -11,28 +11,40 @@ import json
 from typing import Any
 
 from blockshock import SCHEMA
+from blockshock.config import GROUPS
 
-# Keys that say where a run lands, how it is watched or what it is called, and nothing of what is measured.
+# Keys that say where a run lands, how it is watched, or where an option's class is, and nothing of what is measured.
 _NOT_MEASURED = {
     "experiment": ("name", "output_dir"),
     "hardware": ("name", "recalibrate", "timeout_s"),
+    **dict.fromkeys(GROUPS, ("_target_",)),
 }
 
 
 def config_hash(config: dict[str, Any]) -> str:
-    """Twelve hex digits over every key that changes the measurement and none that does not."""
+    """Twelve hex digits over every key that changes the measurement and none that does not.
+
+    An option counts by its name and its keys; its class may move to another module. A model's training step knows
+    nothing of a linear layer's sizes and mask.
+    """
     kept = {
         group: {key: value for key, value in options.items() if key not in _NOT_MEASURED.get(group, ())}
         for group, options in config.items()
     }
+    if _is_model_step(config):
+        kept |= {"mask": {}, "model": {"dtype": config["model"]["dtype"]}}
     text = json.dumps([SCHEMA, kept], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _is_model_step(config: dict[str, Any]) -> bool:
+    return "batch_size" in config.get("workload", {})
 
 
 def job_label(config: dict[str, Any]) -> str:
     """A folder name that a person can read and that no other configuration shares."""
     model, workload = config["model"], config["workload"]
-    if "batch_size" in workload:  # a model's step: the layer's sizes and mask say nothing
+    if _is_model_step(config):
         length = f"-S{workload['seq_len']}" if workload.get("seq_len") else ""
         parts = [workload["name"], f"B{workload['batch_size']}{length}", model["dtype"], config_hash(config)]
         return "_".join([config["phase"]["name"], config["method"]["name"], *parts])

@@ -13,10 +13,12 @@ from pathlib import Path
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from omegaconf import DictConfig, OmegaConf
 
+from blockshock import SCHEMA
 from blockshock.cli.main import JobFailed
 from blockshock.cli.resolvers import run_id
 from blockshock.errors import REFUSED, ConfigError, at_least, one_of
 from blockshock.run_folder.files import Unreadable
+from blockshock.run_folder.folder import RunFolder
 from sweeps.launchers import slurm_queue
 from sweeps.launchers.compose import PlannedJob, compose, refuse_impossible
 from sweeps.launchers.manifest import Manifest
@@ -53,7 +55,11 @@ def launch(
     with ExitStack() as stack:
         for path in sweeps:
             stack.enter_context(_locked(path))
-        sweep.manifests = {path: _manifest(path, options, hydra.config, jobs) for path in sweeps}
+        for path in sweeps:
+            own = {job.name: job.overrides for job in jobs if job.sweep == path}
+            earlier = _earlier(path, options)
+            sweep.outdated += _outdated(path, earlier, own)
+            sweep.manifests[path] = _manifest(earlier, options, hydra.config, own)
         if not runner_class.elsewhere:
             _refuse_while_in_slurm(sweep.manifests)
         all_ended = _run(runner, hydra.config, sweep, jobs)
@@ -103,6 +109,12 @@ def _summary(sweep: Sweep, seconds: float, resume: str) -> None:
     print(f"{', '.join(parts) or 'nothing ended'} in {minutes}:{rest:02d}", file=sys.stderr)
     if board.kept:
         print(f"{board.kept} were measured before and kept; another experiment.name measures anew", file=sys.stderr)
+    if sweep.outdated:
+        hint = "their old folders stay; delete those to keep them out of the report"
+        print(
+            f"{sweep.outdated} were recorded before the configuration's hash changed, and anew now; {hint}",
+            file=sys.stderr,
+        )
     if board.retried:
         print(f"{board.retried} tries failed and were repeated", file=sys.stderr)
     if sweep.stopped:
@@ -152,17 +164,27 @@ def _hydra_overrides(config: DictConfig) -> list[str]:
     return [str(override) for override in given if not str(override).startswith(own)]
 
 
-def _manifest(path: Path, options: LauncherConf, config: DictConfig, jobs: Sequence[PlannedJob]) -> Manifest:
+def _outdated(path: Path, earlier: Manifest | None, jobs: dict[str, list[str]]) -> int:
+    """How many of `jobs` are `ok` in this folder under another hash, of the time before the hash changed."""
+    names = earlier.superseded_by(jobs) if earlier else []
+    found = [RunFolder(path / name).status() for name in names if (path / name / "status.json").exists()]
+    return sum(status["status"] == "ok" and status.get("schema", SCHEMA) < SCHEMA for status in found)
+
+
+def _manifest(
+    earlier: Manifest | None, options: LauncherConf, config: DictConfig, jobs: dict[str, list[str]]
+) -> Manifest:
     """The folder's manifest with these jobs added: a sweeper may launch batch after batch into one folder."""
-    earlier = _earlier(path, options)
-    arguments = sys.argv[1:] if any(job.overrides for job in jobs) else ["-m"]
+    arguments = sys.argv[1:] if any(jobs.values()) else ["-m"]
     bare = options.resume is not None and not config.hydra.overrides.task
     if bare and earlier:
         arguments = earlier.arguments
     found = Manifest(arguments, _hydra_overrides(config), options.skip_unsupported)
     if earlier:
-        found.jobs, found.slurm = earlier.jobs, earlier.slurm
-    found.jobs |= {job.name: job.overrides for job in jobs if job.sweep == path}
+        gone = earlier.superseded_by(jobs)
+        found.jobs = {name: overrides for name, overrides in earlier.jobs.items() if name not in gone}
+        found.slurm = earlier.slurm
+    found.jobs |= jobs
     return found
 
 

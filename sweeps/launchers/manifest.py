@@ -44,6 +44,10 @@ class Manifest:
             raise Unreadable(f"{NAME}: its arguments, jobs or slurm hold something else than texts")
         return Manifest(**found)
 
+    def superseded_by(self, jobs: dict[str, list[str]]) -> list[str]:
+        """The names of jobs here that `jobs` have under another name: what is hashed of a configuration has changed."""
+        return [name for name, overrides in self.jobs.items() if name not in jobs and overrides in jobs.values()]
+
     def write(self, sweep: Path) -> None:
         write_atomically(sweep / NAME, json.dumps(asdict(self), indent=1) + "\n")
 

@@ -64,6 +64,7 @@ class Sweep:
         self.options = options
         self.manifests: dict[Path, Manifest] = {}  # by folder; read once that is locked
         self.board = Board(len(jobs))
+        self.outdated = 0  # jobs that were `ok` under an earlier hash of their configuration
         self.stopped = False  # by fail_fast: nothing more is to start
         self._before: dict[str, dict[str, Any] | None] = {}
 
