@@ -23,6 +23,7 @@ from blockshock.options import option_class
 
 CONF = Path(__file__).resolve().parent / "conf"  # a link to the repository's conf/, a copy in an installed package
 GROUPS = ("phase", "method", "mask", "workload")
+YEAR_S = 31_536_000
 SEEDS = (-(2**63), 2**64 - 1)  # what torch.Generator.manual_seed takes
 
 
@@ -162,8 +163,9 @@ def _resolve_hardware(hardware: HardwareConfig, elsewhere: bool) -> None:
     at_least("hardware.world_size", hardware.world_size, 1)
     if hardware.threads_per_rank is not None:
         at_least("hardware.threads_per_rank", hardware.threads_per_rank, 1)
-    if hardware.timeout_s <= 0:
-        raise ConfigError("hardware.timeout_s", hardware.timeout_s, "must be positive")
+    if not 0 < hardware.timeout_s <= YEAR_S:  # nan is neither
+        problem = f"must be seconds, more than 0 and at most {YEAR_S} (a year)"
+        raise ConfigError("hardware.timeout_s", hardware.timeout_s, problem)
     gpus = torch.cuda.device_count()
     if hardware.device == "auto" and elsewhere:
         problem = "what the cluster's nodes have can't be seen from here; say hardware=slurm (GPUs) or hardware=cpu"

@@ -49,7 +49,7 @@ def rows_of(sweep: Path) -> list[Row]:
     folders = [path.parent for path in sorted(sweep.rglob("status.json"))]
     found = {str(folder.relative_to(sweep)): RunFolder(folder).checked_status() for folder in folders}
     ids = manifest.slurm if manifest else {}
-    asked = slurm_queue.states(ids.values()) if ids and slurm_queue.available() else None
+    asked = slurm_queue.states(dict.fromkeys(ids.values(), sweep)) if ids and slurm_queue.available() else None
     names = [*found, *(name for name in (manifest.jobs if manifest else {}) if name not in found)]
     return [_row(name, found.get(name), ids.get(name), asked) for name in names]
 

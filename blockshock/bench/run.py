@@ -32,7 +32,8 @@ from blockshock.jobs.execution import device_name
 from blockshock.measure import environment
 from blockshock.ranks import distributed
 from blockshock.ranks.launched import RankInfo
-from blockshock.ranks.pool import Outcome, RankPool
+from blockshock.ranks.outcome import Outcome
+from blockshock.ranks.pool import RankPool
 from blockshock.run_folder.folder import RunFolder
 
 ALONE: dict[str, Callable[..., Iterator[Row]]] = {"product": product, "backward": backward, "all_reduce": all_reduce}

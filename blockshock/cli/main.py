@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,13 @@ from omegaconf import DictConfig
 from blockshock import config, ranks
 from blockshock.cli import resolvers
 from blockshock.cli.hydra_errors import UserErrors, explain, is_users
+from blockshock.cli.pipes import closed_pipe_ends_quietly, leave_closed_pipe
 from blockshock.config import CONF
 from blockshock.errors import REFUSED, ConfigError, writable
+from blockshock.run_folder import contents
+from blockshock.run_folder.files import printable
+from blockshock.run_folder.folder import RunFolder
+from blockshock.run_folder.naming import config_hash
 
 
 class JobFailed(Exception):
@@ -34,12 +40,13 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and we explain
     signal.signal(signal.SIGTERM, _terminated)
     try:
+        resolvers.use_run_id(resolvers.new_run_id())
         if ranks.launched():
-            ranks.share_run_id(resolvers.run_id())  # before Hydra names a folder with it
-            resolvers.run_id.cache_clear()
-        _app()
+            resolvers.use_run_id(ranks.share_run_id(resolvers.run_id()))  # before Hydra names a folder with it
+        with closed_pipe_ends_quietly():
+            _app()
     except JobFailed as error:
-        sys.exit(f"blockshock: {error}")  # exit status 1
+        sys.exit(f"blockshock: {printable(str(error))}")  # exit status 1
     except KeyboardInterrupt:
         sys.exit("blockshock: interrupted; what had finished is kept")
     except UserErrors as error:
@@ -58,7 +65,7 @@ def refuse(error: Exception) -> None:
     if _show_trace:
         traceback.print_exception(error)
     overrides = [argument for argument in sys.argv[1:] if "=" in argument]
-    print(f"blockshock: {explain(error, overrides)}", file=sys.stderr)
+    print(f"blockshock: {printable(explain(error, overrides))}", file=sys.stderr)
     sys.exit(REFUSED)
 
 
@@ -71,8 +78,9 @@ class RefuseEarly(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
-            check(config)
+            job = check(config)
             writable("hydra.run.dir", config.hydra.run.dir)
+            _check_run_folder(config.hydra.run.dir, job)
         except UserErrors as error:
             refuse(error)
 
@@ -85,8 +93,25 @@ class RefuseEarly(Callback):
             if resumed is not None and not Path(resumed).is_dir():
                 raise ConfigError("hydra.launcher.resume", resumed, "no such folder; give that of an earlier sweep")
             writable("hydra.sweep.dir", config.hydra.sweep.dir)
+            obstacle = contents.obstacle_to_sweep(Path(config.hydra.sweep.dir))
+            if obstacle:
+                raise ConfigError("hydra.sweep.dir", config.hydra.sweep.dir, obstacle)
         except UserErrors as error:
             refuse(error)
+
+
+def _check_run_folder(path: str, job: config.Job) -> None:
+    """ConfigError, on every rank, where the folder holds something else than this configuration's run."""
+
+    def problem() -> str:
+        folder = RunFolder(path)
+        if folder.is_claimed():
+            return "another run is writing there; choose another folder"
+        return contents.obstacle(folder.path, config_hash(job.config), untouched=True) or ""
+
+    found = ranks.from_first_launched("folder", problem)  # the others would see what rank 0 has begun to write
+    if found:
+        raise ConfigError("hydra.run.dir", path, found)
 
 
 def check(cfg: DictConfig, elsewhere: bool = False) -> config.Job:
@@ -110,10 +135,18 @@ def run(cfg: DictConfig) -> float | None:
     node = HydraConfig.get()
     sweep = node.mode == RunMode.MULTIRUN
     say = (lambda text: None) if sweep else _print
-    outcome = execute(config.load_job(cfg), node.runtime.output_dir, resolvers.run_id(), say)
+    joined = ranks.launched()
+    first = joined is None or joined.rank == 0
+    folder = RunFolder(node.runtime.output_dir)
+    # A sweep's job has been claimed by its launcher's process.
+    with folder.claim(wait_s=0.0) if first and not sweep else nullcontext(True) as ours:
+        if not ours:
+            raise ConfigError("hydra.run.dir", folder.path, "another run is writing there; choose another folder")
+        outcome = execute(config.load_job(cfg), node.runtime.output_dir, resolvers.run_id(), say)
     if outcome.status == "ok" or (sweep and outcome.status == "oom"):
-        joined = ranks.launched()
-        if not sweep and (joined is None or joined.rank == 0):
+        if first and outcome.status == "ok" and not folder.has_records():
+            raise JobFailed(f"failed: its folder was deleted while it ran ({folder.path})")
+        if not sweep and first:
             from blockshock.cli.summary import print_summary
 
             print_summary(node.runtime.output_dir)
@@ -122,7 +155,10 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def _print(text: str) -> None:
-    print(text, flush=True)  # as it happens, also into a pipe; a rank of torchrun's that fails flushes nothing
+    try:
+        print(printable(text), flush=True)  # as it happens, also into a pipe; a failing rank of torchrun's won't flush
+    except BrokenPipeError:  # `blockshock ... | head -1`: the job goes on without a reader
+        leave_closed_pipe()
 
 
 _app = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run)

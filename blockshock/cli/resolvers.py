@@ -1,17 +1,30 @@
 """OmegaConf resolvers that conf/ uses: `${run_id:}`, `${launched_world_size:}`, `${on_gpu:a,b}`, `${or_else:a,b}`."""
 
-import os
 import secrets
 from datetime import datetime
-from functools import cache
 
 from omegaconf import DictConfig, OmegaConf
 
+_run_id: str | None = None
 
-@cache
+
 def run_id() -> str:
-    """One unique name a process, the same on every rank: BLOCKSHOCK_RUN_ID carries rank 0's to the others."""
-    return os.environ.get("BLOCKSHOCK_RUN_ID") or f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    """This process's run, which names its folder."""
+    global _run_id
+    if _run_id is None:
+        _run_id = new_run_id()
+    return _run_id
+
+
+def new_run_id() -> str:
+    """A unique name: `20260102-030405-1a2b3c`."""
+    return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def use_run_id(text: str) -> None:
+    """Take another process's: rank 0's, or the launcher's. Never the environment's, which names runs that ended."""
+    global _run_id
+    _run_id = text
 
 
 def launched_world_size() -> int:

@@ -16,11 +16,13 @@ from blockshock.config import Job
 from blockshock.jobs.rank import run_rank
 from blockshock.ranks.distributed import shutdown
 from blockshock.ranks.launched import joined_store, launched
-from blockshock.ranks.pool import Outcome, RankPool, last_line
+from blockshock.ranks.outcome import Outcome, last_line
+from blockshock.ranks.pool import RankPool
 from blockshock.run_folder.folder import RunFolder
 
 log = logging.getLogger("blockshock")
 LAST_WORD_S = 10.0  # what a rank whose peer is gone waits for the peer, or SLURM, to say why
+_IN_A_LAUNCHERS_JOB = "SUBMITIT_EXECUTOR" in os.environ
 _LOST_PEER = re.compile(r"Connection (reset|closed)|remote process exited", re.IGNORECASE)  # gloo's and NCCL's words
 
 
@@ -103,10 +105,11 @@ def _execute_joined(job: Job, folder: RunFolder, run_id: str, say: Callable[[str
         folder.finish("failed", f"rank {info.rank}: terminated (SIGTERM)")
         os._exit(1)
 
-    signal.signal(signal.SIGTERM, terminated)
+    if not _IN_A_LAUNCHERS_JOB:  # there sweeps/launchers/watch.py hears signals
+        signal.signal(signal.SIGTERM, terminated)
     outcome = run_rank(info, job.config, str(folder.path), run_id, say)
-    if _LOST_PEER.search(outcome.reason) and "SUBMITIT_EXECUTOR" in os.environ:
-        time.sleep(LAST_WORD_S)  # the cause is another rank's: SLURM ends us meanwhile, and submitted.py says why
+    if _LOST_PEER.search(outcome.reason) and _IN_A_LAUNCHERS_JOB:
+        time.sleep(LAST_WORD_S)  # the cause is another rank's: SLURM ends us meanwhile, and watch.py says why
     if outcome.status != "ok" or info.rank == 0:
         folder.finish(outcome.status, outcome.reason, outcome.value)
     if outcome.status != "ok":

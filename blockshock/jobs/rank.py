@@ -20,7 +20,7 @@ from blockshock.jobs.execution import Execution
 from blockshock.measure import environment
 from blockshock.ranks import distributed
 from blockshock.ranks.launched import RankInfo, launched
-from blockshock.ranks.pool import Outcome, last_line
+from blockshock.ranks.outcome import Outcome, last_line
 from blockshock.run_folder.folder import RunFolder
 
 log = logging.getLogger("blockshock")

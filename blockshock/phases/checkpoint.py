@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @dataclass
 class CheckpointStep(OptimizerOptions):
     acts_on: ClassVar[str] = "model"
+    files: ClassVar = ("proof.csv", "ac_decisions_bs*.csv", "memory_*.csv", "memory_against_rank.png")
 
     name: str = "checkpoint"
     warmup_iters: int = 2

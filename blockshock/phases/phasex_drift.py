@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 import torch
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Drift(TrainingOptions):
+    files: ClassVar = ("drift.csv",)
     name: str = "phasex_drift"
     mode: str = "apply"  # apply | train
     steps: int = 50

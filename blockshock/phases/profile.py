@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @dataclass
 class ProfileStep(OptimizerOptions):
     acts_on: ClassVar[str] = "model"
+    files: ClassVar = ("profiler_stats_*.csv", "profiler_plots_*.png", "profiler_*.json", "sign_off.txt")
 
     name: str = "profile"
     warmup_iters: int = 1

@@ -64,9 +64,17 @@ class Subject:
     fields: dict[str, Any] | None = None
 
 
+_OF_EACH_RANK = ("kernels.csv", "memcpy.csv", "modules.csv", "steps.csv", "trace.json", "memory.pickle")
+_FIGURES = (
+    *("bottlenecks.png", "layer_runtime.png", "throughput.png", "memcpy_and_passes.png"),
+    *("stacks_and_kernels.png", "step_breakdown.png"),
+)
+
+
 @dataclass
 class Trace(TrainingOptions):
     acts_on: ClassVar[str] = "any"
+    files: ClassVar = (*_OF_EACH_RANK, *(name.replace(".", ".rank[0-9]*.") for name in _OF_EACH_RANK), *_FIGURES)
 
     name: str = "trace"
     warmup_iters: int = 3

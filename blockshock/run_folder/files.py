@@ -14,6 +14,11 @@ class Unreadable(ValueError):
     """A file that does not hold what was written there: `status.json: not JSON (...)`."""
 
 
+def printable(text: str) -> str:
+    """`text` in one line without control characters, which would reach a terminal: they are written as `\\x1b`."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def read_object(path: Path, kinds: Mapping[str, type | UnionType] = MappingProxyType({})) -> dict[str, Any]:
     """The JSON object in `path`, whose values for the keys of `kinds` are of these kinds (None: may be missing).
 

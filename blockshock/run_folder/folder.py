@@ -6,12 +6,10 @@ config.yaml, env.json, seed.txt, metrics.jsonl (one line a measurement), status.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import math
 import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -19,15 +17,16 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from blockshock import SCHEMA
 from blockshock.config import Job
-from blockshock.run_folder.files import Unreadable, read_object, write_atomically
+from blockshock.errors import ConfigError
+from blockshock.run_folder import contents
+from blockshock.run_folder.files import Unreadable, printable, read_object, write_atomically
 from blockshock.run_folder.naming import config_hash
 
-# What a new try finds in its folder and keeps: its own status, the lock it holds (claim), Hydra's log that goes on.
-KEPT = ("status.json", ".lock", "blockshock.log")
 STATUSES = ("ok", "oom", "unsupported", "failed", "timeout", "running")
 UNREADABLE = "unreadable"  # what `checked_status` says of a folder whose result can't be read; never written
 NO_RECORDS = "metrics.jsonl: missing or empty, its records are gone"
@@ -41,14 +40,18 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._own_run: str | None = None  # the run that this object has started
 
     def start(self, job: Job, run_id: str) -> None:
-        """Make the folder and say `running`. Records of an earlier try with the same configuration go."""
+        """Make the folder and say `running`. Files of an earlier try with the same configuration are deleted.
+
+        Raises ConfigError, and leaves the folder as it is, where it holds something else.
+        """
+        self._own_run = run_id
+        hash_ = self._check_owner(job.config)
         self.path.mkdir(parents=True, exist_ok=True)
-        self._status("running", "", started=_now(), ended=None, hash_=config_hash(job.config), run_id=run_id)
-        for stale in self.path.iterdir():
-            if stale.is_file() and stale.name not in KEPT:
-                stale.unlink()
+        self._status("running", "", started=_now(), ended=None, hash_=hash_, run_id=run_id)
+        contents.clear(self.path, getattr(job.phase, "files", ()))
         write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(job.config)))
         write_atomically(self.path / "seed.txt", f"{job.experiment.seed}\n")
 
@@ -60,42 +63,69 @@ class RunFolder:
 
     @contextmanager
     def claim(self, wait_s: float = 30.0) -> Iterator[bool]:
-        """The folder to this process, until it ends, however it ends; False where another keeps it for `wait_s`."""
+        """The folder to this process, until it ends, however it ends; False where another keeps it for `wait_s`.
+
+        Where the file system has no `flock`, the lock is a file with the process's name in it (filelock's soft lock).
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + wait_s
-        with open(self.path / ".lock", "w") as lock:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        yield False
-                        return
-                    time.sleep(0.1)
-                else:
-                    yield True
-                    return
+        lock = FileLock(self.path / contents.LOCK, timeout=wait_s)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
-    def is_done(self) -> bool:
-        """Whether this folder's job has been measured, is `ok` and has its records."""
-        return (self.path / "status.json").exists() and self.checked_status()["status"] == "ok"
+    def is_claimed(self) -> bool:
+        """Whether another process holds the folder now. Makes nothing."""
+        if not (self.path / contents.LOCK).exists():
+            return False
+        with self.claim(wait_s=0.0) as ours:
+            return not ours
 
-    def close(self, config: dict[str, Any], status: str, reason: str, run_id: str) -> None:
-        """Record how a job ended that could not say so itself, or that can't run: also where it made no folder."""
+    def is_done(self, config: dict[str, Any] | None = None) -> bool:
+        """Whether this folder's job is `ok` and has its records; with `config`, the job of that configuration."""
+        if not (self.path / contents.STATUS).exists():
+            return False
+        found = self.checked_status()
+        return found["status"] == "ok" and (config is None or found["config_hash"] == config_hash(config))
+
+    def close(self, config: dict[str, Any], status: str, reason: str, run_id: str, requeued: bool = False) -> None:
+        """Record how a job ended that could not say so itself, or that can't run: also where it made no folder.
+
+        Raises ConfigError, and leaves the folder as it is, where it holds something else.
+        """
+        hash_ = self._check_owner(config)
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         now = _now()
-        self._status(status, reason, started=now, ended=now, hash_=config_hash(config), run_id=run_id)
+        self._status(status, reason, started=now, ended=now, hash_=hash_, run_id=run_id, requeued=requeued)
 
-    def finish(self, status: str, reason: str = "", value: float | None = None) -> None:
-        """Write the final status. The first failure stands: a later `ok` or a peer's echo does not replace it."""
-        if not (self.path / "status.json").exists():
-            return  # interrupted before the folder was made
+    def finish(self, status: str, reason: str = "", value: float | None = None, requeued: bool = False) -> None:
+        """Write how the run ended. The first failure stands: a later `ok` or a peer's echo does not replace it.
+
+        `requeued`: for now; SLURM starts the job over, and what becomes of it then replaces this status.
+        """
+        if not (self.path / contents.STATUS).exists():
+            return  # interrupted before the folder was made, or the folder was deleted meanwhile
         now = self.status()
-        if now["status"] != "running":
+        if now["status"] != "running" and not now.get("requeued"):
             return
-        kept = {"started": now["started"], "hash_": now["config_hash"], "run_id": now["run_id"]}
-        self._status(status, reason, ended=_now(), value=value, **kept)
+        if self._own_run not in (None, now.get("run_id")):
+            return  # another run's status: this one was not let in
+        ended = max(_now(), now["started"], key=datetime.fromisoformat)  # clocks may have been set back
+        kept = {"started": now["started"], "hash_": now["config_hash"], "run_id": now.get("run_id", "")}
+        self._status(status, reason, ended=ended, value=value, requeued=requeued, **kept)
+
+    def has_ended(self) -> bool:
+        """Whether the job has written how it ended, and is not to start over."""
+        if not (self.path / contents.STATUS).exists():
+            return False
+        found = self.status()
+        return found["status"] not in ("running", UNREADABLE) and not found.get("requeued")
 
     def status(self) -> dict[str, Any]:
         """Its status.json; where that can't be read the status is `unreadable`, and the reason says why."""
@@ -107,8 +137,8 @@ class RunFolder:
             for moment in filter(None, (found["started"], found["ended"])):
                 _time(path.name, moment)
         except Unreadable as error:
-            return {"status": UNREADABLE, "reason": str(error)}
-        return found
+            return {"status": UNREADABLE, "reason": printable(str(error))}
+        return found | {"reason": printable(found["reason"])}
 
     def checked_status(self) -> dict[str, Any]:
         """As `status`, but `unreadable` too where it is `ok` and what it measured is gone: every phase records some."""
@@ -128,8 +158,8 @@ class RunFolder:
 
         Raises OSError where the disk is full; the file is then as it was.
         """
-        told = (json.dumps(_finite(record), separators=(",", ":"), allow_nan=False) for record in records)
-        lines = "".join(f"{line}\n" for line in told).encode()
+        texts = (json.dumps(_finite(record), separators=(",", ":"), allow_nan=False) for record in records)
+        lines = "".join(f"{text}\n" for text in texts).encode()
         descriptor = os.open(self.path / "metrics.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             before = os.fstat(descriptor).st_size
@@ -151,6 +181,14 @@ class RunFolder:
     def log_path(self, rank: int) -> Path:
         return self.path / f"log.rank{rank}.txt"
 
+    def _check_owner(self, config: dict[str, Any]) -> str:
+        """The configuration's hash; ConfigError where the folder holds something else than its runs."""
+        hash_ = config_hash(config)
+        problem = contents.obstacle(self.path, hash_)
+        if problem:
+            raise ConfigError("folder", self.path, problem)
+        return hash_
+
     def _status(
         self,
         status: str,
@@ -161,21 +199,34 @@ class RunFolder:
         hash_: str,
         run_id: str,
         value: float | None = None,
+        requeued: bool = False,
     ) -> None:
         assert status in STATUSES, status
         content = {
             "schema": SCHEMA,
             "status": status,
-            "reason": reason,
+            "reason": printable(reason),
             "started": started,
             "ended": ended,
             "config_hash": hash_,
             "run_id": run_id,
             "value": value,  # what the job returned to Hydra, for a sweeper that asks again
             "pid": os.getpid(),
+            "pid_started": process_start(os.getpid()),  # another process may be given the same number later
             "host": socket.gethostname(),
         }
+        if requeued:
+            content["requeued"] = True
         self.write_json("status.json", content)
+
+
+def process_start(pid: int) -> int | None:
+    """When a process of this host started, in clock ticks since boot; None where that can't be known."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return int(fields[19])
 
 
 def _time(name: str, text: str) -> None:

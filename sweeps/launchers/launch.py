@@ -200,7 +200,8 @@ def _refuse_doubles(jobs: Sequence[PlannedJob]) -> None:
 def _refuse_while_in_slurm(manifests: dict[Path, Manifest]) -> None:
     for path, manifest in manifests.items():
         if manifest.slurm and slurm_queue.available():
-            left = [s for s in (slurm_queue.states(manifest.slurm.values()) or {}).values() if s.goes_on]
+            known = slurm_queue.states(dict.fromkeys(manifest.slurm.values(), path))
+            left = [s for s in (known or {}).values() if s.goes_on]
             if left:
                 problem = f"{len(left)} jobs of {shown(path)} are in SLURM's queue; wait for them or scancel them"
                 raise ConfigError("hydra/launcher", "local", problem)

@@ -90,7 +90,7 @@ class LocalRunner:
         import submitit
 
         folder = jobs[0].sweep / ".submitit"
-        executor = submitit.LocalExecutor(folder)
+        executor = submitit.LocalExecutor(folder, python=job_process.interpreter())
         waiting = self._batches(jobs)
         running = self.machine.running
         try:

@@ -79,7 +79,7 @@ class Sweep:
     def final(self, job: PlannedJob) -> bool:
         """Whether the job has written how it ended, since it was submitted."""
         found = job.status()
-        if found is None or found["status"] not in FINAL:
+        if found is None or found["status"] not in FINAL or found.get("requeued"):
             return False
         return found != self._before.get(job.name) or job.folder.is_done()
 

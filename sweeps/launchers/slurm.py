@@ -109,7 +109,7 @@ class SlurmRunner:
     def _attach(self, jobs: Sequence[PlannedJob]) -> list[PlannedJob]:
         """Take up those of `jobs` that an earlier launcher submitted; the others."""
         known = {job.name: self.sweep.manifests[job.sweep].slurm.get(job.name) for job in jobs}
-        queue = slurm_queue.states(id_ for id_ in known.values() if id_)
+        queue = slurm_queue.states({id_: job.sweep for job in jobs if (id_ := known[job.name])})
         if queue is None:
             raise ConfigError("hydra/launcher", "slurm", "its controller does not answer (squeue); try again later")
         rest = []
@@ -162,7 +162,7 @@ class SlurmRunner:
 
         options = self.options
         folder = (sweep / ".submitit").absolute()
-        executor = submitit.SlurmExecutor(folder)
+        executor = submitit.SlurmExecutor(folder, python=job_process.interpreter())
         say_why = shlex.join([sys.executable, "-m", "sweeps.launchers.job_process", str(folder)])
         teardown = f"code=$?; [ $code = 0 ] || {say_why} $code; exit $code"
         named = {
@@ -192,7 +192,7 @@ class SlurmRunner:
 
     def _look(self) -> None:
         """One look at the queue: what has started, what has ended."""
-        queue = slurm_queue.states(self.jobs)
+        queue = slurm_queue.states({id_: job.sweep for id_, job in self.jobs.items()})
         board = self.sweep.board
         if queue is None:
             board.note = "SLURM's controller does not answer"

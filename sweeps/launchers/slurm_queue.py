@@ -1,22 +1,31 @@
-"""What SLURM says of a job: its place in the queue, how it ended, and why in words.
+"""What SLURM says of a job: its state, how it ended, and why in words.
 
-states(["17_0", "17_1"])        # {"17_0": State("RUNNING", ...)}: what the queue still knows
+states({"17_0": sweep})         # {"17_0": State("RUNNING")}: those of this sweep's jobs that SLURM knows
 how_it_ended("17_0")            # ("timeout", "SLURM: ran into its time limit (job 17_0)")
+
+A job has ended when it is in a terminal state, or when the controller says that it knows no such id. A list that does
+not show it proves nothing: squeue's defaults hide jobs, and so do SQUEUE_* variables.
+
+Format strings, not `squeue --json`: in SLURM 22.05 it ignores --jobs and dumps the whole cluster (6 kB per job, at
+every look), `scontrol` has none there, and later versions changed the types of its fields. `%i|%T|%r|%o` is the same
+in all of them.
 """
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# https://slurm.schedmd.com/job_state_codes.html
-GOES_ON = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "STAGE_OUT")
+TERMINAL = {  # https://slurm.schedmd.com/job_state_codes.html; any other state, known or new, goes on
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
+    *("PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT"),
+}
+WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "CONFIGURING", "RESV_DEL_HOLD"}
 _ENDED = {
     "TIMEOUT": ("timeout", "ran into its time limit"),
     "DEADLINE": ("timeout", "could not end before its deadline"),
@@ -28,17 +37,23 @@ _ENDED = {
     "REVOKED": ("failed", "revoked"),
 }
 
+REQUEUED = "JOB REQUEUE"
 _TOLD = {  # what slurmstepd writes into the job's log when it ends a job, while the job can still read it
     "": ("failed", "cancelled (scancel)"),
     "TIME LIMIT": ("timeout", "ran into its time limit"),
     "PREEMPTION": ("failed", "preempted; it starts over if it is requeued"),
-    "JOB REQUEUE": ("failed", "requeued; it starts over"),
+    REQUEUED: ("failed", "requeued; it starts over"),
     "NODE FAILURE": ("failed", "a node failed; it starts over if it is requeued"),
 }
 
 _TASK_ENDED = re.compile(r"srun: error: \S+ (tasks? [\d,-]+: [^\n]+)")  # "srun: error: n2: task 1: Killed"
-OWN_WORDS = "blockshock ends: "  # begins the line that a job prints when a signal ends it: job_process.py
-_STARTS = "Starting with JobEnvironment("  # submitit's first line of a run; a requeued job appends to its log
+STARTS = "blockshock starts: "  # begins the first line of a run in a job's log; a requeued job appends to it
+OWN_WORDS = "blockshock ends: "  # begins the line that a job prints when a signal ends it
+REQUEUES = "blockshock starts over: "  # ... for now
+_UNKNOWN = ("Invalid job id", "not found")  # the controller's words for an id that it does not know
+_WHICH_SLURM = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
+_ID = re.compile(r"\d+(_\d+)?")
+ANSWER_S = 120  # what a command of SLURM's gets
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,11 @@ class State:
 
     @property
     def goes_on(self) -> bool:
-        return self.name in GOES_ON
+        return self.name not in TERMINAL
+
+    @property
+    def waits(self) -> bool:
+        return self.name in WAITING
 
 
 def available() -> bool:
@@ -56,11 +75,16 @@ def available() -> bool:
 
 
 def own_job() -> str | None:
-    """The id of the SLURM job that this process belongs to, `17` or `17_3` in an array; None outside."""
+    """The id of the SLURM job that our launcher made of this process, `17` or `17_3` in an array; None elsewhere.
+
+    A local launcher's process may run in an allocation too, whose job is not its own: what the launcher says counts.
+    """
     env = os.environ
-    if "SLURM_ARRAY_JOB_ID" in env:
+    if env.get("SUBMITIT_EXECUTOR") != "slurm":
+        return None
+    if env.get("SLURM_ARRAY_JOB_ID"):
         return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
-    return env.get("SLURM_JOB_ID")
+    return env.get("SLURM_JOB_ID") or None
 
 
 def own_restarts() -> int:
@@ -69,43 +93,87 @@ def own_restarts() -> int:
 
 
 def requeue(job: str) -> None:
-    _command("scontrol", "requeue", job, check=True)
+    done = _ask("scontrol", "requeue", job)
+    if done is None or done.returncode:
+        raise RuntimeError(f"scontrol requeue {job}: {done.stderr.strip() if done else 'no answer'}")
 
 
 def cancel(jobs: Sequence[str]) -> None:
+    """End jobs of ours: `jobs` are ids that `states` knows."""
     if jobs:
-        _command("scancel", *jobs)
+        _ask("scancel", *jobs)
 
 
-def states(jobs: Iterable[str]) -> dict[str, State] | None:
-    """The state of those of `jobs` that SLURM's queue still holds; None when its controller does not answer."""
-    wanted = set(jobs)
-    if not wanted:
+def states(jobs: Mapping[str, Path]) -> dict[str, State] | None:
+    """The state of those of `jobs` that SLURM knows; None when it does not answer.
+
+    `jobs`: id -> folder of the sweep that submitted it, in which its batch script lies. An id that belongs to another
+    script (another cluster's sweep.json, ids that started over) is as unknown as one that SLURM has forgotten.
+    """
+    asked = {id_: folder for id_, folder in jobs.items() if _ID.fullmatch(id_)}
+    if not asked:
         return {}
-    user = f"--user={getpass.getuser()}"
-    command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r", user]
-    try:
-        shown = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    except subprocess.TimeoutExpired:
+    shown = _ask("squeue", "--noheader", "--all", "--array", "--states=all", "--format=%i|%T|%r|%o",
+                 f"--jobs={','.join(asked)}")  # fmt: skip
+    if shown is None or (shown.returncode and not _unknown(shown)):
         return None
-    if shown.returncode:
+    rows = {id_: (State(name, reason), script) for id_, name, reason, script in _fields(shown.stdout, 4)}
+    for array in sorted({id_.partition("_")[0] for id_ in asked.keys() - rows.keys()}):
+        known = _controller(array)  # squeue did not show it: is it unknown, or only hidden?
+        if known is None:
+            return None
+        rows = known | rows
+    return {id_: rows[id_][0] for id_ in asked if id_ in rows and _lies_in(rows[id_][1], asked[id_])}
+
+
+def _lies_in(script: str, folder: Path) -> bool:
+    return folder.resolve() in Path(script).resolve().parents
+
+
+def _fields(text: str, count: int) -> list[list[str]]:
+    return [line.split("|", count - 1) for line in text.splitlines() if line.count("|") >= count - 1]
+
+
+def _controller(array: str) -> dict[str, tuple[State, str]] | None:
+    """id -> (state, batch script) of a job or of all jobs of an array; {} if it is unknown, None without an answer."""
+    shown = _ask("scontrol", "--oneliner", "--all", "show", "job", array)
+    if shown is None or (shown.returncode and not _unknown(shown)):
         return None
-    rows = (line.split("|", 2) for line in shown.stdout.splitlines() if line.count("|") >= 2)
-    return {job: State(name, detail) for job, name, detail in rows if job in wanted}
+    found: dict[str, tuple[State, str]] = {}
+    for line in filter(None, shown.stdout.splitlines()):
+        told = (State(_value(line, "JobState"), _value(line, "ExitCode")), _value(line, "Command"))
+        tasks = _tasks(_value(line, "ArrayTaskId"))
+        ids = [f"{_value(line, 'ArrayJobId')}_{task}" for task in tasks] or [_value(line, "JobId")]
+        found |= dict.fromkeys(ids, told)
+    return found
+
+
+def _value(line: str, key: str) -> str:
+    found = re.search(rf"(?:^|\s){key}=(.*?)(?=\s\w[\w/:]*=|$)", line)
+    return found.group(1).strip() if found else ""
+
+
+def _tasks(text: str) -> list[int]:
+    """`3-5,8%2`, an array's tasks that wait, as numbers."""
+    tasks: list[int] = []
+    for low, high in re.findall(r"(\d+)(?:-(\d+))?", text.partition("%")[0]):
+        tasks += range(int(low), int(high or low) + 1)
+    return tasks
+
+
+def _unknown(done: subprocess.CompletedProcess[str]) -> bool:
+    return any(words in done.stderr for words in _UNKNOWN)
 
 
 def state(job: str) -> State | None:
     """One job's state from the controller, or from the accounting where the controller has forgotten it."""
-    shown = _command("scontrol", "--oneliner", "show", "job", job)
-    found = re.search(r"\bJobState=(\S+)", shown)
-    if found:
-        code = re.search(r"\bExitCode=(\S+)", shown)
-        return State(found.group(1), code.group(1) if code else "")
+    known = (_controller(job.partition("_")[0]) or {}).get(job)
+    if known:
+        return known[0]
     if shutil.which("sacct"):
-        rows = _command("sacct", "-X", "--noheader", "--parsable2", "--format=State,ExitCode", "-j", job).splitlines()
-        if rows and "|" in rows[0]:
-            name, code_text = rows[0].split("|", 1)
-            return State(name.split()[0], code_text)  # "CANCELLED by 0"
+        done = _ask("sacct", "-X", "--noheader", "--parsable2", "--format=State,ExitCode", "-j", job)
+        for name, code in _fields(done.stdout, 2) if done else []:
+            return State(name.split()[0], code)  # "CANCELLED by 0"
     return None
 
 
@@ -154,11 +222,20 @@ def has_last_words(log: str) -> bool:
 def read_log(folder: str | os.PathLike[str], job: str) -> str:
     """The end of what SLURM and the job's processes have written in its last run (submitit's files in `folder`)."""
     logs = sorted(Path(folder).glob(f"{job}_*log.out"))
-    return "".join(log.read_text(errors="replace").rpartition(_STARTS)[2][-4000:] for log in logs)
+    return "".join(log.read_text(errors="replace").rpartition(STARTS)[2][-4000:] for log in logs)
 
 
-def _command(*words: str, check: bool = False) -> str:
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    if check and done.returncode:
-        raise RuntimeError(f"{words[0]}: {(done.stderr or done.stdout).strip()}")
-    return done.stdout
+def _ask(*words: str) -> subprocess.CompletedProcess[str] | None:
+    """Run a command of SLURM's; None when it does not answer.
+
+    SQUEUE_* and SLURM_* variables choose what is shown and how, or are those of the allocation we run in: only the ones
+    that say which SLURM it is are handed on.
+    """
+    env = {
+        name: value for name, value in os.environ.items()
+        if not name.startswith(("SQUEUE_", "SACCT_", "SCONTROL_", "SLURM_")) or name in _WHICH_SLURM
+    } | {"SLURM_BITSTR_LEN": "0"}  # the tasks of an array in full  # fmt: skip
+    try:
+        return subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=ANSWER_S, env=env)
+    except (subprocess.TimeoutExpired, OSError):  # hangs, or was uninstalled under our feet
+        return None

@@ -22,7 +22,7 @@ from blockshock.methods import ring_roundings
 from blockshock.problem import Problem
 from blockshock.ranks import distributed
 from blockshock.ranks.launched import RankInfo
-from blockshock.ranks.pool import Outcome
+from blockshock.ranks.outcome import Outcome
 from tests.blockshock.rank_tasks import join, method_yaml, problem_of
 
 

@@ -12,7 +12,7 @@ from blockshock.phases.phase3_train_step import TrainStep
 from blockshock.problem import Problem
 from blockshock.ranks import distributed
 from blockshock.ranks.launched import RankInfo
-from blockshock.ranks.pool import Outcome
+from blockshock.ranks.outcome import Outcome
 from profiler.traces import count_flops
 from tests.blockshock.rank_tasks import join, method_yaml, problem_of
 

@@ -17,7 +17,7 @@ from blockshock.measure.timing import Timer, region
 from blockshock.problem import Problem
 from blockshock.ranks import distributed
 from blockshock.ranks.launched import RankInfo
-from blockshock.ranks.pool import Outcome
+from blockshock.ranks.outcome import Outcome
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,47 @@
+"""The server that ranks are forked from: it has imported torch already, so a rank starts in a tenth of a second.
+
+start_forking_server()                     # it imports torch while its user does something else
+with interrupts_wait(): context(False).Process(target=...).start()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.context
+import signal
+from collections.abc import Iterator
+from multiprocessing import forkserver, resource_tracker
+
+from blockshock.ranks.process import INTERRUPTS
+
+PRELOAD = ["blockshock.jobs.rank"]  # what the server that forks ranks imports, once
+PRELOAD_FOR_MANY = ["torch._dynamo"]  # what autograd functions and optimizers import at first use, a second or two
+
+
+def start_forking_server(many_jobs: bool = False) -> None:
+    """Start the server that forks ranks now: it imports torch while its user does something else."""
+    context(many_jobs)
+    with interrupts_wait():
+        forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Hold interrupts back meanwhile: one halfway through a request would make the server that forks ranks stumble.
+
+    What is started here inherits the mask. So a Ctrl-C does not stop the server in the middle of its imports either; it
+    ends with this process.
+    """
+    resource_tracker.ensure_running()  # to start it, multiprocessing unblocks SIGINT and SIGTERM whatever the mask was
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def context(many_jobs: bool) -> multiprocessing.context.ForkServerContext:
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(PRELOAD + PRELOAD_FOR_MANY * many_jobs)
+    return found
