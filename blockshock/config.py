@@ -21,7 +21,9 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from blockshock.errors import ConfigError, at_least, one_of
 from blockshock.options import option_class
 
-CONF = Path(__file__).resolve().parent / "conf"  # a link to the repository's conf/, a copy in an installed package
+_HERE = Path(__file__).resolve().parent
+# conf/ is inside of an installed package, and beside it in a checkout
+CONF = next(folder for folder in (_HERE / "conf", _HERE.parent / "conf") if (folder / "config.yaml").is_file())
 GROUPS = ("phase", "method", "mask", "workload")
 YEAR_S = 31_536_000
 SEEDS = (-(2**63), 2**64 - 1)  # what torch.Generator.manual_seed takes

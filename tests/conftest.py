@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +16,7 @@ from hypothesis import settings
 
 from blockshock.cli.main import main
 from blockshock.ranks.pool import RankPool
+from tests.import_graph import PACKAGES, ROOT
 
 settings.register_profile("shared_machine", deadline=None)  # a slow example on a busy machine is no failure
 settings.load_profile("shared_machine")
@@ -69,3 +73,21 @@ def pools() -> Iterator[Callable[[int], RankPool]]:
     yield get
     for pool in kept.values():
         pool.close()
+
+
+@pytest.fixture(scope="session")
+def installed_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder into which an installer would put our wheel, built without a network.
+
+    Of a copy: a build leaves a folder behind, and takes from it what the sources no longer have.
+    """
+    sources, built, site = (tmp_path_factory.mktemp(name) for name in ("sources", "wheel", "site-packages"))
+    for package in (*PACKAGES, "conf"):
+        shutil.copytree(ROOT / package, sources / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, sources)
+    build = "import sys, setuptools.build_meta as backend; backend.build_wheel(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, built], cwd=sources, check=True, capture_output=True, timeout=240)
+    (wheel,) = built.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(site)
+    return site

@@ -403,22 +403,18 @@ def test_a_rank_that_fails_under_torchrun_fails_the_job(tmp_path):
     assert (status["status"], status["reason"]) == ("failed", "rank 1: ZeroDivisionError: division by zero")
 
 
-def test_it_runs_from_an_installed_wheel_in_any_folder(tmp_path):
+def test_it_runs_from_an_installed_wheel_in_any_folder(tmp_path, installed_wheel):
     """What `pip install .` puts into place has the configuration, the launcher and the report with it."""
-    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
-    subprocess.run(wheel, check=True, timeout=240)
-    (built,) = tmp_path.glob("*.whl")
-    site = tmp_path / "site"
-    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(built), str(site)], check=True)
+    site = str(installed_wheel)
     code = (
-        f"import sys; sys.path.insert(0, {str(site)!r})\n"
-        f"import blockshock.cli.main as m; assert m.__file__.startswith({str(site)!r})\n"
+        f"import sys; sys.path.insert(0, {site!r})\n"
+        f"import blockshock.cli.main as m; assert m.__file__.startswith({site!r})\n"
         "m.main()"
     )
     arguments = ["-m", *SMALL, "experiment.name=wheel"]
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120,
-        env={**os.environ, "PYTHONPATH": str(site)},
+        env={**os.environ, "PYTHONPATH": site},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "outputs/sweeps/wheel/report/report.html").exists()
