@@ -7,10 +7,11 @@ loss = step(*batch); print(step.plan.summary()); print(step.verify(batch).summar
 """
 
 from checkpointing.apply import apply_activation_checkpointing
-from checkpointing.decide import SOLVERS, decide_checkpoints
+from checkpointing.decide import decide_checkpoints
 from checkpointing.errors import BudgetError, CheckpointingError, DecisionsFileError, IllegalPlanError
+from checkpointing.planners import SOLVERS
 from checkpointing.planners.plan import Decision, Plan, read_plan
-from checkpointing.planners.problem import Problem, problem_from, problem_of
+from checkpointing.planners.problem import PlanningProblem, problem_from, problem_of
 from checkpointing.rewriting.proof import Proof
 from checkpointing.rewriting.rewrite import CheckpointedStep, rewrite_graph_with_recomputation
 from checkpointing.rewriting.simulate import memory_of, simulate_memory_usage
@@ -25,7 +26,7 @@ __all__ = [
     "DecisionsFileError",
     "IllegalPlanError",
     "Plan",
-    "Problem",
+    "PlanningProblem",
     "Proof",
     "apply_activation_checkpointing",
     "decide_checkpoints",

@@ -34,6 +34,18 @@ def check(budget: float | str) -> None:
     in_bytes(budget, 0, 1)
 
 
+def told_apart(a: int, b: int) -> tuple[str, str]:
+    """Two byte counts in one unit, with as many digits as it takes to see that they differ: "0.69 MiB", "0.74 MiB"."""
+    scale, unit = next((s, u) for s, u in ((2**30, "GiB"), (2**20, "MiB"), (1, "B")) if max(a, b) >= s / 10 or s == 1)
+    if unit == "B":
+        return f"{a} B", f"{b} B"
+    for digits in range(2, 11):
+        first, second = f"{a / scale:.{digits}f} {unit}", f"{b / scale:.{digits}f} {unit}"
+        if first != second:
+            break
+    return first, second
+
+
 def _parse(text: str) -> int:
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmg]?i?b)\s*", text.lower())
     if match is None or float(match[1]) <= 0:

@@ -6,14 +6,14 @@ prof.run(*batch, warmup_iters=1, profile_iters=3)
 prof.print_stats(); prof.save_stats_to_csv(folder); prof.plot(folder)
 """
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from profiler import plots
 from profiler.costs import stats
 from profiler.costs.export_chrome_trace import save_chrome_trace
 from profiler.costs.memory import MemoryCurve, simulate
@@ -23,6 +23,9 @@ from profiler.costs.storage import StorageAnalysis, analyse
 from profiler.costs.text import report
 from profiler.errors import NotProfiledError
 from profiler.graph.step import TracedStep
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SUMMARY = "profiler_summary.json"
 CHROME_TRACE = "profiler_trace.json"
@@ -112,6 +115,8 @@ class GraphProfiler:
 
     def plot(self, folder: str | Path) -> list[Path]:
         """Draw the five figures `profiler_plots_*.png` into `folder`. Returns the files."""
+        from profiler import plots
+
         return plots.plot_all(Path(folder), self.node_stats(), self.activation_stats(), self.memory(), self.step.device)
 
     def sign_off(self, folder: str | Path) -> list[Check]:

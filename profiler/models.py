@@ -20,7 +20,7 @@ LossFn = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
-class Problem:
+class TrainingTask:
     """A model in train mode, its loss and one batch: `problem.loss_fn(problem.model, *problem.batch)`."""
 
     model: nn.Module
@@ -137,7 +137,7 @@ def build(
     device: torch.device | str = "cpu",
     seed: int = 0,
     dropout: float | None = None,
-) -> Problem:
+) -> TrainingTask:
     """The model `name` in train mode with weights and one batch from `seed`.
 
     Text models get ids [batch_size, seq_len] and labels of that shape, vision models images [batch_size, 3,
@@ -165,7 +165,7 @@ def build(
     first = next(model.parameters())
     if first.dtype != dtype or first.device.type != torch.device(device).type:  # fake parameters cannot be moved
         model = model.to(device=device, dtype=dtype)
-    return Problem(model.train(), _LOSSES[kind], tuple(t.to(device) for t in batch))
+    return TrainingTask(model.train(), _LOSSES[kind], tuple(t.to(device) for t in batch))
 
 
 def _no_dropout(dropout: float | None, name: str) -> None:

@@ -9,7 +9,7 @@ import torch
 
 if TYPE_CHECKING:
     from profiler import TracedStep
-    from profiler.models import Problem
+    from profiler.models import TrainingTask
 
 
 @dataclass
@@ -18,7 +18,7 @@ class KeepAll:
 
     name: str
 
-    def build_step(self, problem: Problem, optimizer: torch.optim.Optimizer) -> TracedStep:
+    def build_step(self, problem: TrainingTask, optimizer: torch.optim.Optimizer) -> TracedStep:
         """The step as one graph. `step(*problem.batch)` trains the model."""
         from profiler import trace_train_step
 

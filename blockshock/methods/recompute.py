@@ -12,7 +12,7 @@ from blockshock.errors import ConfigError, one_of
 if TYPE_CHECKING:
     from blockshock.config import Job
     from checkpointing import CheckpointedStep
-    from profiler.models import Problem
+    from profiler.models import TrainingTask
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Recompute:
         except BudgetError as error:
             raise ConfigError("method.memory_budget", self.memory_budget, str(error).partition(": ")[2]) from error
 
-    def build_step(self, problem: Problem, optimizer: torch.optim.Optimizer) -> CheckpointedStep:
+    def build_step(self, problem: TrainingTask, optimizer: torch.optim.Optimizer) -> CheckpointedStep:
         """Trace, profile, plan, rewrite. Raises ConfigError for a budget that no plan meets."""
         from checkpointing import BudgetError, apply_activation_checkpointing
 

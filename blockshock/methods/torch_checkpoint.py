@@ -15,7 +15,7 @@ from blockshock.errors import ConfigError
 from blockshock.methods.shared.eager_step import EagerStep
 
 if TYPE_CHECKING:
-    from profiler.models import Problem
+    from profiler.models import TrainingTask
 
 # The repeated block of each model of transformers.
 BLOCKS = (
@@ -35,7 +35,7 @@ class TorchCheckpoint:
 
     name: str
 
-    def build_step(self, problem: Problem, optimizer: torch.optim.Optimizer) -> EagerStep:
+    def build_step(self, problem: TrainingTask, optimizer: torch.optim.Optimizer) -> EagerStep:
         """Every block keeps its input alone, and runs again in the backward."""
         blocks = [module for module in problem.model.modules() if type(module).__name__ in BLOCKS]
         if not blocks:

@@ -13,7 +13,7 @@ from blockshock.methods.shared.eager_step import EagerStep
 
 if TYPE_CHECKING:
     from blockshock.config import Job
-    from profiler.models import Problem
+    from profiler.models import TrainingTask
 
 
 @dataclass
@@ -32,7 +32,7 @@ class TorchMemoryBudget:
         if not 0 <= self.memory_budget <= 1:
             raise ConfigError("method.memory_budget", self.memory_budget, "the compiler's budget is between 0 and 1")
 
-    def build_step(self, problem: Problem, optimizer: torch.optim.Optimizer) -> EagerStep:
+    def build_step(self, problem: TrainingTask, optimizer: torch.optim.Optimizer) -> EagerStep:
         """The loss compiled; the first call compiles."""
         import torch._functorch.config as functorch_config
 

@@ -59,7 +59,7 @@ class CheckpointStep(OptimizerOptions):
         samples, memory = self._measure(execution, lambda: step(*problem.batch))
         if plan is not None:
             memory |= {
-                "baseline_peak_bytes": plan.problem.unchanged_peak,
+                "baseline_peak_bytes": plan.unchanged_peak_bytes,
                 "predicted_static_bytes": plan.problem.static_bytes,
             }
         proof: Proof | None = None

@@ -14,7 +14,7 @@ from blockshock.errors import ConfigError, at_least
 
 if TYPE_CHECKING:
     from blockshock.config import Job
-    from profiler.models import Problem
+    from profiler.models import TrainingTask
 
 
 @dataclass
@@ -39,7 +39,7 @@ class ModelWorkload:
                 "hardware.world_size", job.hardware.world_size, "a model's step runs on one rank; set it to 1"
             )
 
-    def build(self, dtype: torch.dtype, device: torch.device, seed: int) -> Problem:
+    def build(self, dtype: torch.dtype, device: torch.device, seed: int) -> TrainingTask:
         """The model in train mode, its loss and one batch, the same for the same seed."""
         from profiler.models import build
 

@@ -8,10 +8,12 @@ needs again counts again.
 Beyond the paper, a copy that waits at the peak for a later use is a candidate too: it is dropped, and made once more.
 """
 
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from checkpointing.planners.problem import Problem
+from checkpointing.planners.plan import NoPlanError, Plan
+from checkpointing.planners.problem import PlanningProblem
 from checkpointing.planners.schedule import Schedule, make_schedule
 
 MOST_ADDED = 1.0  # of the step's time: repeated copies beyond that are no plan
@@ -21,50 +23,66 @@ MOST_ADDED = 1.0  # of the step's time: repeated copies beyond that are no plan
 class Recomputations:
     """For each forward value, the nodes to run to make it from what is kept, and how often it is made for others."""
 
-    problem: Problem
+    problem: PlanningProblem
     kept: set[int]
     chain: dict[int, set[int]] = field(default_factory=dict)  # value → ranks of the nodes to run
     sources: dict[int, set[int]] = field(default_factory=dict)  # value → kept values that they read
-    repeats: dict[int, int] = field(default_factory=dict)
+    dependents: dict[int, set[int]] = field(default_factory=dict)  # kept value → the values with it among `sources`
+    _once: dict[int, float] = field(default_factory=dict)  # value → seconds of its chain, where it has not changed
 
     def __post_init__(self) -> None:
         for index in self.problem.forward_values:  # sources come before what is made of them
             if index in self.problem.pinned:
                 continue
-            self.chain[index] = set(self.problem.again_writers(index))
+            self.chain[index] = set(self.problem.recompute_writers(index))
             self.sources[index] = set()
             for source in self.problem.sources[index]:
                 self._replace(index, source)
 
     def _replace(self, index: int, source: int) -> None:
         if source in self.kept:  # what is pinned is kept, or is not needed by anything that may run again
-            self.sources[index].add(source)
+            self._read(index, source)
         else:
             self.chain[index] |= self.chain[source]
-            self.sources[index] |= self.sources[source]
+            self._once.pop(index, None)
+            for read in self.sources[source]:
+                self._read(index, read)
+
+    def _read(self, index: int, source: int) -> None:
+        self.sources[index].add(source)
+        self.dependents.setdefault(source, set()).add(index)
 
     def give_up(self, index: int) -> None:
         """`index` is not kept any more: whatever was made from it is now made from its sources."""
         self.kept.discard(index)
-        for other, sources in self.sources.items():
-            if index in sources:
-                sources.discard(index)
-                self._replace(other, index)
-                if other not in self.kept:
-                    self.repeats[index] = self.repeats.get(index, 0) + 1
+        for other in self.dependents.pop(index, ()):
+            self.sources[other].discard(index)
+            self._replace(other, index)
 
     def seconds(self, index: int) -> float:
         """Time of all nodes that must run again because `index` is given up."""
-        again = self.problem.again_time
-        once = sum(again[rank] for rank in self.chain[index])
-        needed_by = sum(1 for other, sources in self.sources.items() if index in sources and other not in self.kept)
-        return once * (1 + needed_by)
+        if index not in self._once:
+            again = self.problem.recompute_time
+            self._once[index] = sum(again[rank] for rank in sorted(self.chain[index]))
+        needed_by = sum(1 for other in self.dependents.get(index, ()) if other not in self.kept)
+        return self._once[index] * (1 + needed_by)
+
+
+def plan_greedy(problem: PlanningProblem, budget: int, deadline: float | None = None) -> Plan:
+    """The plan of `greedy` under `budget` bytes. Raises NoPlanError where it finds none, or none by `deadline`."""
+    _, kept, fresh, why = greedy(problem, budget, deadline=deadline)
+    if why:
+        raise NoPlanError(why)
+    return Plan(problem, "greedy", kept, fresh, budget)
 
 
 def greedy(
-    problem: Problem, budget: int, kept: Collection[int] | None = None
+    problem: PlanningProblem, budget: int, kept: Collection[int] | None = None, deadline: float | None = None
 ) -> tuple[Schedule, frozenset[int], dict[int, tuple[int, ...]], str]:
-    """A schedule whose peak is at most `budget` bytes, or the lowest that was reached and why nothing helps more."""
+    """A schedule whose peak is at most `budget` bytes, or the lowest that was reached and why nothing helps more.
+
+    `deadline` is a reading of `time.process_time()`.
+    """
     recomputations = Recomputations(problem, set(problem.default_kept if kept is None else kept) | set(problem.pinned))
     fresh: dict[int, tuple[int, ...]] = {}
     best: tuple[Schedule, frozenset[int], dict[int, tuple[int, ...]]] | None = None
@@ -77,6 +95,8 @@ def greedy(
             return *state, ""
         if schedule.added_seconds > MOST_ADDED * sum(problem.time):
             return *best, f"going on would add more than {MOST_ADDED:.0%} to the step's time"
+        if deadline is not None and time.process_time() > deadline:
+            return *best, "there is no more time"
         position = schedule.peak_position
         excess = int(schedule.total[position]) - budget
         idle = _idle(schedule, position, recomputations, fresh)

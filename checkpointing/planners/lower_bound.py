@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from checkpointing.planners.problem import Problem
+from checkpointing.planners.problem import PlanningProblem
 from checkpointing.planners.schedule import make_schedule
 
 
-def unavoidable(problem: Problem) -> tuple[int, int]:
+def unavoidable(problem: PlanningProblem) -> tuple[int, int]:
     """(bytes, rank): the highest sum over a node of what the user owns, what the node reads and makes, its
     workspace, and all values alive that no plan can free. A lower budget has no plan."""
     schedule = make_schedule(problem, problem.default_kept)

@@ -31,7 +31,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from checkpointing.planners.milp_values import Value, Values
-from checkpointing.planners.problem import Problem
+from checkpointing.planners.problem import PlanningProblem
 
 MICROSECOND, MIB = 1e-6, 2.0**20  # the program's units: HiGHS works with absolute tolerances
 
@@ -60,7 +60,7 @@ class Program:
 
     def __init__(
         self,
-        problem: Problem,
+        problem: PlanningProblem,
         values: Values,
         budget: int,
         window: int,
@@ -164,7 +164,7 @@ class Program:
         groups: dict[tuple[int, ...], float] = {}
         for rank, needing in needed_by.items():
             key = tuple(sorted(needing))
-            groups[key] = groups.get(key, 0.0) + self.problem.again_time[rank] / MICROSECOND
+            groups[key] = groups.get(key, 0.0) + self.problem.recompute_time[rank] / MICROSECOND
         for indices, time in groups.items():
             y = self._variable(cost=time)
             for index in indices:
@@ -175,6 +175,8 @@ class Program:
         """The variables f, and the time of all nodes that the forward can do without."""
         groups: dict[tuple[int, ...], float] = {}
         for rank, needing in self.values.droppable.items():
+            if not self.problem.needed[rank]:
+                continue
             time = self.problem.time[rank] / MICROSECOND
             self.constant -= time
             if needing:

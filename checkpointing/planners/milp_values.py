@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from checkpointing.planners.problem import Problem
+from checkpointing.planners.problem import PlanningProblem
 from checkpointing.planners.schedule import Lifetime, make_schedule
 
 NEGLIGIBLE = 1e-4  # of all activation bytes; such activations are kept
@@ -41,8 +41,23 @@ class Values:
     droppable: dict[int, tuple[int, ...]]  # rank of a node that the forward may do without → values that need it there
 
 
-def find_values(problem: Problem, negligible: float = NEGLIGIBLE) -> Values:
-    """Choose the values with decisions and measure what surrounds them."""
+def find_values(problem: PlanningProblem, negligible: float = NEGLIGIBLE) -> Values:
+    """Choose the values with decisions and measure what surrounds them.
+
+    With five nodes, where the backward reads `a` and `b` and value sizes are in brackets,
+
+        0  h = linear(x)    [4]    a temporary: `a` and `b` are made from it
+        1  a = relu(h)      [4]    an activation
+        2  b = sigmoid(h)   [4]    an activation
+        3  s = a + b        [4]    a temporary that nothing else is made from
+        4  y = sum(s)       [0]
+
+    `a` and `b` get decisions, and so does `h`: two values are made from it, so that keeping it alone may be better than
+    keeping both, or than running `linear` twice. `s` gets none. Of `a`, then, the sources are (h,), the nodes (1,),
+    as `h` has a decision of its own, and `extra` is 0; of `h` the nodes are (0,), and `first_use` is that of whichever
+    of `a` and `b` the backward reads first. Without `b`, `h` would get none either: it is as large as `a`, and keeping
+    `a` saves more. Then the nodes of `a` are (0, 1), and its `extra` is 4, for `h` lives while `a` is made.
+    """
     schedule = make_schedule(problem, problem.default_kept)  # as it is: a position is a rank, unless a node was dead
     ranks = [run.rank for run in schedule.runs]
     lives = {life.storage: life for life in schedule.lifetimes}
@@ -95,7 +110,7 @@ def find_values(problem: Problem, negligible: float = NEGLIGIBLE) -> Values:
     return Values(found, fixed, between, _droppable(problem, found))
 
 
-def _forward_of_every_plan(problem: Problem, own: Iterable[int], fixed: np.ndarray) -> dict[int, int]:
+def _forward_of_every_plan(problem: PlanningProblem, own: Iterable[int], fixed: np.ndarray) -> dict[int, int]:
     """Set `fixed` in the forward to what is there when no value of `own` is kept: any other plan has that and more.
     Value → rank of its last use there, of those that the forward makes then."""
     start = problem.backward_start
@@ -112,7 +127,7 @@ def _forward_of_every_plan(problem: Problem, own: Iterable[int], fixed: np.ndarr
     return found
 
 
-def _droppable(problem: Problem, own: Iterable[int]) -> dict[int, tuple[int, ...]]:
+def _droppable(problem: PlanningProblem, own: Iterable[int]) -> dict[int, tuple[int, ...]]:
     always = set(problem.activations) - set(own) | set(problem.pinned)
     still = {run.rank for run in make_schedule(problem, always).runs if not run.is_copy}
     needing: dict[int, list[int]] = {rank: [] for rank in range(problem.backward_start) if rank not in still}
@@ -129,7 +144,7 @@ def _droppable(problem: Problem, own: Iterable[int]) -> dict[int, tuple[int, ...
     return {rank: tuple(sorted(indices)) for rank, indices in needing.items()}
 
 
-def _between(problem: Problem, ranks: list[int], lives: Iterable[Lifetime]) -> np.ndarray:
+def _between(problem: PlanningProblem, ranks: list[int], lives: Iterable[Lifetime]) -> np.ndarray:
     change = np.zeros(problem.count + 1, dtype=np.int64)
     for life in lives:
         if life.last > life.first:
@@ -138,7 +153,7 @@ def _between(problem: Problem, ranks: list[int], lives: Iterable[Lifetime]) -> n
     return np.cumsum(change[:-1]) + problem.static_bytes
 
 
-def _dependents(problem: Problem) -> dict[int, list[int]]:
+def _dependents(problem: PlanningProblem) -> dict[int, list[int]]:
     """Forward value → what is made of it."""
     found: dict[int, list[int]] = {}
     for index in problem.forward_values:
@@ -148,25 +163,25 @@ def _dependents(problem: Problem) -> dict[int, list[int]]:
     return found
 
 
-def _made_along(problem: Problem, index: int, dependents: list[int]) -> bool:
+def _made_along(problem: PlanningProblem, index: int, dependents: list[int]) -> bool:
     """Whether keeping the temporary is never better than keeping what is made of it."""
     return not dependents or (len(dependents) == 1 and problem.size[index] >= problem.size[dependents[0]])
 
 
-def _extra(problem: Problem, index: int, nodes: list[int], own: Container[int]) -> int:
+def _extra(problem: PlanningProblem, index: int, nodes: list[int], own: Container[int]) -> int:
     """Most bytes of temporaries and workspace while the nodes run, beyond the value that they make."""
     last_use: dict[int, int] = {}
     for rank in nodes:
-        for source in (*problem.again_inputs(rank), rank):
+        for source in (*problem.recompute_inputs(rank), rank):
             for held in problem.held[source]:
                 last_use[held] = rank
     made: dict[int, int] = {}
     peak = 0
     for rank in nodes:
-        for created in problem.again_created(rank):
+        for created in problem.recompute_created(rank):
             if created == index or created not in own:  # the others have variables
                 made[created] = problem.size[created]
         live = sum(made.values())
-        peak = max(peak, live + problem.again_workspace(rank))
+        peak = max(peak, live + problem.recompute_workspace(rank))
         made = {held: size for held, size in made.items() if last_use.get(held, rank) > rank or held == index}
     return max(0, peak - problem.size[index])

@@ -8,13 +8,15 @@ numbers, proposes plan after plan from below, until the best of them cannot be b
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from checkpointing.planners.greedy import plan_greedy
 from checkpointing.planners.milp import Program, Solution
 from checkpointing.planners.milp_values import NEGLIGIBLE, Values, find_values
-from checkpointing.planners.problem import Problem
+from checkpointing.planners.plan import NoPlanError, Plan
+from checkpointing.planners.problem import PlanningProblem
 from checkpointing.planners.schedule import Schedule, make_schedule
 
 GAP = 0.005
@@ -34,7 +36,29 @@ class Optimum:
     note: str
 
 
-def optimal(problem: Problem, budget: int, seconds: float = 25.0) -> Optimum:
+def plan_optimal(problem: PlanningProblem, budget: int) -> Plan:
+    """The plan of least added time under `budget` bytes: the program's, or greedy's where that adds less.
+
+    Greedy may make a copy more than once, which the program does not consider. Raises NoPlanError if neither has one.
+    """
+    found = optimal(problem, budget)
+    plans: list[Plan] = []
+    if found.schedule is not None:
+        plans.append(Plan(problem, "optimal", found.kept, {}, budget, note=found.note))
+    try:
+        greedys = plan_greedy(problem, budget)
+        reason = f"{found.note}; " if found.schedule is None and found.note else ""
+        repeats = ", which makes a copy more than once" if greedys.fresh else ""
+        plans.append(replace(greedys, solver="optimal", note=f"{reason}this plan is greedy's{repeats}"))
+    except NoPlanError:
+        if not plans:
+            raise
+    best = min(plans, key=lambda plan: plan.predicted_added_s)
+    bound = None if found.bound_s is None else max(0.0, min(found.bound_s, best.predicted_added_s))
+    return replace(best, bound_s=bound)
+
+
+def optimal(problem: PlanningProblem, budget: int, seconds: float = 25.0) -> Optimum:
     """Minimise the added time under `budget` bytes within about `seconds` of solving."""
     deadline = time.perf_counter() + seconds
     small = len(problem.candidates) + len(problem.keepable) <= SMALL
@@ -64,7 +88,7 @@ def optimal(problem: Problem, budget: int, seconds: float = 25.0) -> Optimum:
     return Optimum(best[0], best[1], min(bound, best[0].added_seconds), "")
 
 
-def _exact(problem: Problem, values: Values, budget: int, always: frozenset[int], deadline: float) -> Optimum:
+def _exact(problem: PlanningProblem, values: Values, budget: int, always: frozenset[int], deadline: float) -> Optimum:
     """The best of all: choices in the order of what the program says they cost at least, until none can be better."""
     best: tuple[Schedule, frozenset[int]] | None = None
     excluded: list[frozenset[int]] = []
@@ -96,11 +120,11 @@ def _near(schedule: Schedule, bound: float) -> bool:
 
 
 def _keep_more(
-    problem: Problem, values: Values, budget: int, best: tuple[Schedule, frozenset[int]], deadline: float
+    problem: PlanningProblem, values: Values, budget: int, best: tuple[Schedule, frozenset[int]], deadline: float
 ) -> tuple[Schedule, frozenset[int]]:
     """Keep what there is still room for, most time first: the program is a little too careful where stages are long."""
     again = [value for value in values.of.values() if value.is_activation and value.index not in best[1]]
-    for value in sorted(again, key=lambda v: -sum(problem.again_time[rank] for rank in v.nodes)):
+    for value in sorted(again, key=lambda v: -sum(problem.recompute_time[rank] for rank in v.nodes)):
         if time.perf_counter() > deadline:
             break
         kept = best[1] | {value.index}
@@ -110,7 +134,7 @@ def _keep_more(
     return best
 
 
-def _bound(problem: Problem, values: Values, budget: int, seconds: float | None = None) -> float | None:
+def _bound(problem: PlanningProblem, values: Values, budget: int, seconds: float | None = None) -> float | None:
     """Seconds that every plan adds at the least; None if there is none. With `seconds`, by branch and bound."""
     program = Program(problem, values, budget, WINDOWS[-1], restricted=False)
     solution = program.solve(max(1.0, seconds or 10.0), GAP if seconds else 0.0, integral=seconds is not None)
@@ -118,7 +142,7 @@ def _bound(problem: Problem, values: Values, budget: int, seconds: float | None 
 
 
 def _search(
-    problem: Problem,
+    problem: PlanningProblem,
     values: Values,
     budget: int,
     always: frozenset[int],

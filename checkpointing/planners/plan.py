@@ -4,16 +4,20 @@ plan.to_csv("ac_decisions_bs64.csv"); print(plan.summary())
 plan = read_plan("ac_decisions_bs64.csv", problem)
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
+from checkpointing.errors import BudgetError, DecisionsFileError, IllegalPlanError
+from checkpointing.planners.problem import PlanningProblem
+from checkpointing.planners.schedule import Schedule, make_schedule, unchanged_peak
 
-from checkpointing.errors import DecisionsFileError, IllegalPlanError
-from checkpointing.planners.problem import Problem
-from checkpointing.planners.schedule import Schedule, make_schedule
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = [
     "activation_name",
@@ -41,7 +45,7 @@ class Plan:
     Times are of the device, in seconds. `bound_s` is proved: no plan under this budget adds less (None: not asked).
     """
 
-    problem: Problem = field(repr=False)
+    problem: PlanningProblem = field(repr=False)
     solver: str
     kept: frozenset[int]
     fresh: dict[int, tuple[int, ...]] = field(default_factory=dict)
@@ -60,6 +64,11 @@ class Plan:
             if index not in self.kept and index in self.problem.activations:
                 name = self.problem.storage_names[index]
                 raise IllegalPlanError(f"{name} may not be recomputed: it {why}; plan it as CHECKPOINT")
+
+    @cached_property
+    def unchanged_peak_bytes(self) -> int:
+        """The peak of the step as it is."""
+        return unchanged_peak(self.problem)
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -101,13 +110,15 @@ class Plan:
 
     def table(self) -> pd.DataFrame:
         """One row a decision, columns `COLUMNS`. Times and ratios (bytes a second) are of the value alone."""
+        import pandas as pd
+
         problem = self.problem
         index_of = {name: index for index, name in enumerate(problem.storage_names)}
         rows = []
         for name, decision in self.decisions.items():
             index = index_of[name]
             nodes, _ = problem.nodes_to_make(index, self.kept)
-            seconds = sum(problem.again_time[rank] for rank in nodes)
+            seconds = sum(problem.recompute_time[rank] for rank in nodes)
             rows.append(
                 {
                     "activation_name": name,
@@ -134,11 +145,11 @@ class Plan:
         recomputed = self.recomputed
         freed = sum(problem.size[i] for i in recomputed)
         step = sum(problem.time)
-        activation = problem.unchanged_peak - problem.static_bytes
+        activation = self.unchanged_peak_bytes - problem.static_bytes
         lines = [
             f"{self.solver}: {len(recomputed)} of {len(problem.activations)} activations recomputed "
             f"({freed / mib:.1f} MiB)",
-            f"peak   {problem.unchanged_peak / mib:10.1f} MiB -> {self.predicted_peak_bytes / mib:.1f} MiB "
+            f"peak   {self.unchanged_peak_bytes / mib:10.1f} MiB -> {self.predicted_peak_bytes / mib:.1f} MiB "
             f"({(self.predicted_peak_bytes - problem.static_bytes) / max(activation, 1):.1%} of the activation memory)",
             f"time   {step * 1e3:10.3f} ms  -> {self.predicted_step_s * 1e3:.3f} ms "
             f"({self.predicted_added_s / step:+.2%})",
@@ -151,8 +162,14 @@ class Plan:
         return "\n".join(lines)
 
 
-def read_plan(path: str | Path, problem: Problem) -> Plan:
+class NoPlanError(BudgetError):
+    """A planner found no plan under the budget."""
+
+
+def read_plan(path: str | Path, problem: PlanningProblem) -> Plan:
     """The plan in a file that `to_csv` wrote. Raises DecisionsFileError, IllegalPlanError."""
+    import pandas as pd
+
     try:
         table = pd.read_csv(path)
     except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:

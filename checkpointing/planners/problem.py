@@ -24,7 +24,7 @@ _FORWARD = (Region.FORWARD, Region.LOSS)
 
 
 @dataclass
-class Problem:
+class PlanningProblem:
     """One profiled step. `inputs`, `held`, `created` map a rank to ranks, storages, storages."""
 
     names: list[str]  # of the nodes
@@ -100,22 +100,32 @@ class Problem:
         return found
 
     @cached_property
-    def again_time(self) -> list[float]:
+    def needed(self) -> list[bool]:
+        """Rank → whether the step as it is has a use for the node; it may have nodes whose results nobody reads."""
+        needed = [once or rank >= self.backward_start for rank, once in enumerate(self.runs_once)]
+        for rank in range(self.count - 1, -1, -1):
+            if needed[rank]:
+                for source in self.inputs[rank]:
+                    needed[source] = True
+        return needed
+
+    @cached_property
+    def recompute_time(self) -> list[float]:
         """Rank → seconds of a second run."""
         return [self.substitutes[r].seconds if r in self.substitutes else t for r, t in enumerate(self.time)]
 
-    def again_workspace(self, rank: int) -> int:
+    def recompute_workspace(self, rank: int) -> int:
         return self.substitutes[rank].workspace if rank in self.substitutes else self.workspace[rank]
 
-    def again_inputs(self, rank: int) -> tuple[int, ...]:
+    def recompute_inputs(self, rank: int) -> tuple[int, ...]:
         """What a second run of the node reads (ranks)."""
         return self.substitutes[rank].inputs if rank in self.substitutes else self.inputs[rank]
 
-    def again_created(self, rank: int) -> tuple[int, ...]:
+    def recompute_created(self, rank: int) -> tuple[int, ...]:
         """The storages that a second run makes."""
         return self.held[rank] if rank in self.substitutes else self.created[rank]
 
-    def again_writers(self, index: int) -> tuple[int, ...]:
+    def recompute_writers(self, index: int) -> tuple[int, ...]:
         """The forward nodes (ranks) that make a forward value again, in order."""
         first, *rest = self.writers[index]
         for rank in self.elements.get(first, ()):
@@ -128,7 +138,9 @@ class Problem:
         """Forward value → the forward values that making it reads."""
         found: dict[int, tuple[int, ...]] = {}
         for index in self.forward_values:
-            read = {h for rank in self.again_writers(index) for i in self.again_inputs(rank) for h in self.held[i]}
+            read = {
+                h for rank in self.recompute_writers(index) for i in self.recompute_inputs(rank) for h in self.held[i]
+            }
             found[index] = tuple(sorted(h for h in read if h != index and not self.owned[h]))
         return found
 
@@ -146,17 +158,31 @@ class Problem:
         return found
 
     def nodes_to_make(self, index: int, there: Container[int]) -> tuple[set[int], set[int]]:
-        """Ranks of the nodes that make a forward value, views among them, and the values of `there` that they read."""
+        """Ranks of the nodes that make a forward value, views among them, and the values of `there` that they read.
+
+        With five nodes
+
+            rank    node              makes value
+            0       h = linear(x)     0
+            1       a = relu(h)       1
+            2       v = a.view(...)   none: an alias of 1
+            3       m = v * v         2
+            4       s = sin(m)        3
+
+        making value 3 when only value 0 is there runs the nodes {1, 2, 3, 4} and reads {0}; when value 1 is there too,
+        it runs {2, 3, 4} and reads {1}: a view of what is there is taken again, which costs nothing, so that the copy
+        aliases it.
+        """
         nodes: set[int] = set()
         read: set[int] = set()
         made = {index}
-        pending = list(self.again_writers(index))
+        pending = list(self.recompute_writers(index))
         while pending:
             rank = pending.pop()
             if rank in nodes:
                 continue
             nodes.add(rank)
-            for source in self.again_inputs(rank):
+            for source in self.recompute_inputs(rank):
                 held = [i for i in self.held[source] if not self.owned[i]]
                 missing = [i for i in held if i not in there or i in made]
                 read |= {i for i in held if i not in missing}
@@ -165,15 +191,8 @@ class Problem:
                 for value in missing if source not in self.elements else ():
                     if value not in made:
                         made.add(value)
-                        pending += self.again_writers(value)
+                        pending += self.recompute_writers(value)
         return nodes, read
-
-    @cached_property
-    def unchanged_peak(self) -> int:
-        """Bytes at the peak of the step as it is, simulated."""
-        from checkpointing.planners.schedule import make_schedule
-
-        return make_schedule(self, self.default_kept).peak
 
     @cached_property
     def static_bytes(self) -> int:
@@ -181,7 +200,7 @@ class Problem:
         return self.resident + sum(size for size, owned in zip(self.size, self.owned, strict=True) if owned)
 
 
-def problem_of(profiler: GraphProfiler) -> Problem:
+def problem_of(profiler: GraphProfiler) -> PlanningProblem:
     """The planner's view of a profiled step. Raises NotProfiledError where nothing has been measured.
 
     On a GPU a few kernels run, to learn whether batch norm's output can be made again elementwise.
@@ -195,7 +214,7 @@ def problem_of(profiler: GraphProfiler) -> Problem:
     return problem
 
 
-def problem_from(analysis: StorageAnalysis, time: list[float], memory: MeasuredMemory) -> Problem:
+def problem_from(analysis: StorageAnalysis, time: list[float], memory: MeasuredMemory) -> PlanningProblem:
     """The same from an analysis and measurements (all zero for a plan by size alone)."""
     nodes, rank_of = analysis.nodes, analysis.rank_of
     regions: list[Region] = [node.meta["region"] for node in nodes]
@@ -208,7 +227,7 @@ def problem_from(analysis: StorageAnalysis, time: list[float], memory: MeasuredM
     ]
     forward = {rank for rank, region in enumerate(regions) if region in _FORWARD}
     written_storages = {rank for storage in analysis.storages for rank in storage.writers[1:]}
-    return Problem(
+    return PlanningProblem(
         names=[node.name for node in nodes],
         modules=[node.meta["module"] for node in nodes],
         regions=regions,

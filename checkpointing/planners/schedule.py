@@ -13,14 +13,14 @@ the backward, and is now made there, is no longer made in the forward.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
-from checkpointing.planners.problem import Problem
+from checkpointing.planners.problem import PlanningProblem
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """One execution of a node. `inputs` are positions of runs in the schedule, in the order of the node's inputs."""
 
     rank: int
@@ -28,8 +28,7 @@ class Run:
     inputs: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Lifetime:
+class Lifetime(NamedTuple):
     """One piece of memory: of forward value or other storage `storage`, alive from `first` to `last` inclusive."""
 
     storage: int
@@ -43,16 +42,16 @@ class Lifetime:
 class Schedule:
     """A rewritten step as a list of runs; positions are indices of `runs`."""
 
-    problem: Problem
+    problem: PlanningProblem
     runs: list[Run]
 
     @cached_property
     def added_seconds(self) -> float:
-        """Time of the copies less that of the forward nodes that no longer run."""
-        time, again = self.problem.time, self.problem.again_time
+        """Time of the copies less that of the forward nodes that no longer run, though the step has a use for them."""
+        time, again, needed = self.problem.time, self.problem.recompute_time, self.problem.needed
         copies = sum(again[run.rank] for run in self.runs if run.is_copy)
         there = {run.rank for run in self.runs if not run.is_copy}
-        return copies - sum(time[rank] for rank in range(self.problem.count) if rank not in there)
+        return copies - sum(time[rank] for rank in range(self.problem.count) if needed[rank] and rank not in there)
 
     @cached_property
     def lifetimes(self) -> list[Lifetime]:
@@ -65,7 +64,7 @@ class Schedule:
         uses: list[list[int]] = []
         copied: list[bool] = []
         for position, run in enumerate(self.runs):
-            created = problem.again_created(run.rank) if run.is_copy else problem.created[run.rank]
+            created = problem.recompute_created(run.rank) if run.is_copy else problem.created[run.rank]
             mine: dict[int, int] = {}
             for index in problem.held[run.rank]:
                 if problem.owned[index]:
@@ -104,7 +103,7 @@ class Schedule:
             change[life.first] += problem.size[life.storage]
             change[life.last + 1] -= problem.size[life.storage]
         workspace = np.array(
-            [problem.again_workspace(r.rank) if r.is_copy else problem.workspace[r.rank] for r in self.runs]
+            [problem.recompute_workspace(r.rank) if r.is_copy else problem.workspace[r.rank] for r in self.runs]
         )
         return np.cumsum(change[:-1]) + workspace + problem.static_bytes
 
@@ -119,7 +118,7 @@ class Schedule:
 
 
 def make_schedule(
-    problem: Problem, kept: Collection[int], fresh: Mapping[int, Collection[int]] | None = None
+    problem: PlanningProblem, kept: Collection[int], fresh: Mapping[int, Collection[int]] | None = None
 ) -> Schedule:
     """The runs of the step when the forward values `kept` (storages) are kept and the others made again.
 
@@ -128,8 +127,31 @@ def make_schedule(
     return _Builder(problem, frozenset(kept) | frozenset(problem.pinned), fresh or {}).build()
 
 
+def unchanged_peak(problem: PlanningProblem) -> int:
+    """Bytes at the peak of the step as it is, simulated."""
+    return make_schedule(problem, problem.default_kept).peak
+
+
 class _Builder:
-    def __init__(self, problem: Problem, kept: frozenset[int], fresh: Mapping[int, Collection[int]]) -> None:
+    """Appends runs in order. With five nodes, ranks 0 to 2 in the forward and 3 and 4 in the backward,
+
+        0  h = linear(x)      makes value 0, a temporary
+        1  a = relu(h)        makes value 1, read by 3 and 4
+        2  y = sum(a)
+        3  p = backward_of_sum(a)
+        4  q = backward_of_relu(p, a)
+
+    and value 1 kept, the runs are the nodes as they are: 0 1 2 3 4. With nothing kept, `build` appends 0 1 2; at rank 3
+    the input 1 is lost, so `_copy` appends the runs 0' and 1' (h is gone by then, so it runs again too), and then 3,
+    whose input is redirected to 1'. At rank 4 there is a copy of value 1 and nothing is appended before it:
+
+        runs      0 1 2 0' 1' 3 4        original: rank -> position of the node itself
+        position  0 1 2 3  4  5 6        copy:     rank -> position of its copy: {0: 3, 1: 4}
+
+    With `fresh` {1: (4,)} the copies are forgotten at rank 4, and 0' 1' are appended once more before it.
+    """
+
+    def __init__(self, problem: PlanningProblem, kept: frozenset[int], fresh: Mapping[int, Collection[int]]) -> None:
         self.problem, self.kept = problem, kept
         self.fresh_at: dict[int, list[int]] = {}
         for index, ranks in fresh.items():
@@ -190,19 +212,19 @@ class _Builder:
                 for index in problem.held[rank]:
                     if index in self.gone and index not in self.copied:
                         self.copied.add(index)
-                        pending += [(writer, False) for writer in problem.again_writers(index)]
+                        pending += [(writer, False) for writer in problem.recompute_writers(index)]
             if rank in needed or rank in self.copy:
                 continue
             needed.add(rank)
             pending += [(i, False) for i in problem.elements.get(rank, ()) if lost[i] and i not in problem.substitutes]
-            pending += [(i, i not in problem.elements) for i in problem.again_inputs(rank) if lost[i]]
+            pending += [(i, i not in problem.elements) for i in problem.recompute_inputs(rank) if lost[i]]
         for rank in sorted(needed):
-            inputs = tuple([self.copy[i] if lost[i] else self.original[i] for i in problem.again_inputs(rank)])
+            inputs = tuple([self.copy[i] if lost[i] else self.original[i] for i in problem.recompute_inputs(rank)])
             self.copy[rank] = len(self.runs)
             self.runs.append(Run(rank, True, inputs))
 
 
-def _without_dead(problem: Problem, runs: list[Run]) -> list[Run]:
+def _without_dead(problem: PlanningProblem, runs: list[Run]) -> list[Run]:
     """Drop runs whose result nobody uses, where running them has no other effect."""
     users = [0] * len(runs)
     for run in runs:

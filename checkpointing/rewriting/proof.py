@@ -10,13 +10,14 @@ inputs. Where one occurs in the rewritten step, its inputs must be those of the 
 are then taken from the baseline's run; so what comes after is compared bit for bit again, and nothing is tolerated.
 """
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
@@ -26,6 +27,9 @@ from checkpointing.operators.replay import generator_state, replay
 from checkpointing.rewriting.training_state import preserved, restore, where_there_is_room
 from profiler import TracedStep
 from profiler.costs.profile import Call, run_nodes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BASELINE_RUNS = 3  # of a peer that runs eagerly
 TRIES = 2  # steps in which every node runs twice
@@ -81,6 +85,8 @@ Results = dict[tuple[str, str], Tensor]  # (kind, name) → what a step left
 
 def compare(baseline: TracedStep, rewritten: TracedStep, batch: Sequence[Any]) -> Proof:
     """Run both steps on `batch` from the present state, which is put back afterwards."""
+    import pandas as pd
+
     with preserved(baseline, where_there_is_room(baseline)) as state, deterministic_algorithms():
         unsteady = _unsteady_operators(baseline, batch)
         restore(baseline, state)
@@ -189,6 +195,8 @@ def compare_runs(baseline: Sequence[Results], found: Results) -> Proof:
 
     Where the baseline's runs agree it must be equal to the bit, and elsewhere as near to one as they are to each other.
     """
+    import pandas as pd
+
     rows = []
     for key in [*found, *(key for key in baseline[0] if key not in found)]:
         if key not in found or key not in baseline[0]:  # one of the two left no such tensor

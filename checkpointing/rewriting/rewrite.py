@@ -74,7 +74,7 @@ def _rewrite(step: TracedStep, plan: Plan) -> tuple[fx.Graph, dict[str, fx.Node]
     for run in schedule.runs:
         node = old[run.rank]
         if run.is_copy:
-            ranks = problem.again_inputs(run.rank)
+            ranks = problem.recompute_inputs(run.rank)
             value_of = {old[rank]: at[position] for rank, position in zip(ranks, run.inputs, strict=True)}
             copied = _copy(new, node, value_of, problem.substitutes.get(run.rank), old, states.get(run.rank), step)
             at.append(copied)

@@ -27,10 +27,10 @@ def memory_of(step: CheckpointedStep) -> MemoryCurve:
         if origin is None:
             continue  # a generator's state, which takes no memory of the device
         copy = RECOMPUTED_FROM in node.meta
-        used = problem.again_workspace(origin) if copy else problem.workspace[origin]
+        used = problem.recompute_workspace(origin) if copy else problem.workspace[origin]
         if used:
             workspace[rank] = used
-        original = sorted(problem.again_created(origin) if copy else problem.created[origin])
+        original = sorted(problem.recompute_created(origin) if copy else problem.created[origin])
         made = sorted(analysis.created[rank])
         for new, old in zip(made, original, strict=True):
             storage = analysis.storages[new]

@@ -4,16 +4,20 @@ Tracks for regions, modules and nodes, one after the other in the order of the g
 and no gaps, and counters for live bytes and for what they consist of.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from profiler.costs.memory import CATEGORIES, MemoryCurve
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _TRACKS = {"regions": 1, "modules": 2, "nodes": 3}
 

@@ -10,15 +10,20 @@ bytes, and may hand out a larger block than was asked for; a profile measures ho
 are counted as they are.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 
 from profiler.costs.storage import StorageAnalysis
 from profiler.graph.lift import NodeType
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CUDA_ROUNDING = 512  # bytes: kMinBlockSize of the caching allocator
 
@@ -95,6 +100,8 @@ def simulate(
     `rounding` is in bytes and by default the device's; 512 on a graph traced on the CPU is a forecast for
     CUDA.
     """
+    import pandas as pd
+
     measured = measured or MeasuredMemory()
     rounding = rounding or default_rounding(analysis.device)
     count = len(analysis.nodes)

@@ -7,19 +7,36 @@ print(sign_off_table(checks)); ok = all(check.passed for check in checks)
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 from torch.optim import SGD
 
+from profiler.costs.memory import MemoryCurve
+from profiler.costs.profile import Profile
 from profiler.costs.stats import ACTIVATION_STATS, MEMORY_CURVE, NODE_STATS, read_csv
+from profiler.costs.storage import StorageAnalysis
 from profiler.errors import MissingStatsError
 from profiler.graph.lift import NodeType
-
-if TYPE_CHECKING:
-    from profiler.graph_profiler import GraphProfiler
+from profiler.graph.step import TracedStep
 
 PEAK_TOLERANCE = 0.003  # of the allocator's peak, on CUDA; on the CPU the two are equal
+
+
+class ProfiledStep(Protocol):
+    """What is read of a `GraphProfiler` that has run."""
+
+    step: TracedStep
+    analysis: StorageAnalysis
+
+    @property
+    def profile(self) -> Profile: ...
+
+    @property
+    def measured_ranks(self) -> np.ndarray: ...
+
+    def memory(self) -> MemoryCurve: ...
 
 
 @dataclass(frozen=True)
@@ -32,7 +49,7 @@ class Check:
     passed: bool
 
 
-def sign_off(profiler: "GraphProfiler", folder: Path) -> list[Check]:
+def sign_off(profiler: ProfiledStep, folder: Path) -> list[Check]:
     """Check a profiled step and the CSV files that it wrote into `folder`."""
     return [
         *_liveness(profiler),
@@ -54,7 +71,7 @@ def sign_off_table(checks: Sequence[Check]) -> str:
     )
 
 
-def _liveness(profiler: "GraphProfiler") -> Iterator[Check]:
+def _liveness(profiler: ProfiledStep) -> Iterator[Check]:
     activations = profiler.analysis.activations
     late = [
         a.name
@@ -65,7 +82,7 @@ def _liveness(profiler: "GraphProfiler") -> Iterator[Check]:
     yield Check("liveness: creation ≤ last forward use < first backward use", found, "0 out of order", not late)
 
 
-def _conservation(profiler: "GraphProfiler") -> Iterator[Check]:
+def _conservation(profiler: ProfiledStep) -> Iterator[Check]:
     curve = profiler.memory()
     difference = sum(curve.breakdown().values()) - curve.peak_bytes
     yield Check("conservation: categories − peak", f"{difference} B", "0 B", difference == 0)
@@ -73,7 +90,7 @@ def _conservation(profiler: "GraphProfiler") -> Iterator[Check]:
     yield Check("live bytes above the measured", f"{above} nodes", "0 nodes", above == 0)
 
 
-def _sizes(profiler: "GraphProfiler") -> Iterator[Check]:
+def _sizes(profiler: ProfiledStep) -> Iterator[Check]:
     model, analysis = profiler.step.model, profiler.analysis
     of_model = {name: p.numel() * p.element_size() for name, p in model.named_parameters()}
     parameters = sum(analysis.bytes_by_name(NodeType.PARAM).values())
@@ -90,7 +107,7 @@ def _equal(name: str, found: int, expected: int) -> Check:
     return Check(name, f"{found} B", f"{expected} B", found == expected)
 
 
-def _state(profiler: "GraphProfiler") -> Iterator[Check]:
+def _state(profiler: ProfiledStep) -> Iterator[Check]:
     optimizer = profiler.step.optimizer
     tensors = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
     tensors += [v for group in optimizer.param_groups for v in group.values() if isinstance(v, Tensor)]
@@ -100,7 +117,7 @@ def _state(profiler: "GraphProfiler") -> Iterator[Check]:
     yield Check("optimizer state, nodes and tensors", f"{len(nodes)}", f"{len(tensors)}", passed)
 
 
-def _peak(profiler: "GraphProfiler") -> Iterator[Check]:
+def _peak(profiler: ProfiledStep) -> Iterator[Check]:
     simulated, measured = profiler.memory().peak_bytes, profiler.profile.step_peak_bytes
     tolerance = PEAK_TOLERANCE if profiler.step.device.type == "cuda" else 0.0
     error = simulated / measured - 1

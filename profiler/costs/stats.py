@@ -5,18 +5,23 @@ activation_stats(analysis, profile)        # one row an activation
 read_csv(folder, NODE_STATS)               # what save_csv wrote; names the file if it is not there
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from profiler.costs.memory import MemoryCurve
 from profiler.costs.profile import Profile
 from profiler.costs.recompute import recompute_cost
 from profiler.costs.storage import StorageAnalysis, tensors_of
 from profiler.errors import MissingStatsError
-from profiler.graph.flops import flops_of
+from profiler.flops import flops_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NODE_STATS = "profiler_stats_node_stats.csv"
 ACTIVATION_STATS = "profiler_stats_activation_stats.csv"
@@ -77,6 +82,8 @@ def node_stats(analysis: StorageAnalysis, profile: Profile) -> pd.DataFrame:
     peak − active − outputs as the allocator rounds them. `flops` counts matrix products, convolutions and
     attention.
     """
+    import pandas as pd
+
     nodes, devices = analysis.nodes, [_device(analysis, rank) for rank in range(len(analysis.nodes))]
     return pd.DataFrame(
         {
@@ -103,6 +110,8 @@ def activation_stats(analysis: StorageAnalysis, profile: Profile) -> pd.DataFram
     `inactive_time_s` is the run time of the nodes after its last use in the forward and before its first in
     the backward. The recompute columns say what making it again costs when every other activation is kept.
     """
+    import pandas as pd
+
     elapsed = np.concatenate([[0.0], np.cumsum(profile.run_time_s)])  # before each rank
     kept = [activation.storage.index for activation in analysis.activations]
     rows = []
@@ -150,6 +159,8 @@ def save_csv(folder: Path, nodes: pd.DataFrame, activations: pd.DataFrame, curve
 
 def read_csv(folder: Path, name: str) -> pd.DataFrame:
     """One of the three tables of a folder. Raises MissingStatsError, which names the file."""
+    import pandas as pd
+
     path = folder / name
     if not path.is_file():
         raise MissingStatsError(f"{path} is not there: profile that run again")

@@ -1,8 +1,11 @@
 """A profile as text for a terminal."""
 
-from typing import Any
+from __future__ import annotations
 
-import pandas as pd
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def report(nodes: pd.DataFrame, activations: pd.DataFrame, summary: dict[str, Any], rows: int = 10) -> str:

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from profiler.errors import MismatchedTracesError
 from profiler.plots.style import PASS_COLOUR, cpu_note, light_grid, nanosecond_unit, save, style
 from profiler.traces.collector import KernelDataCollector
-from profiler.traces.records import Kernel
+from profiler.traces.records import KernelLaunch
 from profiler.traces.stacks import StackFrame, StacktraceCollector
 
 _FRAME_COLOURS = ("#C6DBEF", "#9ECAE1", "#DADAEB", "#BCBDDC", "#C7E9C0", "#A1D99B", "#FDD0A2", "#FDAE6B")
@@ -104,15 +104,15 @@ def _fitting(name: str, room: int) -> str:
     return name if len(name) <= room else last if len(last) <= room else last[: room - 1] + "…"
 
 
-def _rows(kernels: Sequence[Kernel]) -> dict[tuple[int, int], list[Kernel]]:
-    rows: dict[tuple[int, int], list[Kernel]] = {}
+def _rows(kernels: Sequence[KernelLaunch]) -> dict[tuple[int, int], list[KernelLaunch]]:
+    rows: dict[tuple[int, int], list[KernelLaunch]] = {}
     for kernel in kernels:
         rows.setdefault((kernel.device, kernel.stream), []).append(kernel)
     return dict(sorted(rows.items()))
 
 
 def _draw_kernels(
-    axes: Axes, rows: dict[tuple[int, int], list[Kernel]], start: int, scale: float, on_cpu: bool
+    axes: Axes, rows: dict[tuple[int, int], list[KernelLaunch]], start: int, scale: float, on_cpu: bool
 ) -> None:
     used: dict[str, str] = {}
     for place, found in enumerate(rows.values()):

@@ -19,15 +19,15 @@ from profiler.traces.flop_count import FlopCount, count_flops
 from profiler.traces.memory_snapshot import memory_snapshot
 from profiler.traces.modules import ModuleProfile
 from profiler.traces.peak_rate import measure_peak_tflops
-from profiler.traces.records import MEMCPY_KIND_STR, Kernel, MemoryCopy, is_communication
+from profiler.traces.records import MEMCPY_KIND_STR, KernelLaunch, MemoryCopy, is_communication
 from profiler.traces.stacks import StackFrame, StacktraceCollector
 from profiler.traces.steps import read_steps, step_table
 
 __all__ = [
     "MEMCPY_KIND_STR",
     "FlopCount",
-    "Kernel",
     "KernelDataCollector",
+    "KernelLaunch",
     "MemoryCopy",
     "ModuleProfile",
     "StackFrame",

@@ -25,7 +25,7 @@ from profiler.traces.records import (
     OPTIMIZER,
     OUTSIDE,
     HostRange,
-    Kernel,
+    KernelLaunch,
     MemoryCopy,
     is_communication,
     together,
@@ -78,7 +78,7 @@ class Attribution:
 
     steps: list[tuple[int, int]]  # of the step ranges on the host, in order
     ranges: list[OwnedRange]
-    operators: list[Kernel]  # outermost operators of the host, owned; a CPU's "kernels"
+    operators: list[KernelLaunch]  # outermost operators of the host, owned; a CPU's "kernels"
 
 
 def attribute(trace: RawTrace, markers: Sequence[str] = (), operators: bool = False) -> Attribution:
@@ -93,7 +93,7 @@ def attribute(trace: RawTrace, markers: Sequence[str] = (), operators: bool = Fa
     queries: dict[int, list[tuple[int, int]]] = {}  # thread → (time, number of the query)
     owners: dict[int, Owner] = {}
     by_external = {r.external: r for r in trace.host if r.external}
-    things: list[tuple[Kernel | MemoryCopy, int, int]] = []
+    things: list[tuple[KernelLaunch | MemoryCopy, int, int]] = []
     for thing in together(trace.kernels, trace.copies):
         launch = trace.launches.get(thing.correlation)
         thread, time = (launch.thread, launch.time) if launch else (-1, -1)
@@ -108,7 +108,7 @@ def attribute(trace: RawTrace, markers: Sequence[str] = (), operators: bool = Fa
     # Forward owners of makers are needed before backward ones: two sweeps, the first for the makers alone.
     maker_module = _maker_modules(seen_by_thread, makers, markers)
     ranges: list[OwnedRange] = []
-    host_kernels: list[tuple[Kernel, Owner]] = []
+    host_kernels: list[tuple[KernelLaunch, Owner]] = []
     for thread, found in seen_by_thread.items():
         sweep = _Sweep(trace.threads, markers, maker_module)
         answers = sweep.run(found, sorted(queries.get(thread, [])), operators)
@@ -177,7 +177,7 @@ class _Sweep:
     ) -> None:
         self.threads, self.markers, self.maker_module = threads, set(markers), maker_module
         self.ranges: list[OwnedRange] = []
-        self.operators: list[tuple[Kernel, Owner]] = []
+        self.operators: list[tuple[KernelLaunch, Owner]] = []
         self._outside_last = NOBODY  # module of the node evaluated last on the thread
 
     def run(self, ranges: list[HostRange], queries: list[tuple[int, int]], operators: bool) -> dict[int, Owner]:
@@ -196,7 +196,7 @@ class _Sweep:
             above = stack[-1].owner if stack else nowhere
             owner = self._owner(found, above, stack)
             if operators and _is_operator(found.name) and not above.operator:
-                kernel = Kernel(found.name, found.start, found.end, -1, found.thread, (0, 0, 0), found.external)
+                kernel = KernelLaunch(found.name, found.start, found.end, -1, found.thread, (0, 0, 0), found.external)
                 kernel.communication = is_communication(found.name)
                 self.operators.append((kernel, owner))
             stack.append(_Frame(found, owner))
@@ -258,7 +258,7 @@ def _following(ranges: list[OwnedRange], host: Iterable[HostRange]) -> tuple[lis
 
 
 def _write(
-    thing: Kernel | MemoryCopy,
+    thing: KernelLaunch | MemoryCopy,
     owner: Owner | None,
     time: int,
     steps: list[tuple[int, int]],

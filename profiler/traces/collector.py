@@ -25,9 +25,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from profiler.errors import EmptyTraceError, ProfilerError
 from profiler.traces.attribution import STEP, Attribution, attribute
+from profiler.traces.cupti import finalize_cupti_kernels, setup_cupti_kernels
 from profiler.traces.hooks import marking, module_names
 from profiler.traces.read_trace import RawTrace, read_trace
-from profiler.traces.records import Kernel, MemoryCopy, together
+from profiler.traces.records import KernelLaunch, MemoryCopy, together
 
 BACKENDS = ("kineto", "cupti")
 
@@ -57,7 +58,7 @@ class KernelDataCollector:
         self.backend, self.with_stack = backend, with_stack
         self.rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
         self.modules = module_names(model) if model is not None else {}
-        self.kernels: list[Kernel] = []
+        self.kernels: list[KernelLaunch] = []
         self.copies: list[MemoryCopy] = []
         self.trace = RawTrace()
         self.attribution = Attribution([], [], [])
@@ -76,8 +77,6 @@ class KernelDataCollector:
             raise ProfilerError("this collector has been used: make another for another run")
         with ExitStack() as stack:
             if self.backend == "cupti":
-                from profiler.traces.cupti import finalize_cupti_kernels, setup_cupti_kernels
-
                 setup_cupti_kernels(self)
                 stack.callback(finalize_cupti_kernels)
             else:
@@ -102,7 +101,7 @@ class KernelDataCollector:
     def step(self) -> Iterator[None]:
         """Mark one training step. Steps follow one another on one thread and don't nest.
 
-        The device is not synchronised at the end; `StepBreakdown` lets a step end with the last kernel it launched.
+        The device is not synchronised at the end; `step_table` lets a step end with the last kernel it launched.
         """
         if not self.recording:
             raise ProfilerError("collector.step() is for use while the collector records: inside `with collector:`")
@@ -155,7 +154,7 @@ class KernelDataCollector:
         collector._read()
         return collector
 
-    def take_cupti(self, kernels: Sequence[Kernel], copies: Sequence[MemoryCopy]) -> None:
+    def take_cupti(self, kernels: Sequence[KernelLaunch], copies: Sequence[MemoryCopy]) -> None:
         """For the CUPTI back end: what it found, already on this clock; steps by time."""
         self.kernels = sorted(kernels, key=lambda kernel: kernel.start)
         self.copies = sorted(copies, key=lambda copy: copy.start)
@@ -183,7 +182,7 @@ class KernelDataCollector:
         other.copies = sorted(other.trace.copies, key=lambda copy: copy.start)
         return other
 
-    def shown_kernels(self) -> list[Kernel]:
+    def shown_kernels(self) -> list[KernelLaunch]:
         """What a figure shows: the kernels of the steps, or all if no step was marked. Raises EmptyTraceError."""
         kernels = self.require_kernels()
         return [kernel for kernel in kernels if kernel.step >= 0] if self.attribution.steps else kernels
@@ -194,7 +193,7 @@ class KernelDataCollector:
         what = "operator" if self.on_cpu else "kernel"
         return f"no {what} ran inside `with collector:`"
 
-    def require_kernels(self) -> list[Kernel]:
+    def require_kernels(self) -> list[KernelLaunch]:
         """The kernels. Raises EmptyTraceError if there are none."""
         if not self.kernels:
             raise EmptyTraceError(f"kernel_collector is empty: {self._why_empty()}")

@@ -13,26 +13,36 @@ takes one subscriber at a time: neither a second collector nor torch.profiler ca
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 
 from profiler.errors import CuptiError
 from profiler.traces.kernel_names import demangled
-from profiler.traces.records import MEMSET, Kernel, MemoryCopy, is_communication, together
-
-if TYPE_CHECKING:
-    from profiler.traces.collector import KernelDataCollector
+from profiler.traces.records import MEMSET, KernelLaunch, MemoryCopy, is_communication, together
 
 _BUFFER_BYTES = 8 << 20  # about 40 000 records
 _TOLERANCE_NS = 1_000_000  # a clock of another kind is off by far more
 _KINDS = ("CONCURRENT_KERNEL", "MEMCPY", "MEMCPY2", "MEMSET")  # MEMCPY2: between devices
 
 
+class Collector(Protocol):
+    """What is used of a `KernelDataCollector`: where to record, and where to put what was found."""
+
+    backend: str
+    device: torch.device
+    recording: bool
+
+    def synchronize(self) -> None: ...
+
+    def take_cupti(self, kernels: Sequence[KernelLaunch], copies: Sequence[MemoryCopy]) -> None: ...
+
+
 class _Session:
-    def __init__(self, collector: KernelDataCollector, cupti: Any) -> None:
+    def __init__(self, collector: Collector, cupti: Any) -> None:
         self.collector, self.cupti = collector, cupti
-        self.kernels: list[Kernel] = []
+        self.kernels: list[KernelLaunch] = []
         self.copies: list[MemoryCopy] = []
         self.enabled: list[Any] = []
         self.clock: list[tuple[int, int]] = []  # pairs of CUPTI's clock and time.time_ns()
@@ -57,7 +67,7 @@ class _Session:
     def _kernel(self, found: Any) -> None:
         name = demangled(str(found.name))
         grid = (int(found.grid_x), int(found.grid_y), int(found.grid_z))
-        kernel = Kernel(
+        kernel = KernelLaunch(
             name, int(found.start), int(found.end), int(found.device_id), int(found.stream_id), grid,
             int(found.correlation_id),
         )  # fmt: skip
@@ -76,7 +86,7 @@ class _Session:
 _session: _Session | None = None
 
 
-def setup_cupti_kernels(collector: KernelDataCollector) -> None:
+def setup_cupti_kernels(collector: Collector) -> None:
     """Start to record into `collector`, until `finalize_cupti_kernels`.
 
     Raises CuptiError: cupti-python or the GPU is not there, another subscriber is recording, or CUPTI refuses.

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 from torch.utils.flop_counter import flop_registry
 
-from profiler.graph.flops import formula_flops
+from profiler.flops import formula_flops
 from profiler.traces.hooks import module_names
 from profiler.traces.records import OUTSIDE
 

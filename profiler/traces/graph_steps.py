@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from profiler.graph.flops import flops_of
+from profiler.flops import flops_of
 from profiler.graph.regions import BATCH, LOSS_FN, Region
 from profiler.graph.step import TracedStep, running
 from profiler.traces.attribution import range_name

@@ -24,7 +24,7 @@ from profiler.errors import EmptyTraceError
 from profiler.traces.attribution import OwnedRange
 from profiler.traces.collector import KernelDataCollector
 from profiler.traces.flop_count import FlopCount
-from profiler.traces.records import NOBODY, OPTIMIZER, OUTSIDE, ROOT, Kernel, MemoryCopy
+from profiler.traces.records import NOBODY, OPTIMIZER, OUTSIDE, ROOT, KernelLaunch, MemoryCopy
 from profiler.traces.steps import step_table
 
 MODULE_COLUMNS = [
@@ -103,14 +103,14 @@ class ModuleProfile:
     def _own(self) -> dict[str, defaultdict[Key, int]]:
         """Each quantity's (step, module, region) → value, of the modules themselves."""
         own: dict[str, defaultdict[Key, int]] = {name: defaultdict(int) for name in (*_SUMMED, "calls", "kernels")}
-        things: list[Kernel | MemoryCopy] = [*self.collector.kernels]
+        things: list[KernelLaunch | MemoryCopy] = [*self.collector.kernels]
         if not self.collector.on_cpu:  # there a copy is an operator, or part of one
             things += self.collector.copies
         for thing in things:
             if thing.step < 0:
                 continue
             key = (thing.step, thing.module or "(unknown)", thing.region)
-            communication = isinstance(thing, Kernel) and thing.communication
+            communication = isinstance(thing, KernelLaunch) and thing.communication
             own["communication" if communication else "device"][key] += thing.end - thing.start
             own["kernels"][key] += 1
         steps = self.collector.attribution.steps
@@ -176,8 +176,8 @@ def save_records(collector: KernelDataCollector, folder: Path, world_size: int =
     return paths
 
 
-def _links(thing: Kernel | MemoryCopy) -> tuple[Any, ...]:
-    communication = (thing.communication,) if isinstance(thing, Kernel) else ()
+def _links(thing: KernelLaunch | MemoryCopy) -> tuple[Any, ...]:
+    communication = (thing.communication,) if isinstance(thing, KernelLaunch) else ()
     return (thing.correlation, *communication, thing.step, thing.region, thing.module, thing.operator)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from profiler.errors import ProfilerError
-from profiler.traces.records import HostRange, Kernel, Launch, MemoryCopy, is_communication, memcpy_kind
+from profiler.traces.records import HostRange, KernelLaunch, Launch, MemoryCopy, is_communication, memcpy_kind
 
 _HOST = ("cpu_op", "user_annotation", "python_function")
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
@@ -30,7 +30,7 @@ _LAUNCHES = ("cuda_runtime", "cuda_driver")
 class RawTrace:
     """A trace as it was recorded; nothing is attributed to modules yet."""
 
-    kernels: list[Kernel] = field(default_factory=list)
+    kernels: list[KernelLaunch] = field(default_factory=list)
     copies: list[MemoryCopy] = field(default_factory=list)
     host: list[HostRange] = field(default_factory=list)
     launches: dict[int, Launch] = field(default_factory=dict)  # correlation → the call that launched it
@@ -107,7 +107,7 @@ def _add(trace: RawTrace, kind: str, event: dict[str, Any], base: int) -> None:
             trace.launched_by[correlation] = int(arguments["External id"])
         if kind == "kernel":
             grid = tuple(int(size) for size in arguments.get("grid", (0, 0, 0)))
-            kernel = Kernel(name, start, end, device, stream, (grid[0], grid[1], grid[2]), correlation)
+            kernel = KernelLaunch(name, start, end, device, stream, (grid[0], grid[1], grid[2]), correlation)
             kernel.communication = is_communication(name)
             trace.kernels.append(kernel)
         else:

@@ -33,7 +33,7 @@ NOBODY = ""  # no launch is known, or it was made outside of every step
 
 
 @dataclass(slots=True)
-class Kernel:
+class KernelLaunch:
     """One launch on a device; on a CPU one operator (`device` is -1 and `stream` the thread)."""
 
     name: str
@@ -100,7 +100,7 @@ def memcpy_kind(name: str) -> int:
 
 
 _COMMUNICATION = re.compile(
-    r"^nccl\w*Kernel|(one|two)_?shot_all_?reduce|multimem_\w*(reduce|gather)|^nvshmem|^gloo:|^c10d::"
+    r"^nccl\w*KernelLaunch|(one|two)_?shot_all_?reduce|multimem_\w*(reduce|gather)|^nvshmem|^gloo:|^c10d::"
 )
 
 
@@ -109,6 +109,6 @@ def is_communication(name: str) -> bool:
     return _COMMUNICATION.search(name) is not None
 
 
-def together(kernels: Iterable[Kernel], copies: Iterable[MemoryCopy]) -> list[Kernel | MemoryCopy]:
+def together(kernels: Iterable[KernelLaunch], copies: Iterable[MemoryCopy]) -> list[KernelLaunch | MemoryCopy]:
     """All that occupied the device."""
     return [*kernels, *copies]

@@ -21,7 +21,7 @@ import pandas as pd
 from profiler.errors import EmptyTraceError
 from profiler.traces.collector import KernelDataCollector
 from profiler.traces.intervals import clip, intersect, length, subtract, union
-from profiler.traces.records import NOBODY, REGIONS, Kernel, MemoryCopy, together
+from profiler.traces.records import NOBODY, REGIONS, KernelLaunch, MemoryCopy, together
 
 STEP_COLUMNS = [
     "rank",
@@ -62,7 +62,7 @@ def step_table(collector: KernelDataCollector) -> pd.DataFrame:
         region: _spans(
             thing
             for thing in together(kernels, copies)
-            if thing.region == region and not (isinstance(thing, Kernel) and thing.communication)
+            if thing.region == region and not (isinstance(thing, KernelLaunch) and thing.communication)
         )
         for region in REGIONS
     }
@@ -77,7 +77,7 @@ def step_table(collector: KernelDataCollector) -> pd.DataFrame:
         passes = _passes(by_region, union(np.concatenate([work, exposed_copies])))
         own_kernels = [kernel for kernel in kernels if kernel.step == step]
         own_copies = [copy for copy in copies if copy.step == step]
-        counted: list[Kernel | MemoryCopy] = together(own_kernels, [] if collector.on_cpu else own_copies)
+        counted: list[KernelLaunch | MemoryCopy] = together(own_kernels, [] if collector.on_cpu else own_copies)
         idle = (end - start) - length(work) - length(exposed) - length(exposed_copies)
         rows.append(
             [
@@ -104,17 +104,17 @@ def step_table(collector: KernelDataCollector) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=STEP_COLUMNS)
 
 
-def is_attributed(thing: Kernel | MemoryCopy) -> bool:
+def is_attributed(thing: KernelLaunch | MemoryCopy) -> bool:
     """Whether a module, the loss, the optimizer or a collective is known to have launched it."""
-    communication = isinstance(thing, Kernel) and thing.communication
+    communication = isinstance(thing, KernelLaunch) and thing.communication
     return communication or (thing.module != NOBODY and thing.region != "other")
 
 
-def _spans(things: Iterable[Kernel | MemoryCopy]) -> np.ndarray:
+def _spans(things: Iterable[KernelLaunch | MemoryCopy]) -> np.ndarray:
     return union([(thing.start, thing.end) for thing in things])
 
 
-def _last_ends(kernels: Iterable[Kernel], copies: Iterable[MemoryCopy], steps: int) -> list[int]:
+def _last_ends(kernels: Iterable[KernelLaunch], copies: Iterable[MemoryCopy], steps: int) -> list[int]:
     ends = [0] * steps
     for thing in together(kernels, copies):
         if thing.step >= 0:

@@ -97,5 +97,14 @@ def test_a_budget_below_the_floor_is_unsupported_with_the_reason(cli, tmp_path):
     cli(*QUICK, "method=recompute_optimal", "workload=tiny_gpt2", "method.memory_budget=0.01")
     status = json.loads((run_folder(tmp_path) / "status.json").read_text())
     assert status["status"] == "unsupported", status
-    assert "no plan needs less than" in status["reason"]
-    assert "raise the budget" in status["reason"]
+    assert "below the minimum of" in status["reason"]
+    assert "use at least 0." in status["reason"]
+
+
+def test_the_phase_runs_with_its_own_defaults_on_a_cpu(cli, tmp_path):
+    done = cli(*QUICK)
+    assert done.code == 0, done.err
+    record = load_runs([run_folder(tmp_path)]).iloc[0]
+    assert record["plan.recomputed"] > 0
+    assert record["plan.predicted_peak_bytes"] <= record["plan.budget_bytes"]
+    assert record["proof.passed"]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from checkpointing import CheckpointedStep, Plan, Problem, memory_of, problem_from
+from checkpointing import CheckpointedStep, Plan, PlanningProblem, memory_of, problem_from
 from checkpointing.operators.replay import generator_state, replay
 from profiler import StorageAnalysis, analyse, trace_train_step
 from profiler.costs.memory import MeasuredMemory
@@ -55,7 +55,7 @@ class Case:
         self.start = {name: value.detach().clone() for name, value in everything(model, self.optimizer).items()}
         self.analysis = analyse(self.step)
         time = [1e-3] * len(self.analysis.nodes) if times is None else times(self.analysis)
-        self.problem: Problem = problem_from(self.analysis, time, MeasuredMemory())
+        self.problem: PlanningProblem = problem_from(self.analysis, time, MeasuredMemory())
 
     def restore(self) -> None:
         with torch.no_grad():

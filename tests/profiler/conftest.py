@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from profiler import GraphProfiler, TracedStep, trace_train_step
-from profiler.models import Problem, build
+from profiler.models import TrainingTask, build
 
 OPTIMIZER: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "tiny_resnet152": lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
@@ -19,14 +19,14 @@ OPTIMIZER: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 @cache
-def traced(name: str) -> tuple[Problem, TracedStep]:
+def traced(name: str) -> tuple[TrainingTask, TracedStep]:
     problem = build(name)
     optimizer = OPTIMIZER[name](problem.model.parameters())
     return problem, trace_train_step(problem.model, problem.loss_fn, optimizer, problem.batch)
 
 
 @cache
-def profiled(name: str) -> tuple[Problem, GraphProfiler]:
+def profiled(name: str) -> tuple[TrainingTask, GraphProfiler]:
     problem, step = traced(name)
     profiler = GraphProfiler(step)
     profiler.run(*problem.batch)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import fx
 
-from profiler.graph.flops import flops_of
+from profiler.flops import flops_of
 
 
 @pytest.mark.parametrize("key_heads", [1, 2, 8])

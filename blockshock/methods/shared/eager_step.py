@@ -11,7 +11,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from checkpointing import Proof
-    from profiler.models import Problem
+    from profiler.models import TrainingTask
 
 Loss = Callable[..., Tensor]
 
@@ -20,7 +20,7 @@ Loss = Callable[..., Tensor]
 class EagerStep:
     """`step(*batch)` trains the model with `loss(*batch)`, and leaves no gradients behind."""
 
-    problem: Problem
+    problem: TrainingTask
     optimizer: torch.optim.Optimizer
     loss: Loss
 
