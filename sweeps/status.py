@@ -9,6 +9,8 @@ import argparse
 import socket
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,14 +20,16 @@ import psutil
 from rich.console import Console
 from rich.markup import escape
 
-from blockshock.run_folder.files import Unreadable
-from blockshock.run_folder.folder import RunFolder
+from blockshock.cli.pipes import closed_pipe_ends_quietly
+from blockshock.run_folder.files import Unreadable, printable
+from blockshock.run_folder.folder import RunFolder, process_start
 from sweeps.launchers import slurm_queue
 from sweeps.launchers.manifest import NAME, Manifest
 from sweeps.launchers.progress import COLOURS
 from sweeps.text import clock, counted, shown
 
 SHOWN = 10  # lines a section
+LARGEST_PID = 2**22  # of Linux; what is above was not written by us
 BAD = ("unreadable", "failed", "oom", "timeout", "unsupported")  # in this order, with their reasons
 ORDER = ("ok", "running", "in the queue", "died", *BAD, "not started")
 
@@ -46,35 +50,61 @@ def rows_of(sweep: Path) -> list[Row]:
     Raises Unreadable for a broken sweep.json.
     """
     manifest = Manifest.read(sweep)
-    folders = [path.parent for path in sorted(sweep.rglob("status.json"))]
-    found = {str(folder.relative_to(sweep)): RunFolder(folder).checked_status() for folder in folders}
+    found = dict(_statuses(sweep))
     ids = manifest.slurm if manifest else {}
     asked = slurm_queue.states(dict.fromkeys(ids.values(), sweep)) if ids and slurm_queue.available() else None
     names = [*found, *(name for name in (manifest.jobs if manifest else {}) if name not in found)]
-    return [_row(name, found.get(name), ids.get(name), asked) for name in names]
+    return [_row(name, found.get(name), ids.get(name), asked, sweep) for name in names]
 
 
-def _row(name: str, status: dict[str, Any] | None, id_: str | None, asked: dict[str, slurm_queue.State] | None) -> Row:
+def _statuses(sweep: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in sorted(sweep.rglob("status.json")):
+        with suppress(FileNotFoundError):  # the folder was deleted meanwhile
+            yield str(path.parent.relative_to(sweep)), RunFolder(path.parent).checked_status()
+
+
+def _row(
+    name: str,
+    status: dict[str, Any] | None,
+    id_: str | None,
+    asked: dict[str, slurm_queue.State] | None,
+    sweep: Path,
+) -> Row:
     in_queue = asked.get(id_) if asked and id_ else None
-    waits = in_queue is not None and in_queue.name == "PENDING"
-    if status is None or (waits and status["status"] != "ok"):
-        if waits and in_queue:
-            return Row(name, "in the queue", f"SLURM {id_}: {in_queue.detail}")
-        if in_queue and in_queue.goes_on:
-            return Row(name, "running", f"SLURM {id_}: {in_queue.name.lower()}, its process starts")
+    if in_queue and in_queue.goes_on and (status is None or _starts_over(status, in_queue)):
+        if in_queue.waits:
+            return Row(name, "in the queue", f"SLURM {id_}: {in_queue.detail or in_queue.name.lower()}")
+        return Row(name, "running", f"SLURM {id_}: {in_queue.name.lower()}, its process starts")
+    if status is None:
         return Row(name, "not started")
     if status["status"] != "running":
         return Row(name, status["status"], status["reason"])
-    age = (datetime.now(UTC) - datetime.fromisoformat(status["started"])).total_seconds()
-    host, pid = status.get("host"), status.get("pid")
-    where = f"{host}, process {pid}" + (f", SLURM {id_}" if id_ else "")
-    gone = host == socket.gethostname() and not psutil.pid_exists(int(pid or 0))
+    age = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(status["started"])).total_seconds())
+    where = f"{status.get('host')}, process {status.get('pid')}" + (f", SLURM {id_}" if id_ else "")
     if id_ and asked is not None:
-        gone = in_queue is None or not in_queue.goes_on
-    if gone:
-        why = slurm_queue.how_it_ended(id_)[1] if id_ else f"its process ({where}) is gone without a word"
-        return Row(name, "died", why, age)
+        if in_queue and in_queue.goes_on:
+            return Row(name, "running", where, age)
+        log = slurm_queue.read_log(sweep / ".submitit", id_)
+        # Only a job that SLURM knows as ours: the id may be another's by now.
+        return Row(name, "died", slurm_queue.how_it_ended(id_, log, ask=in_queue is not None)[1], age)
+    if _process_is_gone(status):
+        return Row(name, "died", f"its process ({where}) is gone without a word", age)
     return Row(name, "running", where, age)
+
+
+def _starts_over(status: dict[str, Any], in_queue: slurm_queue.State) -> bool:
+    """Whether the status is of an earlier start of a job that SLURM has requeued."""
+    return status["status"] != "ok" and bool(in_queue.waits or status.get("requeued"))
+
+
+def _process_is_gone(status: dict[str, Any]) -> bool:
+    """Whether the process that wrote a status on this host has ended. Its number may be another's by now."""
+    if status.get("host") != socket.gethostname():
+        return False
+    pid, started = status.get("pid") or 0, status.get("pid_started")
+    if not (0 < pid < LARGEST_PID and psutil.pid_exists(pid)):
+        return True
+    return started is not None and process_start(pid) not in (None, started)
 
 
 def sweeps_in(folder: Path) -> list[Path]:
@@ -91,7 +121,7 @@ def show(sweep: Path, console: Console) -> None:
     counts = "  ".join(
         f"[{COLOURS.get(state, 'default')}]{len(by_state[state])} {state}[/]" for state in ORDER if by_state[state]
     )
-    console.print(f"[bold]{escape(shown(sweep))}[/]: {counted(len(rows), 'job')}  {counts}", highlight=False)
+    console.print(f"[bold]{escape(printable(shown(sweep)))}[/]: {counted(len(rows), 'job')}  {counts}", highlight=False)
     for state in ("running", "died"):
         oldest = sorted(by_state[state], key=lambda row: -row.age_s)
         _lines(console, state, [f"{clock(r.age_s):>8}  {r.name}  ({r.detail})" for r in oldest])
@@ -118,13 +148,20 @@ def _lines(console: Console, title: str, lines: list[str]) -> None:
         return
     console.print(f"[{COLOURS.get(title, 'bold')}]{title}[/]", highlight=False)
     for line in lines[:SHOWN]:
-        console.print(escape(line), overflow="ellipsis", no_wrap=console.is_terminal, soft_wrap=True, highlight=False)
+        console.print(
+            escape(printable(line)), overflow="ellipsis", no_wrap=console.is_terminal, soft_wrap=True, highlight=False
+        )
     if len(lines) > SHOWN:
         console.print(f"          and {len(lines) - SHOWN} more", highlight=False)
 
 
 def main() -> None:
     """The console script `blockshock-status`."""
+    with closed_pipe_ends_quietly():
+        _main()
+
+
+def _main() -> None:
     parser = argparse.ArgumentParser(
         prog="blockshock-status",
         description="What is done, running and failed in sweeps, and the command that goes on.",
@@ -136,7 +173,7 @@ def main() -> None:
     sweeps = sweeps_in(folder) if folder.is_dir() else []
     if not sweeps:
         problem = "no run folder or sweep here" if folder.is_dir() else "no such folder"
-        print(f"blockshock-status: {folder}: {problem}", file=sys.stderr)
+        print(printable(f"blockshock-status: {folder}: {problem}"), file=sys.stderr)
         sys.exit(2)
     console = Console(width=None if sys.stdout.isatty() else 200)
     broken = False
@@ -145,7 +182,7 @@ def main() -> None:
             show(sweep, console)
         except Unreadable as error:  # of one sweep; the others have theirs
             hint = "restore it, or delete it to see the folders without it"
-            print(f"blockshock-status: {sweep}/{error}; {hint}", file=sys.stderr)
+            print(printable(f"blockshock-status: {sweep}/{error}; {hint}"), file=sys.stderr)
             broken = True
     if broken:
         sys.exit(2)

@@ -69,7 +69,7 @@ def hash_in(path: Path) -> str | None:
         pass
     try:
         config = yaml.safe_load(read_text(path / CONFIG))
-        return config_hash(config) if isinstance(config, dict) and _has_groups(config) else None
+        return config_hash(config) if _is_of_a_run(config) else None
     except (Unreadable, FileNotFoundError, yaml.YAMLError):
         return None
 
@@ -82,8 +82,11 @@ def _was_never_measured(path: Path) -> bool:
         return False
 
 
-def _has_groups(config: dict[object, object]) -> bool:
-    return bool(config) and all(isinstance(options, dict) for options in config.values())
+def _is_of_a_run(config: object) -> bool:
+    """Other programs have a config.yaml too."""
+    if not isinstance(config, dict) or not all(isinstance(options, dict) for options in config.values()):
+        return False
+    return {"experiment", "phase", "model"} <= config.keys()
 
 
 def _is_sweeps(file: Path) -> bool:

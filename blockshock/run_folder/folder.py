@@ -24,7 +24,7 @@ from blockshock import SCHEMA
 from blockshock.config import Job
 from blockshock.errors import ConfigError
 from blockshock.run_folder import contents
-from blockshock.run_folder.files import Unreadable, printable, read_object, write_atomically
+from blockshock.run_folder.files import Unreadable, parse_object, printable, read_object, read_text, write_atomically
 from blockshock.run_folder.naming import config_hash
 
 STATUSES = ("ok", "oom", "unsupported", "failed", "timeout", "running")
@@ -141,11 +141,25 @@ class RunFolder:
         return found | {"reason": printable(found["reason"])}
 
     def checked_status(self) -> dict[str, Any]:
-        """As `status`, but `unreadable` too where it is `ok` and what it measured is gone: every phase records some."""
+        """As `status`, but `unreadable` too where it is `ok` and what it measured is gone or not whole."""
         found = self.status()
-        if found["status"] == "ok" and not self.has_records():
-            return {"status": UNREADABLE, "reason": NO_RECORDS}
-        return found
+        problem = self._problem_of_records() if found["status"] == "ok" else None
+        return {"status": UNREADABLE, "reason": problem} if problem else found
+
+    def _problem_of_records(self) -> str | None:
+        """What is wrong with the records of a run that is `ok`: every phase records some."""
+        if not self.has_records():
+            return NO_RECORDS
+        try:
+            for number, line in enumerate(read_text(self.path / contents.RECORDS).splitlines(keepends=True), start=1):
+                parse_object(f"{contents.RECORDS}: line {number}", line)
+                if not line.endswith("\n"):
+                    return f"{contents.RECORDS}: line {number}: not whole"
+        except FileNotFoundError:
+            return None  # a kind of run that keeps none
+        except Unreadable as error:
+            return printable(str(error))
+        return None
 
     def has_records(self) -> bool:
         try:

@@ -177,15 +177,15 @@ def state(job: str) -> State | None:
     return None
 
 
-def how_it_ended(job: str, log: str = "", exit_code: str = "") -> tuple[str, str]:
+def how_it_ended(job: str, log: str = "", exit_code: str = "", ask: bool = True) -> tuple[str, str]:
     """(status, reason) for a job that ended without a word of its own.
 
-    `log`: what its processes printed last. `exit_code`: srun's, where the batch script has seen it.
+    `log`: what its processes printed last. `exit_code`: srun's, where the batch script has seen it. `ask`: SLURM too.
     """
     own = re.findall(rf"^{OWN_WORDS}(\w+): (.+)$", log, re.MULTILINE)
     if own:
         return own[-1]
-    now = state(job)
+    now = state(job) if ask else None
     if now and now.name in _ENDED:
         status, words = _ENDED[now.name]
         return status, f"SLURM: {words} (job {job})"

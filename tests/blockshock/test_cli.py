@@ -1,6 +1,5 @@
 """The command line: what works, what is refused in one line, and what is left behind."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from filelock import FileLock
 
 from sweeps import load_runs
 
@@ -77,6 +77,8 @@ def statuses(folder: Path) -> list[dict]:
         (["workload=attention_like", "workload.head_dim=0"], "must be at least 1"),
         (["method._target_=nowhere.Mine"], "can't be imported"),
         (["model.N=${nowhere}"], "nowhere"),
+        (["hardware.timeout_s=inf"], "must be seconds, more than 0 and at most 31536000 (a year)"),
+        (["hardware.timeout_s=nan"], "must be seconds, more than 0 and at most 31536000 (a year)"),
         (["hydra.run.dir=/proc/nowhere"], "choose another folder"),
         (["hydra.mode=MULTIRUN", "experiment.output_dir=/proc/nowhere"], "choose another folder"),
         (["experiment.output_dir=/proc/nowhere"], "choose another folder"),
@@ -282,11 +284,126 @@ def test_a_sweep_of_the_same_name_measures_nothing_twice(cli, tmp_path):
 def test_two_sweeps_cannot_write_into_one_folder(cli, tmp_path):
     folder = tmp_path / "outputs/sweeps/same"
     folder.mkdir(parents=True)
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(folder / ".lock"):
         done = cli("-m", *SMALL, "experiment.name=same", "model.B=8,16")
         assert (done.code, "another sweep is writing here" in done.err) == (2, True)
     assert cli("-m", *SMALL, "experiment.name=same", "model.B=8,16").code == 0
+
+
+USERS = {"thesis.tex": "precious", "config.yaml": "mine: 1", "metrics.jsonl": "{}", "figures/a.png": "x"}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """A folder with somebody's files: the home folder, and the current one."""
+    folder = tmp_path / "home"
+    (folder / "figures").mkdir(parents=True)
+    for name, text in USERS.items():
+        (folder / name).write_text(text)
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.setenv("HOME", str(folder))
+    return folder
+
+
+def files_in(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "hydra.run.dir=.",
+        "hydra.run.dir=${oc.env:HOME}",
+        "hydra.run.dir=../link",
+        "hydra.run.dir=thesis.tex",
+        "hydra.run.dir=figures",
+        "hydra.sweep.dir=.",
+        "hydra.sweep.dir=../link",
+        "hydra.sweep.dir=figures",
+        "experiment.output_dir=thesis.tex",
+    ],
+)
+def test_a_folder_with_somebody_elses_files_is_refused_and_left_as_it_is(cli, home, monkeypatch, argument):
+    monkeypatch.chdir(home)
+    sweep = ["-m"] * argument.startswith("hydra.sweep.dir=")
+    done = cli(*sweep, *SMALL, "phase=phase0_correctness", argument)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "choose " in done.err
+    assert files_in(home) == USERS
+
+
+def test_a_run_again_in_its_folder_replaces_its_own_files_and_no_other_configuration_may(cli, tmp_path):
+    run = (*SMALL, "phase=phase0_correctness", "hydra.run.dir=mine")
+    assert cli(*run).code == 0
+    (tmp_path / "mine" / "notes.txt").write_text("kept")
+    assert cli(*run).code == 0
+    before = files_in(tmp_path)
+    assert before["mine/notes.txt"] == "kept"
+    assert before["mine/metrics.jsonl"].count("\n") == 1
+    done = cli(*run, "model.B=16")
+    assert (done.code, "holds the run of another configuration" in done.err) == (2, True)
+    assert files_in(tmp_path) == before
+
+
+def test_two_runs_cannot_write_into_one_folder(cli, tmp_path):
+    (tmp_path / "mine").mkdir()
+    with FileLock(tmp_path / "mine" / ".lock"):
+        done = cli(*SMALL, "phase=phase0_correctness", "hydra.run.dir=mine")
+    assert (done.code, "another run is writing there" in done.err) == (2, True)
+    assert {path.name for path in (tmp_path / "mine").iterdir()} <= {".lock"}
+
+
+def test_an_exported_run_id_names_no_folder(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("BLOCKSHOCK_RUN_ID", "of_yesterday")
+    for _ in range(2):
+        assert cli(*SMALL, "phase=phase0_correctness").code == 0
+    names = {path.parent.name for path in tmp_path.rglob("status.json")}
+    assert len(names) == 2
+    assert "of_yesterday" not in names
+
+
+@pytest.mark.parametrize(
+    "exported",
+    [
+        {"WORLD_SIZE": "", "RANK": "", "MASTER_ADDR": "", "MASTER_PORT": ""},
+        {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+        {"WORLD_SIZE": "8", "RANK": "0"},
+        {"SLURM_JOB_ID": "99999999", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_RESTART_COUNT": "7"},
+    ],
+)
+def test_variables_of_a_shell_or_an_allocation_start_no_ranks(cli, monkeypatch, exported):
+    for name, value in exported.items():
+        monkeypatch.setenv(name, value)
+    assert cli(*SMALL, "phase=phase0_correctness", "hardware.world_size=2").code == 0
+
+
+@pytest.mark.parametrize(
+    ("world_size", "rank", "expected"),
+    [("two", "0", "WORLD_SIZE=two: "), ("2", "2", "RANK=2: is no rank of WORLD_SIZE=2"), ("2", "-1", "RANK=-1: ")],
+)
+def test_variables_that_contradict_each_other_are_refused_in_one_line(cli, monkeypatch, world_size, rank, expected):
+    for name, value in {"WORLD_SIZE": world_size, "RANK": rank, "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    done = cli(*SMALL)
+    assert (done.code, done.err.count("\n"), expected in done.err) == (2, 1, True)
+
+
+@pytest.mark.parametrize("command", ["blockshock --help", "sweeps.status ."])
+def test_a_reader_that_has_gone_ends_a_command_without_a_trace(tmp_path, command):
+    (tmp_path / "status.json").write_text("{}")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command.split()], cwd=tmp_path, env=environment, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(120) == 128 + signal.SIGPIPE
+
+
+def test_control_characters_of_what_was_given_reach_no_terminal(cli):
+    done = cli(*SMALL, "phase=phase0_correctness", "hydra.run.dir=/proc/\x1b[31mred")
+    assert (done.code, "\x1b" in done.err, r"\x1b[31mred" in done.err) == (2, False, True)
 
 
 def test_what_is_kept_from_before_is_said(cli):

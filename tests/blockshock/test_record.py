@@ -1,7 +1,9 @@
 """The run folder stays readable whatever happens to the process that writes it."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,11 +11,13 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from hydra import compose, initialize_config_dir
 
 from blockshock.cli.main import CONF
 from blockshock.cli.resolvers import register
-from blockshock.config import load_job, plain
+from blockshock.config import Job, load_job, plain
+from blockshock.errors import ConfigError
 from blockshock.run_folder.files import write_atomically
 from blockshock.run_folder.folder import RunFolder
 
@@ -92,22 +96,196 @@ def test_a_folder_is_claimed_by_one_at_a_time(tmp_path):
 
 
 def test_a_new_try_replaces_the_records_of_the_last_and_is_never_without_a_status(tmp_path, monkeypatch):
-    job = load_job(tiny_config())
+    job = tiny_job()
     folder = RunFolder(tmp_path / "job")
     folder.start(job, "first")
     folder.append({"n": 1})
     folder.finish("failed", "why")
-    (folder.path / "blockshock.log").write_text("Hydra's, open already")
     removed = []
     unlink = Path.unlink
-    monkeypatch.setattr(Path, "unlink", lambda path, **kw: (removed.append(folder.status()["status"]), unlink(path)))
+    monkeypatch.setattr(
+        Path, "unlink", lambda path, **kw: (removed.append(folder.status()["status"]), unlink(path, **kw))
+    )
     folder.start(job, "second")
     assert set(removed) == {"running"}
     assert folder.records() == []
-    assert (folder.path / "blockshock.log").exists()
 
 
-def tiny_config() -> dict:
+USERS = (
+    "notes.txt",
+    "log.rank0.txt.old",
+    "metrics.jsonl.bak",
+    "drift_mine.csv",
+    "config.yml",
+    ".env",
+    "blockshock.log",
+)
+
+
+def test_a_new_try_deletes_what_a_run_of_its_phase_writes_and_nothing_else(tmp_path):
+    job = tiny_job("phase=phasex_drift")
+    folder = RunFolder(tmp_path)
+    folder.start(job, "first")
+    folder.append({"n": 1})
+    folder.finish("ok")
+    ours = ("drift.csv", "log.rank0.txt", "log.rank11.txt", "env.json", ".status.json.4711")
+    for name in (*ours, *USERS):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "env.json.d").mkdir()
+    (tmp_path / "env.json.d" / "metrics.jsonl").write_text("x")
+    folder.start(job, "second")
+    there = {path.name for path in tmp_path.iterdir()}
+    assert there == {*USERS, "env.json.d", "config.yaml", "seed.txt", "status.json", ".status.json.4711"}
+    assert all((tmp_path / name).read_text() == "x" for name in USERS)
+    assert (tmp_path / "env.json.d" / "metrics.jsonl").exists()
+
+
+def nobody_says_whose(folder: Path) -> None:
+    (folder / "metrics.jsonl").write_text("{}\n")
+
+
+def a_file_of_that_name(folder: Path) -> None:
+    folder.rmdir()
+    folder.write_text("precious")
+
+
+def another_configuration(folder: Path) -> None:
+    other = RunFolder(folder)
+    other.start(tiny_job("model.N=32"), "other")
+    other.append({"n": 1})
+    other.finish("ok")
+
+
+def another_configuration_whose_status_is_broken(folder: Path) -> None:
+    another_configuration(folder)
+    (folder / "status.json").write_text("{")
+
+
+def another_programs_configuration(folder: Path) -> None:
+    (folder / "config.yaml").write_text("experiment: mine\n")
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        nobody_says_whose,
+        a_file_of_that_name,
+        another_configuration,
+        another_configuration_whose_status_is_broken,
+        another_programs_configuration,
+    ],
+)
+def test_what_is_not_a_run_of_the_same_configuration_is_left_as_it_is(tmp_path, there):
+    path = tmp_path / "job"
+    path.mkdir()
+    there(path)
+    before = snapshot(tmp_path)
+    folder = RunFolder(path)
+    with pytest.raises(ConfigError, match=r"choose another folder|is no folder"):
+        folder.start(tiny_job(), "mine")
+    folder.finish("failed", "not let in")
+    with pytest.raises(ConfigError):
+        folder.close(tiny_config(), "failed", "why", "mine")
+    assert snapshot(tmp_path) == before
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_was_not_let_in_does_not_end_the_one_that_is_there(tmp_path):
+    RunFolder(tmp_path).start(tiny_job("model.N=32"), "first")
+    second = RunFolder(tmp_path)
+    with pytest.raises(ConfigError):
+        second.start(tiny_job(), "second")
+    second.finish("failed", "refused")
+    assert second.status()["status"] == "running"
+
+
+@pytest.mark.parametrize("broken", ["status.json", "config.yaml"])
+def test_one_of_status_and_configuration_is_enough_to_know_a_run_again(tmp_path, broken):
+    folder = RunFolder(tmp_path)
+    folder.start(tiny_job(), "first")
+    folder.append({"n": 1})
+    (tmp_path / broken).write_text("{")
+    folder.start(tiny_job(), "second")
+    assert folder.records() == []
+    assert folder.status()["run_id"] == "second"
+
+
+def test_a_folder_is_claimed_where_the_file_system_has_no_flock(tmp_path, monkeypatch):
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    folder = RunFolder(tmp_path / "job")
+    with folder.claim() as first, folder.claim(wait_s=0.0) as second:
+        assert (first, second) == (True, False)
+
+
+def test_a_run_never_ends_before_it_started_though_the_clock_was_set_back(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.start(tiny_job(), "run")
+    path = tmp_path / "status.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "started": "2999-01-01T00:00:00.000+00:00"}))
+    folder.finish("ok")
+    assert folder.status()["ended"] == "2999-01-01T00:00:00.000+00:00"
+
+
+def test_a_folder_deleted_under_a_run_is_named_and_not_made_again(tmp_path):
+    folder = RunFolder(tmp_path / "job")
+    folder.start(tiny_job(), "run")
+    shutil.rmtree(folder.path)
+    with pytest.raises(FileNotFoundError, match=str(folder.path)):
+        folder.append({"n": 1})
+    folder.finish("failed", "why")
+    assert not folder.path.exists()
+
+
+def test_a_requeued_jobs_status_is_not_its_last(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.start(tiny_job(), "run")
+    folder.finish("timeout", "SLURM: out of time; requeued, 1 of 3", requeued=True)
+    assert not folder.has_ended()
+    folder.finish("failed", "SLURM: cancelled (scancel)")
+    assert (folder.has_ended(), folder.status()["reason"]) == (True, "SLURM: cancelled (scancel)")
+
+
+def test_a_reason_is_one_line_without_control_characters(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.start(tiny_job(), "run")
+    folder.finish("failed", "red \x1b[31malert\x07\nüber · 2")
+    assert folder.status()["reason"] == r"red \x1b[31malert\x07\nüber · 2"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "missing or empty"),
+        ('{"n": 1}\n{"n": 2', "line 2: not JSON"),
+        ('{"n": 1}\n[]\n', "line 2: not a JSON object"),
+        ('{"n": 1}', "line 1: not whole"),
+    ],
+)
+def test_done_means_that_every_record_is_whole(tmp_path, text, problem):
+    folder = RunFolder(tmp_path)
+    folder.start(tiny_job(), "run")
+    folder.append({"n": 1})
+    folder.finish("ok")
+    assert folder.is_done()
+    assert folder.is_done(tiny_job().config)
+    assert not folder.is_done(tiny_job("model.N=32").config)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert not folder.is_done()
+    assert problem in folder.checked_status()["reason"]
+
+
+def tiny_job(*overrides: str) -> Job:
+    return load_job(tiny_config(*overrides))
+
+
+def tiny_config(*overrides: str) -> dict:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         register()
-        return plain(compose("config", overrides=["hardware=cpu", "model.N=16", "experiment.name=x"]))
+        tiny = ["hardware=cpu", "model.N=16", "experiment.name=x", *overrides]
+        return plain(compose("config", overrides=tiny))
