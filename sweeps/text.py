@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from io import TextIOWrapper
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,18 @@ def shown(path: str | PathLike[str]) -> str:
     """Relative where that is shorter to type: below the current folder."""
     absolute = Path(path).resolve()
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
+
+
+def printable(text: object) -> str:
+    """`text` on one line and without what a terminal would obey: control characters are written as \\x1b."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(text).split(chr(10))))
+
+
+def any_terminal() -> None:
+    """Print `?` where the terminal's encoding lacks a character: a report is not lost to a `×`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def ranks(world_size: int) -> str:
@@ -62,7 +76,7 @@ def bounds(table: pd.DataFrame, low: str, high: str) -> list[str]:
 
 
 def percent(fractions: pd.Series, of: pd.Series | None = None) -> list[str]:
-    names = of if of is not None else pd.Series("", index=fractions.index)
+    names = of if of is not None else [""] * len(fractions)
     return [_fraction(f, name).rstrip() for f, name in zip(fractions, names, strict=True)]
 
 

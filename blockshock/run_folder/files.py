@@ -53,12 +53,12 @@ def parse_object(name: str, text: str, kinds: Mapping[str, type | UnionType] = M
     return found
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Readers see the old file or the new one, never a part."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Readers see the old file or the new one, never a part. Text is UTF-8 whatever the locale says."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "w") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -16,17 +16,20 @@ import pandas as pd
 
 from blockshock.errors import writable
 from blockshock.run_folder.folder import UNREADABLE
+from sweeps.report.actions import draw_some, pack_each, unpack_each
 from sweeps.report.figures.batches import draw_batches
 from sweeps.report.figures.draw import draw
-from sweeps.report.listings import LISTINGS
+from sweeps.report.listings import write_listings
 from sweeps.report.listings.listing import text_lists, write_table
 from sweeps.report.listings.overview import readable, short, the_same
 from sweeps.report.listings.verdicts import evidence
 from sweeps.report.page.page import Content, PageTable, page
+from sweeps.report.problems import attempt
 from sweeps.report.records.runs import BROKEN, counts, environments, jobs, machines, reasons, when
+from sweeps.report.spreadsheet import write_csv
 from sweeps.report.tables.report_data import ReportData, listed, read_report_data
 from sweeps.report.tables.verdicts import Verdict, verdicts
-from sweeps.text import markdown, ranks, shown
+from sweeps.text import any_terminal, markdown, printable, ranks, shown
 
 LEFT_OUT = 10  # unreadable runs named on stderr
 
@@ -36,19 +39,36 @@ def write_report(paths: Sequence[str | PathLike[str]], out: str | PathLike[str])
 
     Raises FileNotFoundError for a missing path and ValueError where there is no run folder.
     """
-    return _write(read_report_data(paths), paths, Path(out))
+    return _write(read_report_data(paths), paths, Path(out))[0]
 
 
 def main() -> None:
     """The console script `blockshock-report`."""
+    any_terminal()
     arguments = _parser().parse_args()
-    out = arguments.out or arguments.folders[0] / "report"
+    try:
+        if arguments.pack:
+            return pack_each(arguments.folders, arguments.out, arguments.keep)
+        if arguments.unpack:
+            return unpack_each(arguments.folders, arguments.out)
+        if arguments.figures:
+            return draw_some(arguments.folders, arguments.figures.split(","), arguments.out or Path("."))
+    except (OSError, ValueError) as error:
+        _refuse(str(error))
+    return _report(arguments)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    first: Path = arguments.folders[0]
+    out: Path = arguments.out or (first.parent if first.is_file() else first) / "report"
     try:
         data = read_report_data(arguments.folders)
         writable("--out", out)
-        written = _write(data, arguments.folders, out)
+        written, problems = _write(data, arguments.folders, out)
     except (OSError, ValueError) as error:
         _refuse(str(error))
+    for problem in problems:
+        print(f"blockshock-report: {printable(problem)}", file=sys.stderr)
     ran = jobs(data.runs)
     _name_unreadable(ran[ran["status"] == UNREADABLE], written)
     if data.is_empty:
@@ -61,24 +81,26 @@ def main() -> None:
 def _name_unreadable(ran: pd.DataFrame, written: Path) -> None:
     """On stderr a line for each, with its file; of many the first."""
     for folder, reason in ran[["folder", "reason"]].head(LEFT_OUT).itertuples(index=False, name=None):
-        print(f"blockshock-report: {shown(folder)}/{reason}; this run is left out", file=sys.stderr)
+        print(f"blockshock-report: {printable(f'{shown(folder)}/{reason}')}; this run is left out", file=sys.stderr)
     if len(ran) > LEFT_OUT:
         print(f"blockshock-report: {len(ran) - LEFT_OUT} more are left out, see {written}", file=sys.stderr)
 
 
-def _write(data: ReportData, paths: Sequence[str | PathLike[str]], out: Path) -> Path:
+def _write(data: ReportData, paths: Sequence[str | PathLike[str]], out: Path) -> tuple[Path, list[str]]:
+    """The report's path, and what could not be shown of `data`."""
     figures, tables = out / "figures", out / "tables"
     for folder in (figures, tables):
         folder.mkdir(parents=True, exist_ok=True)
     # Of an earlier report, which may have had more to show.
     for path in (out / "table.csv", out / "table.md", tables / "verdicts.csv", tables / "verdicts.md"):
         path.unlink(missing_ok=True)
+    problems = list(data.problems)
     if not data.table.empty:
-        text_lists(data.table).to_csv(out / "table.csv", index=False)
+        write_csv(text_lists(data.table), out / "table.csv")
         (out / "table.md").write_text(markdown(readable(data.table)), encoding="utf-8")
     ran = jobs(data.runs)
     broken = ran[ran["status"].isin(BROKEN)]
-    judged = verdicts(data.table, data.drift)
+    judged: list[Verdict] = attempt(problems, "the verdicts", [], verdicts, data.table, data.drift)
     if judged:
         rows = _verdict_rows(judged)
         write_table(tables / "verdicts", rows, rows)
@@ -91,8 +113,9 @@ def _write(data: ReportData, paths: Sequence[str | PathLike[str]], out: Path) ->
         verdicts=[(verdict, evidence(verdict)) for verdict in judged],
         the_same=the_same(data.table),
         whole_table=not data.table.empty,
-        tables=[table for listing in LISTINGS if (table := listing.write(data, tables))],
-        figures=[*draw(data, figures), *draw_batches(data.runs, out)],
+        tables=write_listings(data, tables, problems),
+        figures=[*draw(data, figures, problems), *draw_batches(data.runs, out, problems)],
+        problems=problems,
         broken=_broken(broken) if len(broken) else None,
         running=_rows(ran[ran["status"] == "running"]),
         unsupported=reasons(ran, "unsupported"),
@@ -100,7 +123,7 @@ def _write(data: ReportData, paths: Sequence[str | PathLike[str]], out: Path) ->
     )
     target = out / "report.html"
     target.write_text(page(content), encoding="utf-8")
-    return target
+    return target, problems
 
 
 def _verdict_rows(judged: list[Verdict]) -> pd.DataFrame:
@@ -122,6 +145,7 @@ def _rows(ran: pd.DataFrame) -> list[dict[str, str]]:
 
 def _print(data: ReportData, written: Path) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 200)
@@ -132,35 +156,61 @@ def _print(data: ReportData, written: Path) -> None:
             text = name in ("method", "kernel", "mask", "timing")
             printed.add_column(name, no_wrap=not text, overflow="fold", justify="left" if text else "right")
         for row in rows.to_numpy().tolist():
-            printed.add_row(*row, style="red" if any(cell.startswith("FAIL") for cell in row) else None)
-        console.print(printed)
+            printed.add_row(
+                *(escape(printable(cell)) for cell in row),
+                style="red" if any(cell.startswith("FAIL") for cell in row) else None,
+            )
+        if len(rows):
+            console.print(printed)
         if left_out:
             console.print(f"{left_out} more rows in {written.with_name('table.md')}", soft_wrap=True, highlight=False)
     for verdict in verdicts(data.table, data.drift):
-        console.print(f"{verdict.name}: {verdict.outcome}: {verdict.because}", soft_wrap=True, highlight=False)
+        console.print(
+            escape(printable(f"{verdict.name}: {verdict.outcome}: {verdict.because}")), soft_wrap=True, highlight=False
+        )
     for target in data.targets.to_dict("records"):
         met = "met" if target["met"] else "missed"
         said = f"{met}: {target['target']} on {ranks(target['world_size'])}: {target['measured']:.3f} "
         said += f"(limit {target['limit']:g}; worst cell {target['worst cell']})"
-        console.print(said, soft_wrap=True, highlight=False)
+        console.print(escape(printable(said)), soft_wrap=True, highlight=False)
     console.print(f"report: {written}", soft_wrap=True, highlight=False)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="blockshock-report",
-        description="Write a report on run folders: report.html (one file), tables and figures.",
+        description="Write a report on run folders or packed experiments: report.html (one file), tables and figures.",
         epilog="Works while a sweep is still going on. Example: blockshock-report outputs/sweeps/first_picture. "
+        "To share it: blockshock-report --pack outputs/sweeps/first_picture. "
         "Exit status: 0, or 2 when a folder is missing or holds no records. "
         "A run that can't be read is named and left out.",
     )
-    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="a run folder, or any folder above some")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="where the report goes (default: <first DIR>/report)")
+    parser.add_argument(
+        "folders", metavar="DIR", nargs="+", type=Path, help="a run folder, any folder above some, or a runs.jsonl.gz"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="PATH",
+        type=Path,
+        help="where the report (default: <first DIR>/report), the packed file "
+        "(<DIR>/runs.jsonl.gz), the unpacked folders (beside the file) or the figures (here) go",
+    )
+    actions = parser.add_mutually_exclusive_group()
+    actions.add_argument("--pack", action="store_true", help="write the run folders of DIR into one runs.jsonl.gz")
+    actions.add_argument("--unpack", action="store_true", help="write the run folders of a runs.jsonl.gz again")
+    actions.add_argument("--figures", metavar="NAME,NAME", help="draw these figures only, as <PATH>/NAME.png")
+    parser.add_argument(
+        "--keep",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="with --pack: further text files of each run folder, such as '*.csv'; may be given again",
+    )
     return parser
 
 
 def _refuse(message: str) -> None:
-    print(f"blockshock-report: {message}", file=sys.stderr)
+    print(f"blockshock-report: {printable(message)}", file=sys.stderr)
     sys.exit(2)
 
 

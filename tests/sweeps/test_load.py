@@ -58,9 +58,9 @@ def test_a_configuration_is_read_as_yaml_reads_it_though_sections_are_parsed_apa
 def test_a_folder_that_is_being_cleared_for_another_try_is_passed_over(write_run, tmp_path, monkeypatch):
     write_run("a", None)
     gone = write_run("b", None)
-    found = load.run_folders(tmp_path)
+    found = load.find_runs([tmp_path])
     (gone / "status.json").unlink()
-    monkeypatch.setattr(load, "run_folders", lambda path: found)
+    monkeypatch.setattr(load, "find_runs", lambda paths: found)
     assert len(load_runs([tmp_path])) == 1
 
 
@@ -104,7 +104,7 @@ GOOD = make_record("phase1_forward", "block_shock", forward=1.0)
         ("config.yaml", b"\xff\xfe\x00", r"config\.yaml: not text"),
         ("env.json", b"{", r"env\.json: not JSON"),
         ("env.json", b"[]", r"env\.json: not a JSON object"),
-        ("env.json", b'{"gpus": [1]}', r"env\.json: gpus is no list"),
+        ("env.json", b'{"gpus": [1]}', r"env\.json: gpus\[0\]: Expected object, got int"),
         ("metrics.jsonl", b"\xff\x00\n", r"metrics\.jsonl: not text"),
         ("metrics.jsonl", b"not json\n", r"metrics\.jsonl: line 1: not JSON"),
         ("metrics.jsonl", b"[1]\n", r"metrics\.jsonl: line 1: not a JSON object"),
@@ -128,11 +128,11 @@ def test_a_run_with_a_broken_file_is_one_row_that_names_the_file(write_run, tmp_
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"N": "a"}, "N: 'a' is no whole number"),
+        ({"N": "a"}, "N: expected int, got 'a'"),
         ({"N": None}, "N is missing"),
-        ({"dtype": 3}, "dtype: 3 is no text"),
-        ({"memory_peak_bytes": "much"}, "memory_peak_bytes: 'much' is no number"),
-        ({"timings_ms": {"forward": {"p50_ms": [1, "x"]}}}, "timings_ms.forward.p50_ms: [1, 'x'] is no number"),
+        ({"dtype": 3}, "dtype: expected str, got 3"),
+        ({"memory_peak_bytes": "much"}, "memory_peak_bytes: expected number, got 'much'"),
+        ({"timings_ms": {"forward": {"p50_ms": [1, "x"]}}}, "timings_ms.forward.p50_ms: expected number, got [1, 'x']"),
     ],
 )
 def test_a_record_of_wrong_types_is_told_by_its_line(write_run, tmp_path, given, reason):

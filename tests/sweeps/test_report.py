@@ -74,6 +74,7 @@ class Resources(HTMLParser):
 def test_every_file_is_written_and_every_link_leads_somewhere(mixed, tmp_path):
     report = write_report([mixed], tmp_path / "out")
     assert report == tmp_path / "out" / "report.html"
+    assert "is not shown" not in report.read_text()  # as the page says of a table or a figure that fails
     page = Resources(report.read_text())
     assert {"table.csv", "table.md", "figures/throughput.png", "figures/drift.svg"} <= set(page.links)
     embedded = [link for link in page.links if link.startswith("data:text/csv;base64,")]

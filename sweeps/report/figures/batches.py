@@ -6,36 +6,48 @@ The tables behind these figures are files of the run folders, and `profiler` rea
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
+from sweeps.report.figures.draw import own_style
 from sweeps.report.page.page import DrawnFigure
+from sweeps.report.problems import attempt
+from sweeps.report.records.packed import as_folders
+from sweeps.report.spreadsheet import write_csv
 
 SAME = ["workload", "dtype", "device", "config.workload.seq_len", "config.phase.optimizer"]
 
 
-def draw_batches(runs: pd.DataFrame, out: Path) -> list[DrawnFigure]:
+def draw_batches(runs: pd.DataFrame, out: Path, problems: list[str]) -> list[DrawnFigure]:
     """For each model with two batch sizes or more: batch_analysis_<model>.csv in `out`, two figures in `out`/figures.
 
-    Raises MissingStatsError, which names the file, if a finished run lacks one; nothing is filled in.
+    Nothing is filled in: where a finished run lacks a file, its model is a line of `problems` that names the file.
     """
-    drawn = []
+    drawn: list[DrawnFigure] = []
     for name, folders in profiled(runs).items():
-        from profiler.batch_analysis import plot_peak, plot_step_time, read_batches
+        what = f"the batch analysis of {name}"
+        with own_style():
+            drawn += attempt(problems, what, [], _draw, name, folders, out)
+    return drawn
 
-        table = read_batches(folders)
-        data = out / f"batch_analysis_{name}.csv"
-        table.to_csv(data, index=False)
-        peak = "Each bar is as high as the measured peak and shows what it consists of."
-        time = "The plain step, and the sum of its nodes' times: the gap is time in which the device waits."
-        for kind, plot, reading in (("peak_memory", plot_peak, peak), ("step_time", plot_step_time, time)):
-            figure: Any = plot(table)
-            base = out / "figures" / f"batch_{kind}_{name}"
-            figure.savefig(base.with_suffix(".svg"), metadata={"Date": None})
-            figure.savefig(base.with_suffix(".png"), dpi=150)
-            title = f"{name}: {kind.replace('_', ' ')} against batch size"
-            drawn.append(DrawnFigure(base.name, title, reading, base.with_suffix(".svg"), data))
+
+def _draw(name: str, runs: dict[int, Path], out: Path) -> list[DrawnFigure]:
+    from profiler.batch_analysis import plot_peak, plot_step_time, read_batches
+
+    with as_folders(list(runs.values())) as folders:
+        table = read_batches(dict(zip(runs, folders, strict=True)))
+    data = out / f"batch_analysis_{name}.csv"
+    write_csv(table, data)
+    drawn = []
+    peak = "Each bar is as high as the measured peak and shows what it consists of."
+    time = "The plain step, and the sum of its nodes' times: the gap is time in which the device waits."
+    for kind, plot, reading in (("peak_memory", plot_peak, peak), ("step_time", plot_step_time, time)):
+        base = out / "figures" / f"batch_{kind}_{name}"
+        svg, png = base.with_suffix(".svg"), base.with_suffix(".png")
+        figure = plot(table)
+        figure.savefig(svg, metadata={"Date": None})
+        figure.savefig(png, dpi=150)
+        drawn.append(DrawnFigure(base.name, f"{name}: {kind.replace('_', ' ')} against batch size", reading, svg, data))
     return drawn
 
 

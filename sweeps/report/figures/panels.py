@@ -71,9 +71,15 @@ def cut(found: list[tuple[str, pd.DataFrame]], title: str, most: int = 6) -> tup
 
 def legend(figure: Figure, handles: Sequence[Artist]) -> None:
     """Below all axes, in as many columns as the width holds."""
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = max(1, int(figure.get_figwidth() * 10.5 / (longest + 5)))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)), frameon=False)
+    if not handles:
+        return
+    names = [str(handle.get_label()) for handle in handles]
+    columns = max(1, int(figure.get_figwidth() * 10.5 / (max(map(len, names)) + 5)))
+    shape: dict[str, Any] = {"loc": "outside lower center", "ncols": min(columns, len(handles)), "frameon": False}
+    # matplotlib leaves out a label that begins with "_": each gets its text once it is in the legend
+    drawn = figure.legend(handles=handles, labels=["x"] * len(names), **shape)
+    for text, name in zip(drawn.get_texts(), names, strict=True):
+        text.set_text(name)
 
 
 def method_handles(colours: dict[str, str], order: Iterable[str], *, line: bool = True) -> list[Artist]:

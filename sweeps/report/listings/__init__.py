@@ -1,10 +1,11 @@
 """The report's tables, in its order, each on the page and as files of numbers and of text.
 
-for listing in LISTINGS:
-    table = listing.write(read_report_data(folders), Path("report/tables"))     # None where it is empty
+write_listings(read_report_data(folders), Path("report/tables"), problems=[])
 
 To add one, write its two functions and list it here.
 """
+
+from pathlib import Path
 
 from sweeps.report.listings.benchmarks import BENCHMARKS, TARGETS
 from sweeps.report.listings.errors import ERRORS
@@ -16,7 +17,20 @@ from sweeps.report.listings.profiles import PROFILES
 from sweeps.report.listings.recomputation import RECOMPUTATION
 from sweeps.report.listings.traces import TRACES
 from sweeps.report.listings.training_step import TRAINING_STEP
+from sweeps.report.page.page import PageTable
+from sweeps.report.problems import attempt
+from sweeps.report.tables.report_data import ReportData
 
 LISTINGS = (FORWARD, TRAINING_STEP, LAW, MEMORY, ERRORS, RECOMPUTATION, PROFILES, TRACES, TARGETS, BENCHMARKS)
 
-__all__ = ["LISTINGS", "Listing"]
+
+def write_listings(data: ReportData, folder: Path, problems: list[str]) -> list[PageTable]:
+    """The tables that have a row, with their files in `folder`; one that can't be made is a line of `problems`."""
+    made = []
+    for listing in LISTINGS:
+        what = f"the table “{listing.title}”"
+        made.append(attempt(problems, what, None, listing.write, data, folder))
+    return [table for table in made if table]
+
+
+__all__ = ["LISTINGS", "Listing", "write_listings"]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from sweeps.report.page.page import PageTable
+from sweeps.report.spreadsheet import write_csv
 from sweeps.report.tables.report_data import ReportData
 from sweeps.text import markdown
 
@@ -45,7 +46,7 @@ class Listing:
 
 def write_table(base: Path, shown: pd.DataFrame, numbers: pd.DataFrame) -> tuple[str, ...]:
     """<base>.csv and <base>.md; their paths from the report."""
-    numbers.to_csv(base.with_suffix(".csv"), index=False)
+    write_csv(numbers, base.with_suffix(".csv"))
     base.with_suffix(".md").write_text(markdown(shown.astype(str)), encoding="utf-8")
     return tuple(f"{base.parent.name}/{base.name}{ending}" for ending in (".csv", ".md"))
 

@@ -80,7 +80,8 @@ def short(table: pd.DataFrame, rows: int = 24) -> tuple[pd.DataFrame, int]:
     forward = table[table["forward_p50_ms"].notna() | table["passed"].notna()]
     sizes = forward.groupby(["N", "K", "B"], sort=True).size().iloc[::-1]
     kept = [size for size, count in sizes.cumsum().items() if count <= rows] or list(sizes.index[:1])
-    chosen = forward[[size in kept for size in zip(forward["N"], forward["K"], forward["B"], strict=True)]].head(rows)
+    fits = [size in kept for size in zip(forward["N"], forward["K"], forward["B"], strict=True)]
+    chosen = forward.loc[fits].head(rows) if fits else forward
     text = readable(chosen).drop(columns=list(_LONG), errors="ignore")
     return text.drop(columns="dtype") if table["dtype"].nunique() == 1 else text, len(table) - len(chosen)
 

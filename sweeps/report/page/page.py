@@ -78,6 +78,7 @@ class Content:
     whole_table: bool  # is there a table.csv?
     tables: list[PageTable]
     figures: list[DrawnFigure]
+    problems: list[str]  # what could not be shown, and why
     broken: PageTable | None
     running: list[dict[str, str]]
     unsupported: list[tuple[str, int]]

@@ -6,12 +6,14 @@ data.table, data.benchmarks                  # empty where nothing of the kind w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 
 import pandas as pd
 
+from sweeps.report.problems import attempt
 from sweeps.report.records.load import load_runs
 from sweeps.report.tables.benchmarks import benchmarks, latest, targets
 from sweeps.report.tables.law import law
@@ -32,6 +34,7 @@ class ReportData:
     traces: pd.DataFrame = field(default_factory=pd.DataFrame)  # rows of `runs`
     benchmarks: pd.DataFrame = field(default_factory=pd.DataFrame)  # `benchmarks.latest`
     targets: pd.DataFrame = field(default_factory=pd.DataFrame)
+    problems: list[str] = field(default_factory=list)  # what could not be computed from the runs, and why
 
     @property
     def is_empty(self) -> bool:
@@ -43,19 +46,39 @@ def read_report_data(paths: Sequence[str | PathLike[str]]) -> ReportData:
     """Raises FileNotFoundError for a missing path and ValueError where there is no run folder."""
     runs = load_runs(paths)
     if runs.empty:
-        raise ValueError(f"{listed(paths)}: no run folder here (a run folder holds a status.json)")
-    table, measured = results(runs), benchmarks(runs)
+        raise ValueError(f"{listed(paths)}: no run folder here (a run folder holds a status.json){_old_layout(paths)}")
+    problems: list[str] = []
+    nothing: dict[str, pd.DataFrame] = {
+        "layers": results(runs.head(0)),
+        "drift": drift(runs.head(0)),
+        "recomputation": recomputed(runs.head(0)),
+        "benchmarks": benchmarks(runs.head(0)),
+    }
+
+    def table(name: str, make: Callable[[pd.DataFrame], pd.DataFrame], of: pd.DataFrame) -> pd.DataFrame:
+        return attempt(problems, f"what was measured of {name}", nothing.get(name, pd.DataFrame()), make, of)
+
+    layers, measured = table("layers", results, runs), table("benchmarks", benchmarks, runs)
     return ReportData(
         runs=runs,
-        table=table,
-        drift=drift(runs),
-        law=law(table),
-        recomputed=recomputed(runs),
+        table=layers,
+        drift=table("drift", drift, runs),
+        law=table("the law", law, layers),
+        recomputed=table("recomputation", recomputed, runs),
         profiles=_with(runs, "profile.nodes"),
         traces=_with(runs, "trace.backend"),
-        benchmarks=latest(measured),
-        targets=targets(measured),
+        benchmarks=table("benchmarks", latest, measured),
+        targets=table("the targets", targets, measured),
+        problems=problems,
     )
+
+
+def _old_layout(paths: Sequence[str | PathLike[str]]) -> str:
+    """Of the first versions, which wrote no status.json."""
+    old = [file for path in paths for file in sorted(Path(path).rglob("metrics.jsonl"))]
+    if not old:
+        return ""
+    return f"; {old[0].parent} has records without one, as the first versions wrote them: measure it again"
 
 
 def _with(runs: pd.DataFrame, field_name: str) -> pd.DataFrame:

@@ -1,0 +1,23 @@
+"""CSV files that people open in a spreadsheet: what a run calls itself must not become a formula there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """CSV whose text a spreadsheet takes for text: what begins like a formula gets an apostrophe in front."""
+    texts = [str(name) for name in table if not pd.api.types.is_numeric_dtype(table[name])]
+    table.assign(**{name: table[name].map(_no_formula) for name in texts}).to_csv(path, index=False)
+
+
+def _no_formula(value: object) -> object:
+    if not isinstance(value, str) or value[:1] not in ("=", "+", "-", "@", "\t", "\r"):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value  # a number as text
