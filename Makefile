@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test test-gpu check slurm-up slurm-down clean
+.PHONY: run test test-gpu check figures slurm-up slurm-down clean
 run: $(VENV)/.installed
 	$(BIN)/blockshock -m +sweep=first_picture
 
@@ -25,6 +25,16 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The figures that pages show, from the committed records. Those of single runs (docs/records.md#figures-of-the-pages)
+# were drawn by the run.
+FIGURES = $(BIN)/blockshock-report outputs/reference/$(1) --out docs/figures/$(1) --figures
+figures: $(VENV)/.installed
+	$(call FIGURES,hypotheses_h200) throughput,training_step
+	$(call FIGURES,bench_h200) bench_forward,bench_product,bench_all_reduce,bench_train,bench_host,bench_law
+	$(call FIGURES,checkpoint_h200) pareto,recomputation_memory,recomputation_time
+	$(call FIGURES,profile_h200) batch_peak_memory_resnet152,batch_step_time_resnet152
+	$(call FIGURES,block_shock_h200) speedup_over_row,law,floor,training_step,drift
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,12 +1,15 @@
 """phase=profile: the profiler inside the application, and what a sweep over batch sizes adds."""
 
 import json
+import re
 import shutil
 
 import pandas as pd
 import pytest
 
 from sweeps import load_runs
+from sweeps.report.command import write_report
+from sweeps.report.records.packed import unpack
 from tests.launching import ROOT
 
 REFERENCE = ROOT / "outputs" / "reference" / "profile_h200"
@@ -76,13 +79,17 @@ def test_what_cannot_be_profiled_is_refused(cli, tmp_path, arguments, expected):
     assert not list(tmp_path.rglob("status.json"))
 
 
-def test_a_missing_table_is_an_error_that_names_it(tmp_path):
-    for batch in (4, 8):
-        (folder,) = REFERENCE.glob(f"profile_keep_all_resnet152_B{batch}_*")
-        shutil.copytree(folder, tmp_path / "runs" / folder.name)
-    from sweeps.report.command import write_report
-
-    assert write_report([tmp_path / "runs"], tmp_path / "whole").exists()
-    next((tmp_path / "runs").rglob("profiler_stats_activation_stats.csv")).unlink()
-    with pytest.raises(ValueError, match=r"profiler_stats_activation_stats\.csv"):
-        write_report([tmp_path / "runs"], tmp_path / "report")
+def test_a_missing_table_is_a_line_of_the_report_that_names_it(tmp_path):
+    for folder in unpack(REFERENCE / "runs.jsonl.gz", tmp_path / "all"):
+        if re.search(r"resnet152_B[48]_", folder.name):
+            folder.rename(tmp_path / folder.name)
+    shutil.rmtree(tmp_path / "all")
+    whole = write_report([tmp_path], tmp_path / "whole")
+    assert (whole.parent / "figures" / "batch_peak_memory_resnet152.png").exists()
+    assert "is not shown" not in whole.read_text()
+    next(tmp_path.rglob("profiler_stats_activation_stats.csv")).unlink()
+    lacking = write_report([tmp_path], tmp_path / "lacking")
+    assert not list(lacking.parent.glob("figures/batch_*"))
+    said = re.search(r"<li>the batch analysis of resnet152 is not shown: (.*)</li>", lacking.read_text())
+    assert said
+    assert "profiler_stats_activation_stats.csv" in said[1]
