@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from blockshock.cli.pipes import closed_pipe_ends_quietly
+from blockshock.cli.startup import check_packages, versions
 from blockshock.run_folder.files import Unreadable, printable
 from blockshock.run_folder.folder import RunFolder, process_start
 from sweeps.launchers import slurm_queue
@@ -168,8 +169,10 @@ def _main() -> None:
         epilog="Example: blockshock-status outputs/sweeps/first_picture. Exit status: 0, or 2 without a run there "
         "or with a broken sweep.json.",
     )
+    parser.add_argument("--version", action="version", version=versions())
     parser.add_argument("folder", metavar="DIR", type=Path, help="a sweep's folder, or any folder above some")
     folder = parser.parse_args().folder
+    check_packages("blockshock-status")
     sweeps = sweeps_in(folder) if folder.is_dir() else []
     if not sweeps:
         problem = "no run folder or sweep here" if folder.is_dir() else "no such folder"

@@ -20,6 +20,7 @@ from blockshock import config, ranks
 from blockshock.cli import resolvers
 from blockshock.cli.hydra_errors import UserErrors, explain, is_users
 from blockshock.cli.pipes import closed_pipe_ends_quietly, leave_closed_pipe
+from blockshock.cli.startup import check_packages, hide_working_directory_from_children, versions
 from blockshock.config import CONF
 from blockshock.errors import REFUSED, ConfigError, writable
 from blockshock.run_folder import contents
@@ -35,6 +36,11 @@ class JobFailed(Exception):
 def main() -> None:
     """Run Hydra; turn what a user got wrong into one line and exit status 2 (HYDRA_FULL_ERROR=1 shows the trace)."""
     global _show_trace
+    if "--version" in sys.argv[1:]:
+        print(versions())
+        sys.exit(0)
+    check_packages("blockshock")
+    hide_working_directory_from_children()
     resolvers.register()
     _show_trace = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and we explain
@@ -77,6 +83,8 @@ class RefuseEarly(Callback):
     """Checks a single run's configuration before Hydra makes its folder. Sweeps: the launcher checks every job."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if not ranks.launched() and not config.hydra.job.env_set:  # the ranks have to see what is set there
+            ranks.start_forking_server()  # it imports torch while this process does, to check the configuration
         try:
             job = check(config)
             writable("hydra.run.dir", config.hydra.run.dir)

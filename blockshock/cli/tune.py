@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from blockshock.cli.main import CONF
+from blockshock.cli.startup import check_packages, versions
 from blockshock.dtypes import DTYPES
 from blockshock.errors import REFUSED, ConfigError, one_of, whole_numbers
 from blockshock.kernels.choice import make
@@ -34,6 +35,7 @@ UNITS = {"gbs": "GB/s", "tflops": "TFLOP/s"}  # by the ends of the rates' names
 def main(argv: list[str] | None = None) -> None:
     """Do as `argv` says; exit status 2 for what can't be done."""
     options = _parser().parse_args(argv)
+    check_packages("blockshock-tune")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     path = cache_path(device)
     console = Console()
@@ -64,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "blockshock-tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--version", action="version", version=versions())
     parser.add_argument("--n", help="sizes N = K of the weight, separated by commas")
     parser.add_argument("--batch", help="rows B of X, separated by commas")
     parser.add_argument("--mask", default="complement_1100_0011,checkerboard,random_2of4", help="masks by name")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from blockshock.cli.startup import check_packages, versions
 from blockshock.errors import writable
 from blockshock.run_folder.folder import UNREADABLE
 from sweeps.report.actions import draw_some, pack_each, unpack_each
@@ -46,6 +47,7 @@ def main() -> None:
     """The console script `blockshock-report`."""
     any_terminal()
     arguments = _parser().parse_args()
+    check_packages("blockshock-report")
     try:
         if arguments.pack:
             return pack_each(arguments.folders, arguments.out, arguments.keep)
@@ -185,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
         "Exit status: 0, or 2 when a folder is missing or holds no records. "
         "A run that can't be read is named and left out.",
     )
+    parser.add_argument("--version", action="version", version=versions())
     parser.add_argument(
         "folders", metavar="DIR", nargs="+", type=Path, help="a run folder, any folder above some, or a runs.jsonl.gz"
     )
