@@ -3,25 +3,25 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test test-gpu check figures slurm-up slurm-down clean
-run: $(VENV)/.installed
+.DEFAULT_GOAL := run
+.PHONY: help run quick test test-gpu check figures hooks slurm-up slurm-down clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+run: $(VENV)/.installed ## install into .venv, measure five methods on this machine, write a report
 	$(BIN)/blockshock -m +sweep=first_picture
 
-test: check
+quick: check ## check, and the tests that answer within two minutes on two cores
+	$(BIN)/pytest -m "not slow"
+
+test: check ## check, and every test
 	$(BIN)/pytest
 
-test-gpu: $(VENV)/.installed
+test-gpu: $(VENV)/.installed ## the tests that need one CUDA GPU or two
 	$(BIN)/pytest -m "gpu or gpus"
 
-# A SLURM of two nodes on this machine, to try hydra/launcher=slurm (root; does nothing where a SLURM answers already).
-slurm-up:
-	tests/slurm.sh install
-	tests/slurm.sh up
-
-slurm-down:
-	tests/slurm.sh down
-
-check: $(VENV)/.installed
+check: $(VENV)/.installed ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -29,17 +29,28 @@ check: $(VENV)/.installed
 # The figures that pages show, from the committed records. Those of single runs (docs/records.md#figures-of-the-pages)
 # were drawn by the run.
 FIGURES = $(BIN)/blockshock-report outputs/reference/$(1) --out docs/figures/$(1) --figures
-figures: $(VENV)/.installed
+figures: $(VENV)/.installed ## draw docs/figures again from the committed records
 	$(call FIGURES,hypotheses_h200) throughput,training_step
 	$(call FIGURES,bench_h200) bench_forward,bench_product,bench_all_reduce,bench_train,bench_host,bench_law
 	$(call FIGURES,checkpoint_h200) pareto,recomputation_memory,recomputation_time
 	$(call FIGURES,profile_h200) batch_peak_memory_resnet152,batch_step_time_resnet152
 	$(call FIGURES,block_shock_h200) speedup_over_row,law,floor,training_step,drift
 
+hooks: $(VENV)/.installed ## run `make check` before every git commit
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pre-commit
+	$(BIN)/pre-commit install
+
+slurm-up: ## a SLURM of two nodes on this machine, to try hydra/launcher=slurm (as root)
+	tests/slurm.sh install
+	tests/slurm.sh up
+
+slurm-down: ## stop it
+	tests/slurm.sh down
+
+clean: ## delete .venv and what tools have left; measurements stay
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[models,test]"
 	touch $@
-
-clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

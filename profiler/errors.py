@@ -35,3 +35,7 @@ class MismatchedTracesError(ProfilerError):
 
 class CuptiError(ProfilerError):
     """CUPTI is not there, refuses, or is taken by another subscriber."""
+
+
+class MissingPackageError(ProfilerError, ImportError):
+    """An optional package is not installed."""

@@ -1,5 +1,7 @@
 """Models to profile, built from `transformers` configurations with random weights: nothing is downloaded.
 
+Needs `pip install 'block-shock[models]'`; the rest of the library works without.
+
     problem = build("gpt2", batch_size=8, seq_len=1024, dtype=torch.bfloat16, device="cuda", seed=0)
     step = trace_train_step(problem.model, problem.loss_fn, optimizer, problem.batch)
 
@@ -8,6 +10,7 @@ with a few thousand parameters, for tests. Models return logits, and `loss_fn` c
 the model, so that forward and loss are two regions of the step.
 """
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+
+from profiler.errors import MissingPackageError
 
 LossFn = Callable[..., Tensor]
 
@@ -143,11 +148,14 @@ def build(
     Text models get ids [batch_size, seq_len] and labels of that shape, vision models images [batch_size, 3,
     side, side] in `dtype` and labels [batch_size]. `dropout` None leaves the configuration's own (0.1 in BERT
     and GPT-2, 0 in the others). The same seed gives the same numbers on every device: weights and batch are
-    made on the CPU. Raises ValueError for another name, and for dropout where the model has none.
+    made on the CPU. Raises ValueError for another name, and for dropout where the model has none;
+    MissingPackageError without transformers.
     """
     tiny, kind = name.startswith("tiny_"), name.removeprefix("tiny_")
     if name not in NAMES:
         raise ValueError(f"no model {name!r}: choose one of {', '.join(NAMES)}")
+    if importlib.util.find_spec("transformers") is None:
+        raise MissingPackageError(f"model {name!r} needs transformers: pip install 'block-shock[models]'")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = (TEXT | VISION)[kind](tiny=tiny, dropout=dropout)

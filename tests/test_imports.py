@@ -73,8 +73,18 @@ def test_no_folder_is_too_wide_to_read() -> None:
     assert wide == {}, f"at most {WIDEST_FOLDER} files in a folder: give it rooms by subject"
 
 
+PLOTS = {"matplotlib", "seaborn", "pandas", "transformers"}
+
+
 @pytest.mark.parametrize(
-    ("package", "heavy"), [("sweeps", {"pandas", "torch"}), ("blockshock", {"torch", "hydra"})], ids=lambda x: str(x)
+    ("package", "heavy"),
+    [
+        ("profiler", PLOTS),
+        ("checkpointing", PLOTS),
+        ("blockshock", {"torch", "hydra"} | PLOTS),
+        ("sweeps", {"torch", "hydra"} | PLOTS),
+    ],
+    ids=PACKAGES[:4],
 )
 def test_a_package_is_light_to_import(package: str, heavy: set[str]) -> None:
     code = f"import {package}, sys; print(*sys.modules)"

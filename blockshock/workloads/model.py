@@ -5,6 +5,7 @@ Built by `profiler.models` from transformers' configurations with random weights
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -29,6 +30,8 @@ class ModelWorkload:
     dropout: float | None = None  # None: what the model's configuration says
 
     def check(self, job: Job) -> None:
+        if importlib.util.find_spec("transformers") is None:
+            raise ConfigError("workload", self.name, "needs transformers: pip install 'block-shock[models]'")
         at_least("workload.batch_size", self.batch_size, 1)
         if self.seq_len is not None:
             at_least("workload.seq_len", self.seq_len, 1)

@@ -1,11 +1,15 @@
 """Inputs are what they imitate, and come from seeds that share nothing."""
 
+import sys
+
 import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from blockshock.cli.main import CONF
+from profiler.errors import MissingPackageError
+from profiler.models import build as build_model
 from tests.blockshock.rank_tasks import problem_of
 
 NAMES = ["gaussian", "uniform", "activation_like", "transformer_mlp", "attention_like", "vision_conv"]
@@ -89,3 +93,12 @@ def test_every_step_has_a_batch_of_its_own_and_the_seed_decides_all():
     assert torch.equal(problem.weight(), again.weight())
     assert not torch.equal(problem.weight(), other.weight())
     assert torch.equal(problem.halves(problem.weight())[0], again.halves(again.weight())[0])
+
+
+def test_a_model_without_transformers_names_the_extra_that_brings_it(cli, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as where it is not installed
+    with pytest.raises(MissingPackageError, match=r"pip install 'block-shock\[models\]'"):
+        build_model("tiny_gpt2")
+    done = cli("phase=profile", "workload=tiny_gpt2", "hardware=cpu")
+    assert done.code == 2
+    assert done.err == "blockshock: workload=tiny_gpt2: needs transformers: pip install 'block-shock[models]'\n"
