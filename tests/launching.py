@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("-m", "hardware=cpu", "phase=phase0_correctness", "method=dense_single", "hydra.launcher.report=false")
+
+
+NO_SLURM = "no SLURM answers here; get one with: make slurm-up (as root, Debian or Ubuntu)"
+
+
+@cache
+def slurm_answers() -> bool:
+    return bool(shutil.which("srun")) and subprocess.run(["sinfo"], capture_output=True, timeout=20).returncode == 0
 
 
 def environment(folder: Path) -> dict[str, str]:

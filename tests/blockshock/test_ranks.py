@@ -12,9 +12,11 @@ import psutil
 import pytest
 
 from blockshock.jobs.rank import is_out_of_memory
+from blockshock.ranks import RankInfo, forget_launch, launched
 from blockshock.ranks import pool as ranks
 from blockshock.ranks.pool import RankPool
 from tests.blockshock import rank_tasks
+from tests.launching import NO_SLURM, slurm_answers
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,6 +121,39 @@ def test_no_rank_outlives_the_process_that_started_it(tmp_path, signal_):
     while any(is_alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(is_alive(pid) for pid in pids)
+
+
+SRUN = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "n1"}
+JOINED = "from blockshock.ranks import launched; print(launched())"
+
+
+@pytest.mark.skipif(not slurm_answers(), reason=NO_SLURM)
+def test_the_variables_of_a_step_that_has_ended_join_nobody(monkeypatch):
+    """A batch job has them where it was submitted from within a step, and so has a shell that outlives its step."""
+    for name, value in {**SRUN, "SLURM_JOB_ID": "99999999", "SLURM_STEP_NUM_TASKS": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert launched() is None
+
+
+@pytest.mark.skipif(not slurm_answers(), reason=NO_SLURM)
+def test_what_is_started_in_an_interactive_step_starts_its_own_ranks():
+    """`srun --pty` gives its terminal to one task; the others of the step idle."""
+    step = f"srun -N1 -n2 --pty {sys.executable} -c '{JOINED}'"
+    done = subprocess.run(["script", "-qec", step, os.devnull], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip().endswith("None"), done.stdout
+
+
+def test_a_launchers_own_job_forgets_what_an_ancestor_was_told(monkeypatch):
+    torchrun = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "x"}
+    for name, value in {**torchrun, **SRUN, "SLURM_STEP_NUM_TASKS": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert launched() == RankInfo(1, 1, 2, 2, None)
+    forget_launch(own_step=True)
+    assert not torchrun.keys() & os.environ.keys()
+    assert SRUN.keys() <= os.environ.keys()
+    forget_launch(own_step=False)
+    assert not SRUN.keys() & os.environ.keys()
+    assert launched() is None
 
 
 def is_alive(pid: int) -> bool:

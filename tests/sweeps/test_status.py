@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from blockshock.run_folder.files import Unreadable
+from blockshock.run_folder.folder import process_start
+from sweeps.launchers import slurm_queue
 from sweeps.launchers.manifest import Manifest
 from sweeps.status import main, rows_of
 
@@ -100,3 +102,88 @@ def test_a_manifest_whose_jobs_are_no_overrides_is_unreadable(tmp_path):
         (tmp_path / "sweep.json").write_text(json.dumps({**content, "jobs": jobs}))
         with pytest.raises(Unreadable, match=r"sweep\.json"):
             Manifest.read(tmp_path)
+
+
+def states(sweep) -> dict[str, str]:
+    return {row.name: row.state for row in rows_of(sweep)}
+
+
+@pytest.mark.parametrize("pid", [0, -1, 2**22 + 1, 2**31, 2**63, 2**70])
+def test_a_process_number_that_no_process_can_have_is_of_one_that_died(write_run, tmp_path, pid):
+    running_in(write_run("odd", status="running"), pid)
+    assert states(tmp_path / "sweep") == {"odd": "died"}
+
+
+def test_a_process_number_that_another_process_has_by_now_is_of_one_that_died(write_run, tmp_path):
+    own = process_start(os.getpid())
+    for name, started in (("same", own), ("reused", own - 1)):
+        folder = write_run(name, status="running")
+        running_in(folder, os.getpid())
+        path = folder / "status.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "pid_started": started}))
+    assert states(tmp_path / "sweep") == {"same": "running", "reused": "died"}
+
+
+def test_a_status_from_a_clock_that_was_set_back_is_shown_without_a_negative_age(write_run, shown, tmp_path):
+    folder = write_run("future", status="running")
+    running_in(folder, os.getpid())
+    path = folder / "status.json"
+    path.write_text(path.read_text().replace("2026-01-02T03:04:00", "2999-01-01T00:00:00"))
+    code, text = shown(tmp_path / "sweep")
+    assert (code, "    0:00  future" in text) == (0, True)
+
+
+def test_control_characters_of_names_and_reasons_reach_no_terminal(write_run, shown, tmp_path):
+    write_run("red\x1b[31m", status="failed", reason="bell\x07 and\nanother line")
+    running_in(write_run("up\x1b[A", status="running"), os.getpid())
+    _, text = shown(tmp_path / "sweep")
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert r"bell\x07 and\nanother line  (red\x1b[31m)" in text
+
+
+def test_records_that_are_not_whole_are_told(write_run, shown, tmp_path):
+    (write_run("cut") / "metrics.jsonl").write_text('{"schema": 1}\n{"sch')
+    assert "metrics.jsonl: line 2: not JSON" in shown(tmp_path / "sweep")[1]
+
+
+def test_a_folder_that_is_deleted_while_it_is_read_is_left_out(write_run, tmp_path, monkeypatch):
+    write_run("there")
+    gone = tmp_path / "sweep" / "gone" / "status.json"
+    monkeypatch.setattr("pathlib.Path.rglob", lambda path, _: [gone, path / "there" / "status.json"])
+    assert states(tmp_path / "sweep") == {"there": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("status", "requeued", "in_slurm", "expected"),
+    [
+        ("timeout", True, "PENDING", "in the queue"),
+        ("timeout", True, "REQUEUED", "in the queue"),
+        ("timeout", True, "RUNNING", "running"),
+        ("timeout", False, "COMPLETING", "timeout"),
+        ("failed", False, "PENDING", "in the queue"),
+        ("ok", False, "PENDING", "ok"),
+        ("running", False, "SIGNALING", "running"),
+        ("running", False, "STOPPED", "running"),
+        ("running", False, "A_STATE_OF_2040", "running"),
+        ("running", False, "CANCELLED", "died"),
+        ("running", False, None, "died"),  # unknown, or a stranger's
+        (None, False, "CONFIGURING", "in the queue"),
+        (None, False, "RUNNING", "running"),
+        (None, False, None, "not started"),
+    ],
+)
+def test_only_a_terminal_state_or_an_unknown_id_has_ended(
+    write_run, tmp_path, monkeypatch, status, requeued, in_slurm, expected
+):
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    if status:
+        path = write_run("job", status=status) / "status.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "requeued": requeued}))
+    Manifest(["-m"], [], jobs={"job": []}, slurm={"job": "7_1"}).write(sweep)
+    known = {"7_1": slurm_queue.State(in_slurm)} if in_slurm else {}
+    monkeypatch.setattr(slurm_queue, "available", lambda: True)
+    monkeypatch.setattr(slurm_queue, "states", lambda jobs: known)
+    monkeypatch.setattr(slurm_queue, "state", lambda job: known.get(job))
+    assert states(sweep) == {"job": expected}
