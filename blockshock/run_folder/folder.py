@@ -120,6 +120,10 @@ class RunFolder:
         kept = {"started": now["started"], "hash_": now["config_hash"], "run_id": now.get("run_id", "")}
         self._status(status, reason, ended=ended, value=value, requeued=requeued, **kept)
 
+    def is_requeued(self) -> bool:
+        """Whether the job has said that SLURM starts it over."""
+        return (self.path / contents.STATUS).exists() and bool(self.status().get("requeued"))
+
     def has_ended(self) -> bool:
         """Whether the job has written how it ended, and is not to start over."""
         if not (self.path / contents.STATUS).exists():

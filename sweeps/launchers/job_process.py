@@ -165,10 +165,13 @@ def record_end(folder: Path, code: str) -> None:
 
     job = slurm_queue.own_job()
     assert job is not None, "runs at the end of a SLURM batch script"
-    why = slurm_queue.how_it_ended(job, slurm_queue.read_log(folder, job), code)
+    log = slurm_queue.read_log(folder, job)
+    why = slurm_queue.how_it_ended(job, log, code)
     paths = JobPaths(folder, job_id=job)
-    for run_folder in DelayedSubmission.load(paths.submitted_pickle).args[2]:
-        RunFolder(run_folder).finish(*why)
+    for path in DelayedSubmission.load(paths.submitted_pickle).args[2]:
+        run_folder = RunFolder(path)
+        if not run_folder.is_requeued():
+            run_folder.finish(*why, requeued=slurm_queue.told_in(log) == slurm_queue.REQUEUED)
 
 
 if __name__ == "__main__":
