@@ -6,6 +6,7 @@ comparison of all that the step leaves with the unchanged step. A recomputed ste
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -56,6 +57,9 @@ class CheckpointStep(OptimizerOptions):
         if plan is not None:
             _save_plan(execution, step, plan)
         execution.log("timing %d steps", self.timed_iters)
+        started = time.perf_counter()
+        float(step(*problem.batch))  # compiles, where the step is compiled; reading the loss waits for the device
+        first_s = time.perf_counter() - started
         samples, memory = self._measure(execution, lambda: step(*problem.batch))
         if plan is not None:
             memory |= {
@@ -79,6 +83,7 @@ class CheckpointStep(OptimizerOptions):
             memory_peak_bytes=memory["peak_bytes"],
             memory=memory,
             device_ms=_device_ms(step, problem.batch, execution.device),
+            step={"variant": getattr(step, "variant", ""), "first_s": first_s},
             plan=None if plan is None else _plan_fields(plan),
             proof=None if proof is None else _proof_fields(proof),
         )
@@ -93,6 +98,7 @@ class CheckpointStep(OptimizerOptions):
         for _ in range(self.warmup_iters):
             step()
         memory: dict[str, Any] = {"peak_bytes": None, "static_bytes": None, "above_static_bytes": None}
+        memory["reserved_peak_bytes"] = None
         if cuda:
             torch.cuda.synchronize(execution.device)
             static = torch.cuda.memory_allocated(execution.device)
@@ -101,6 +107,7 @@ class CheckpointStep(OptimizerOptions):
         if cuda:
             peak = torch.cuda.max_memory_allocated(execution.device)
             memory = {"peak_bytes": peak, "static_bytes": static, "above_static_bytes": peak - static}
+            memory["reserved_peak_bytes"] = torch.cuda.max_memory_reserved(execution.device)
         return samples, memory
 
 
@@ -151,6 +158,7 @@ def _proof_fields(proof: Proof) -> dict[str, Any]:
         "failing": len(failing),
         "failing_by_kind": failing.groupby("kind").size().to_dict(),
         "largest_difference": float(failing["difference"].max()) if len(failing) else 0.0,
+        "gradient_error": proof.gradient_error,
     }
 
 

@@ -45,6 +45,9 @@ class Proof:
 
     table: pd.DataFrame
     unsteady: tuple[str, ...] = ()
+    gradient_error: float | None = (
+        None  # relative, of all gradients together, where the two steps may round differently
+    )
 
     @property
     def identical(self) -> bool:

@@ -36,6 +36,20 @@ def test_a_row_is_a_method_its_compiler_and_a_budget(swept):
     assert row["keep_all_ms"] == 10.0  # of the same batch size
 
 
+def test_steps_of_one_method_with_other_options_are_rows_of_their_own(write_run, checkpointed, tmp_path):
+    for number, (options, error) in enumerate((("per block", 0.0), ("6 blocks", 3e-7), ("6 blocks", 5e-7))):
+        line = checkpointed("torch_compile", 40 + number, 11.0, backend="inductor")
+        line |= {"step": {"variant": options, "first_s": 30.0}}
+        line["proof"] = {"passed": False, "identical": False, "gradient_error": error}
+        write_run(f"run{number}", [line])
+    table = recomputed(load_runs([tmp_path / "sweep"])).set_index("options")
+    assert table["variant"].to_dict() == {o: f"torch_compile, inductor, {o}" for o in ("per block", "6 blocks")}
+    assert table.loc["6 blocks", "peak_bytes"] == 41.5 * 2**20
+    shown = recomputation_table(table.reset_index())
+    assert shown["same numbers"].tolist() == ["gradients off by 4.0e-07", "gradients off by 0.0e+00"]
+    assert shown["first step, s"].tolist() == ["30.0", "30.0"]
+
+
 def test_bars_compare_each_methods_smallest_peak_where_there_is_something_to_compare(swept):
     best = smallest(recomputed(load_runs([swept])))
     assert best.loc[best["variant"] == "recompute_greedy", "budget"].tolist() == [0.5]

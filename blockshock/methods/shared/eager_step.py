@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,8 @@ class EagerStep:
     problem: TrainingTask
     optimizer: torch.optim.Optimizer
     loss: Loss
+    reference: Loss | None = None  # of the step that this one is compared with; None: as the model computes it
+    variant: str = ""  # what tells this step from others of its method
 
     def __call__(self, *batch: Any) -> Tensor:
         loss = self.loss(*batch)
@@ -40,11 +43,11 @@ class EagerStep:
         generators = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
         runs = []
         with deterministic_algorithms():
-            for loss in [self.plain] * BASELINE_RUNS + [self.loss]:
+            for loss in [self.reference or self.plain] * BASELINE_RUNS + [self.loss]:
                 self._restore(state, generators)
                 runs.append(self._results(loss, batch))
         self._restore(state, generators)
-        return compare_runs(runs[:-1], runs[-1])
+        return replace(compare_runs(runs[:-1], runs[-1]), gradient_error=gradient_error(runs[0], runs[-1]))
 
     def plain(self, *batch: Any) -> Tensor:
         """The loss as the model computes it by itself."""
@@ -78,3 +81,14 @@ class EagerStep:
         torch.set_rng_state(generators[0])
         if generators[1] is not None:
             torch.cuda.set_rng_state(generators[1])
+
+
+def gradient_error(expected: dict[tuple[str, str], Tensor], actual: dict[tuple[str, str], Tensor]) -> float:
+    """‖g − g*‖ / ‖g*‖ over all gradients together. Rounding gives some epsilons; a dropout mask drawn anew in the
+    backward, the square root of the dropout probability or so."""
+    norms = [
+        (float((actual[key].double() - value.double()).norm()), float(value.double().norm()))
+        for key, value in expected.items()
+        if key[0] == "gradient"
+    ]
+    return math.hypot(*(error for error, _ in norms)) / math.hypot(*(size for _, size in norms))

@@ -26,24 +26,29 @@ def recomputation_table(table: pd.DataFrame) -> pd.DataFrame:
         "peak, MiB": (table["peak_bytes"] / MIB).map(number),
         "of keep_all's peak": _percent(table["peak_bytes"] / table["keep_all_peak_bytes"]),
         "above static, MiB": (table["above_static_bytes"] / MIB).map(number),
+        "reserved, MiB": (table["reserved_peak_bytes"] / MIB).map(number),
         "step, ms": table["step_p50_ms"].map(number),
         "95% interval, ms": bounds(table, "step_lo_ms", "step_hi_ms"),
         "× keep_all's time": table["slowdown"].map(times),
+        "kernels, ms": table["kernels_ms"].map(number),
+        "first step, s": table["first_step_s"].map(number),
         "predicted peak, MiB": (table["predicted_peak_bytes"] / MIB).map(number),
         "predicted step, ms": (table["predicted_step_s"] / MS).map(number),
         "added (predicted), ms": (table["predicted_added_s"] / MS).map(number),
         "added at least (LP), ms": (table["bound_added_s"] / MS).map(number),
         "recomputed": _share(table["recomputed"], table["activations"]),
         "planning, s": table["planning_s"].map(number),
-        "same numbers": [_same(a, b) for a, b in zip(table["identical"], table["passed"], strict=True)],
+        "same numbers": list(map(_same, table["identical"], table["passed"], table["gradient_error"])),
     }
     return without_empty_columns(pd.DataFrame(columns))
 
 
-def _same(identical: object, passed: object) -> str:
+def _same(identical: object, passed: object, gradient_error: float) -> str:
     if identical == "":
         return ""
-    return "to the bit" if identical else "within the baseline's spread" if passed else "FAIL: different"
+    if identical or passed:
+        return "bitwise" if identical else "within the baseline's spread"
+    return "FAIL: different" if pd.isna(gradient_error) else f"gradients off by {gradient_error:.1e}"
 
 
 def _plain(value: object) -> str:
@@ -63,7 +68,8 @@ RECOMPUTATION = Listing(
     "Recomputation",
     "Of each setting, method and memory budget. Predicted: by the plan's cost model. LP: the linear program's lower "
     "bound on the time that any plan within the budget adds. Same numbers: the rewritten step's loss, gradients and "
-    "states against the plain step's.",
+    "states against the plain step's; of a compiled step, whose rounding differs, the error of its gradients relative "
+    "to their norm. First step: with compilation.",
     select,
     recomputation_table,
 )

@@ -25,14 +25,23 @@ SETTING = {
     "dropout": "config.workload.dropout",
     "optimizer": "config.phase.optimizer",
 }
-WAY = {"method": "method", "backend": "config.method.backend", "budget": "config.method.memory_budget"}
+WAY = {
+    "method": "method",
+    "backend": "config.method.backend",
+    "options": "step.variant",  # what tells steps of one method apart, in its own words
+    "budget": "config.method.memory_budget",
+}
 SOURCES = {
     "peak_bytes": "memory.peak_bytes",
     "static_bytes": "memory.static_bytes",
     "above_static_bytes": "memory.above_static_bytes",
+    "reserved_peak_bytes": "memory.reserved_peak_bytes",
     "baseline_peak_bytes": "memory.baseline_peak_bytes",
     "step_p50_ms": "timings_ms.total_step.p50_ms",
     "step_p95_ms": "timings_ms.total_step.p95_ms",
+    "kernels_ms": "device_ms",
+    "first_step_s": "step.first_s",
+    "gradient_error": "proof.gradient_error",
     "budget_bytes": "plan.budget_bytes",
     "predicted_peak_bytes": "plan.predicted_peak_bytes",
     "predicted_step_s": "plan.predicted_step_s",
@@ -49,9 +58,9 @@ KEEP_ALL = "keep_all"
 def recomputed(runs: pd.DataFrame) -> pd.DataFrame:
     """One row a setting, method, compiler backend and budget; repetitions become medians.
 
-    Columns: those of SETTING, WAY, SOURCES and TEXTS; `variant`, the method and its backend as one name; `step_lo_ms`
-    and `step_hi_ms`; `keep_all_ms` and `keep_all_peak_bytes`, of `keep_all` in the same setting, and `slowdown`, the
-    step time over it. Empty, with these columns, where no such record is.
+    Columns: those of SETTING, WAY, SOURCES and TEXTS; `variant`, the method, its backend and options as one name;
+    `step_lo_ms` and `step_hi_ms`; `keep_all_ms` and `keep_all_peak_bytes`, of `keep_all` in the same setting, and
+    `slowdown`, the step time over it. Empty, with these columns, where no such record is.
     """
     phase = runs["phase"] if "phase" in runs else pd.Series(dtype=object)
     records = runs[(phase == PHASE).reindex(runs.index, fill_value=False)].copy()
@@ -68,7 +77,9 @@ def recomputed(runs: pd.DataFrame) -> pd.DataFrame:
     edges = intervals([found.get(key, ([], ""))[0] for key in table[keys].itertuples(index=False, name=None)])
     table["step_lo_ms"], table["step_hi_ms"] = edges[:, 0], edges[:, 1]
     backend = table["backend"].astype(str)
-    table["variant"] = table["method"].astype(str).where(backend == "", table["method"].astype(str) + ", " + backend)
+    table["variant"] = table["method"].astype(str)
+    for words in (backend, table["options"].astype(str)):
+        table["variant"] = table["variant"].where(words == "", table["variant"] + ", " + words)
     plain = table[table["method"] == KEEP_ALL].groupby(list(SETTING))[["step_p50_ms", "peak_bytes"]].median()
     plain = plain.set_axis(["keep_all_ms", "keep_all_peak_bytes"], axis=1).reset_index()
     table = table.merge(plain, on=list(SETTING), how="left")
