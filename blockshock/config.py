@@ -10,6 +10,7 @@ Python file and one YAML file.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from blockshock.errors import ConfigError, at_least, one_of
+from blockshock.errors import ConfigError, WrongValue, at_least, one_of
 from blockshock.options import option_class
 
 _HERE = Path(__file__).resolve().parent
@@ -101,16 +102,33 @@ def load_job(cfg: DictConfig | dict[str, Any], elsewhere: bool = False) -> Job:
     _check_sizes(job)
     _check_kinds(job)
     _check_mask(job)
-    for name in ("workload", "mask", "method", "phase"):
-        check = getattr(parts[name], "check", None)
-        if check:
-            check(job)
+    _check_options(job, ("workload", "mask", "method", "phase"))
     # only now has every `auto` that a check settles its value
     for name in _CORE:
         job.config[name] = dataclasses.asdict(parts[name])
     for name in GROUPS:
         job.config[name] = {"_target_": given[name]["_target_"], **dataclasses.asdict(parts[name])}
     return job
+
+
+def with_choices(job: Job, **options: dict[str, Any]) -> Job:
+    """`job` with other choices for groups (`method={"_target_": ..., ...}`), checked as `load_job` checks them.
+
+    For phases that compare several choices in one job. The `config` of what is returned is empty.
+    """
+    chosen = {name: _typed(None, given, name) for name, given in options.items()}
+    other = dataclasses.replace(job, **chosen, config={})
+    _check_kinds(other)
+    _check_mask(other)
+    _check_options(other, chosen)
+    return other
+
+
+def _check_options(job: Job, groups: Iterable[str]) -> None:
+    for name in groups:
+        check = getattr(getattr(job, name), "check", None)
+        if check:
+            check(job)
 
 
 _CORE: dict[str, type] = {"experiment": ExperimentConfig, "model": ModelConfig, "hardware": HardwareConfig}
@@ -131,16 +149,22 @@ def _typed(schema: type | None, options: dict[str, Any], group: str) -> Any:
     if schema is None:
         target = options.pop("_target_", None)
         if target is None:
-            raise ConfigError(group, options.get("name"), "its YAML file has no `_target_` (a dataclass)")
+            raise WrongValue(group, options.get("name"), "its YAML file has no `_target_` (a dataclass)")
         schema = option_class(str(target), group)
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), options))
     except ConfigKeyError as error:
-        names = ", ".join(f.name for f in dataclasses.fields(schema))
-        raise ConfigError(f"{group}.{error.key}", options.get(str(error.key)), f"allowed keys: {names}") from error
+        at_fault = error.object_type if dataclasses.is_dataclass(error.object_type) else schema
+        problem = f"allowed keys: {', '.join(f.name for f in dataclasses.fields(at_fault))}"
+        raise WrongValue(f"{group}.{error.full_key}", _given(options, str(error.full_key)), problem) from error
     except OmegaConfBaseException as error:
         key = f"{group}.{error.full_key}"
-        raise ConfigError(key, options.get(str(error.key)), str(error.msg).splitlines()[0]) from error
+        raise WrongValue(key, _given(options, str(error.full_key)), str(error.msg).splitlines()[0]) from error
+
+
+def _given(options: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key in nested options."""
+    return OmegaConf.select(OmegaConf.create(options), key)
 
 
 def check_place(experiment: ExperimentConfig) -> None:

@@ -17,16 +17,20 @@ class ConfigError(ValueError):
         super().__init__(f"{key}={value}: {problem}")
 
 
+class WrongValue(ConfigError):
+    """A value that no machine and no size allows, such as a misspelling."""
+
+
 def one_of(key: str, value: object, allowed: Iterable[object]) -> None:
     """Refuse `value` unless it is among `allowed`."""
     names = [str(a) for a in allowed]
     if str(value) not in names:
-        raise ConfigError(key, value, f"allowed: {', '.join(names)}{nearest(str(value), names)}")
+        raise WrongValue(key, value, f"allowed: {', '.join(names)}{nearest(str(value), names)}")
 
 
 def at_least(key: str, value: int | float, minimum: int | float) -> None:
     if value < minimum:
-        raise ConfigError(key, value, f"must be at least {minimum}")
+        raise WrongValue(key, value, f"must be at least {minimum}")
 
 
 def writable(key: str, path: str | os.PathLike[str]) -> None:

@@ -12,26 +12,26 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from blockshock.errors import ConfigError
+from blockshock.errors import WrongValue
 
 PACKAGE = Path(__file__).resolve().parent
 
 
 def option_class(target: str, group: str) -> type:
-    """The dataclass that `target` names, whose fields are the option's keys. Raises ConfigError."""
+    """The dataclass that `target` names, whose fields are the option's keys. Raises WrongValue."""
     key = f"{group}._target_"
     module, _, name = target.rpartition(".")
     try:
         schema = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         remedy = _own_option(name, group) or _where_it_is_now(error)
-        raise ConfigError(key, target, f"can't be imported: {error}{remedy}") from error
+        raise WrongValue(key, target, f"can't be imported: {error}{remedy}") from error
     if not dataclasses.is_dataclass(schema) or not isinstance(schema, type):
-        raise ConfigError(key, target, "must be a dataclass whose fields are its options")
+        raise WrongValue(key, target, "must be a dataclass whose fields are its options")
     fields = {field.name for field in dataclasses.fields(schema)}
     renamed = getattr(schema, "of", None)
     if renamed in ("layer", "model", "any") and "of" not in fields:
-        raise ConfigError(key, target, f"its class says `of`, which is `acts_on` now: write acts_on = {renamed!r}")
+        raise WrongValue(key, target, f"its class says `of`, which is `acts_on` now: write acts_on = {renamed!r}")
     return schema
 
 

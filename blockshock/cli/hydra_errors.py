@@ -7,6 +7,8 @@ explain(error, ["method=dtensor_row", "method.collective=nccl"])
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -67,7 +69,13 @@ def _unknown_key(key: str, overrides: list[str]) -> str:
     given = next((o for o in overrides if o.split("=")[0].lstrip("+~") == key), key)
     group = key.split(".")[0]
     typed = dict(o.lstrip("+").split("=", 1) for o in overrides)
-    cfg = _composed(typed)
+    if "/" in key and (CONF / key).is_dir():
+        choices = [path.stem for path in (CONF / key).parent.glob("*.yaml") if f"/{key}:" in path.read_text()]
+        return f"{given}: belongs to {' and '.join(f'{Path(key).parent}={choice}' for choice in choices)}"
+    try:  # with what is chosen inside of a phase, if that phase is chosen
+        cfg = _composed(typed, [o for o in overrides if "@" in o.split("=")[0] or o.startswith("phase/")])
+    except HydraException:
+        cfg = _composed(typed)
     having = _having(group, key) if group in GROUPS else []
     if having:
         chosen = typed.get(group, cfg.hydra.runtime.choices[group])
@@ -80,15 +88,18 @@ def _unknown_key(key: str, overrides: list[str]) -> str:
     return f"{given}: unknown key{nearest(key, known, _NEAR)} (all keys: blockshock --cfg job)"
 
 
-def _composed(typed: dict[str, str]) -> DictConfig:
-    """The configuration with its `hydra` node that the choices on the command line make, where those exist."""
+def _composed(typed: dict[str, str], inner: Sequence[str] = ()) -> DictConfig:
+    """The configuration with its `hydra` node that the choices on the command line make, where those exist.
+
+    `inner`: overrides of choices within a choice, such as a benchmark's part and its contenders.
+    """
     groups = (*GROUPS, "hardware", "sweep")
     chosen = [(g, c) for g, c in typed.items() if g in groups and (CONF / g / f"{c}.yaml").exists()]
     chosen += [(g, c) for g, c in typed.items() if g == "hydra/launcher" and c in ("local", "slurm")]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         overrides = [f"{'+' * (group == 'sweep')}{group}={choice}" for group, choice in chosen]
-        return compose("config", overrides=overrides, return_hydra_config=True)
+        return compose("config", overrides=[*overrides, *inner], return_hydra_config=True)
 
 
 def _having(group: str, key: str) -> list[str]:

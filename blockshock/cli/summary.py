@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from blockshock.run_folder.folder import RunFolder
 
@@ -11,6 +12,10 @@ def print_summary(run_dir: str | os.PathLike[str]) -> None:
     """The last record's timings, errors and roofline, and where the folder is."""
     folder = RunFolder(run_dir)
     record = folder.records()[-1]
+    if "part" in record:
+        _print_benchmark(folder.records())
+        print(f"  {folder.path}")
+        return
     size = (
         f"N={record['N']} K={record['K']} B={record['B']}" if record["N"] else f"{record['workload']} B={record['B']}"
     )
@@ -42,3 +47,18 @@ def print_summary(run_dir: str | os.PathLike[str]) -> None:
         known = "" if trace["attributed"] is None else f"; {trace['attributed']:.2%} of the device time has an owner"
         print(f"  trace       {trace['kernels'][0]} kernels a step; slower by {trace['slowdown']:.1%}{known}")
     print(f"  {folder.path}")
+
+
+def _print_benchmark(records: list[dict[str, Any]]) -> None:
+    """A line per contender: its median, and over the baseline's."""
+    first = records[0]
+    size = f"N={first['N']} K={first['K']} B={first['B']} {first['dtype']}"
+    print(f"{first['phase']} · {first['part']} · {size} · {first['world_size']} x {first['device']}")
+    baselines = {r.get("quantity"): r["p50_us"] for r in records if r["method"] == r["baseline"]}
+    for record in records:
+        name = f"{record['method']}/{record['variant']}".rstrip("/")
+        line = f"  {name:<28} p50 {record['p50_us']:12.3f} µs"
+        if "eager_p50_us" in record:
+            line += f"   eager {record['eager_p50_us']:12.3f} µs"
+        baseline = baselines.get(record.get("quantity"))
+        print(line + (f"   {record['p50_us'] / baseline:7.3f} x {first['baseline']}" if baseline else ""))

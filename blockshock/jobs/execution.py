@@ -114,6 +114,15 @@ class Execution:
 
     def write(self, layer: ParallelLinear | None, timings: dict[str, Any], **fields: Any) -> None:
         """Append one line to metrics.jsonl (rank 0)."""
+        self.append(self.record(layer, timings, **fields))
+
+    def append(self, *records: dict[str, Any]) -> None:
+        """Append a line per record to metrics.jsonl (rank 0): all or none."""
+        if distributed.rank() == 0:
+            self.folder.append(*records)
+
+    def record(self, layer: ParallelLinear | None, timings: dict[str, Any], **fields: Any) -> dict[str, Any]:
+        """A line of metrics.jsonl: what the job is, `timings`, and `fields`."""
         job = self.job
         record = {
             "schema": SCHEMA,
@@ -137,8 +146,7 @@ class Execution:
         if layer is not None:
             record["weight_bytes"] = layer.weight_bytes()
             record["layer"] = layer.describe()
-        if distributed.rank() == 0:
-            self.folder.append(record)
+        return record
 
     def _peak_memory(self, step: Callable[[], Any]) -> int:
         """Bytes at the peak of one eager step: allocated by PyTorch on a GPU, resident on a CPU; the worst rank's."""

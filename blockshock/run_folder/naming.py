@@ -11,13 +11,11 @@ import json
 from typing import Any
 
 from blockshock import SCHEMA
-from blockshock.config import GROUPS
 
-# Keys that say where a run lands, how it is watched, or where an option's class is, and nothing of what is measured.
+# Keys that say where a run lands or how it is watched, and nothing of what is measured.
 _NOT_MEASURED = {
     "experiment": ("name", "output_dir"),
     "hardware": ("name", "recalibrate", "timeout_s"),
-    **dict.fromkeys(GROUPS, ("_target_",)),
 }
 
 
@@ -28,13 +26,20 @@ def config_hash(config: dict[str, Any]) -> str:
     nothing of a linear layer's sizes and mask.
     """
     kept = {
-        group: {key: value for key, value in options.items() if key not in _NOT_MEASURED.get(group, ())}
+        group: {key: value for key, value in _options(options).items() if key not in _NOT_MEASURED.get(group, ())}
         for group, options in config.items()
     }
     if _is_model_step(config):
         kept |= {"mask": {}, "model": {"dtype": config["model"]["dtype"]}}
     text = json.dumps([SCHEMA, kept], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _options(value: Any) -> Any:
+    """Without the classes of options, also of options within options, such as a benchmark's contenders."""
+    if isinstance(value, dict):
+        return {key: _options(child) for key, child in value.items() if key != "_target_"}
+    return value
 
 
 def _is_model_step(config: dict[str, Any]) -> bool:
@@ -49,11 +54,12 @@ def job_label(config: dict[str, Any]) -> str:
         parts = [workload["name"], f"B{workload['batch_size']}{length}", model["dtype"], config_hash(config)]
         return "_".join([config["phase"]["name"], config["method"]["name"], *parts])
     sizes = f"N{model['N']}" + (f"-K{model['K']}" if model["K"] != model["N"] else "") + f"-B{model['B']}"
+    phase = config["phase"]
+    compared = [phase["part"]] if "part" in phase else [config["method"]["name"], config["mask"]["name"]]
     return "_".join(
         [
-            config["phase"]["name"],
-            config["method"]["name"],
-            config["mask"]["name"],
+            phase["name"],
+            *compared,
             sizes,
             model["dtype"],
             f"P{config['hardware']['world_size']}",

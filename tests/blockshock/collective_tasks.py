@@ -10,8 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from blockshock.bench.all_reduce import check_sum
-from blockshock.bench.sum_time import time_all_reduce
 from blockshock.collectives import reductions
 from blockshock.collectives.choice import CollectiveOptions, choose
 from blockshock.collectives.product_sum import ProductSum
@@ -19,6 +17,7 @@ from blockshock.collectives.symmetric import live_bytes, symmetric_buffer
 from blockshock.jobs.correctness import MARGIN, CheckFailed
 from blockshock.measure.timing import capture
 from blockshock.methods import ring_roundings
+from blockshock.phases.benchmark.all_reduce import check_sum, time_all_reduce
 from blockshock.problem import Problem
 from blockshock.ranks import distributed
 from blockshock.ranks.launched import RankInfo
@@ -63,7 +62,7 @@ class LosesOne(reductions.GlooAllReduce):
 
 
 def checked_sums(info: RankInfo, dtype: torch.dtype, say: Any) -> Outcome:
-    """What bench's check says of a right sum, and of a wrong one."""
+    """What the benchmark's check says of a right sum, and of a wrong one."""
     join(info)
     like = torch.empty(0, dtype=dtype)
     found: list[Any] = []
@@ -71,7 +70,7 @@ def checked_sums(info: RankInfo, dtype: torch.dtype, say: Any) -> Outcome:
         reduction = kind(dist.group.WORLD, 256)
         partial, total = reduction.place(64, like, whole=True)
         try:
-            found.append(check_sum("gloo", reduction, partial, total))
+            found.append(check_sum(reduction, partial, total))
         except CheckFailed as error:
             found.append(str(error))
     return Outcome(value=found)

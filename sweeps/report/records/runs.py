@@ -109,7 +109,15 @@ def _spoken(runs: pd.DataFrame, column: str) -> pd.Series:
 
 def _labels(one: pd.DataFrame) -> list[str]:
     """`phase1_forward block_shock complement_1100_0011 N=4096 B=64 bf16 P=2` of each run, from its configuration."""
-    keys = {"phase.name": "", "method.name": "", "mask.name": "", "workload.name": "", "model.N": "N=", "model.K": "K="}
+    keys = {
+        "phase.name": "",
+        "phase.part": "",
+        "method.name": "",
+        "mask.name": "",
+        "workload.name": "",
+        "model.N": "N=",
+        "model.K": "K=",
+    }
     keys |= {"model.B": "B=", "workload.batch_size": "B=", "model.dtype": "", "hardware.world_size": "P="}
     columns = [key for key in keys if f"config.{key}" in one]
     labels = []
