@@ -14,7 +14,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from blockshock import config, ranks
 from blockshock.cli import resolvers
@@ -101,6 +101,12 @@ class RefuseEarly(Callback):
             if resumed is not None and not Path(resumed).is_dir():
                 raise ConfigError("hydra.launcher.resume", resumed, "no such folder; give that of an earlier sweep")
             writable("hydra.sweep.dir", config.hydra.sweep.dir)
+            given = OmegaConf.to_container(config.hydra.sweep, resolve=False)  # a job fills in what it interpolates
+            assert isinstance(given, dict)
+            subdir = given["subdir"]
+            if not str(subdir or "").strip("./"):
+                problem = "names no folder of a job's own; leave it out, or use ${hydra.job.num}"
+                raise ConfigError("hydra.sweep.subdir", subdir, problem)
             obstacle = contents.obstacle_to_sweep(Path(config.hydra.sweep.dir))
             if obstacle:
                 raise ConfigError("hydra.sweep.dir", config.hydra.sweep.dir, obstacle)

@@ -320,15 +320,17 @@ def files_in(folder: Path) -> dict[str, str]:
         "hydra.sweep.dir=.",
         "hydra.sweep.dir=../link",
         "hydra.sweep.dir=figures",
+        "hydra.sweep.subdir=.",
+        "hydra.sweep.subdir=../",
         "experiment.output_dir=thesis.tex",
     ],
 )
 def test_a_folder_with_somebody_elses_files_is_refused_and_left_as_it_is(cli, home, monkeypatch, argument):
     monkeypatch.chdir(home)
-    sweep = ["-m"] * argument.startswith("hydra.sweep.dir=")
+    sweep = ["-m"] * argument.startswith("hydra.sweep.")
     done = cli(*sweep, *SMALL, "phase=phase0_correctness", argument)
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "choose " in done.err
+    assert "choose " in done.err or "leave it out" in done.err
     assert files_in(home) == USERS
 
 
