@@ -15,10 +15,11 @@ from torch.optim import Optimizer
 from checkpointing import budget
 from checkpointing.decide import decide_checkpoints
 from checkpointing.errors import BudgetError
+from checkpointing.operators.determinism import unsteady_operators
 from checkpointing.planners.problem import problem_of
 from checkpointing.rewriting.rewrite import CheckpointedStep, rewrite_graph_with_recomputation
 from checkpointing.rewriting.training_state import preserved
-from profiler import GraphProfiler, trace_train_step
+from profiler import GraphProfiler, Region, trace_train_step
 from profiler.graph.tracing import LossFn
 
 SLACK = 2**20  # bytes by which a peak varies between steps
@@ -48,7 +49,7 @@ def apply_activation_checkpointing(
     profiler = GraphProfiler(step)
     with preserved(step):
         profiler.run(*batch, warmup_iters=warmup_iters, profile_iters=profile_iters)
-        problem = problem_of(profiler)
+        problem = problem_of(profiler, unsteady_operators(step, batch, (Region.FORWARD, Region.LOSS)))
         plan = decide_checkpoints(problem, memory_budget, solver)
         rewritten = rewrite_graph_with_recomputation(step, plan)
         wanted = asked = plan.budget_bytes

@@ -7,6 +7,8 @@ from profiler import traces
 
 
 def __getattr__(name: str) -> Any:
+    if name.startswith("__"):  # a question of the import system
+        raise AttributeError(name)
     value = getattr(traces, name)
     warnings.warn(f"profiler.kernels is now profiler.traces: import {name} from there", FutureWarning, stacklevel=2)
     return value

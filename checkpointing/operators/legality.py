@@ -5,6 +5,8 @@ the memory that it reads is written to later, and when running it changes nothin
 operators and batch norm are made so by `purity`.
 """
 
+from collections.abc import Collection
+
 from checkpointing.operators.purity import updates_running_statistics
 from profiler import Region, Storage, StorageAnalysis
 from profiler.costs.storage import written
@@ -12,13 +14,18 @@ from profiler.costs.storage import written
 _FORWARD = (Region.FORWARD, Region.LOSS)
 
 
-def why_not_recomputable(analysis: StorageAnalysis) -> dict[int, str]:
-    """Forward value (storage) → the reason why it has to be kept. Values that are not in it may be recomputed."""
+def why_not_recomputable(analysis: StorageAnalysis, unsteady: Collection[str] = ()) -> dict[int, str]:
+    """Forward value (storage) → the reason why it has to be kept. Values that are not in it may be recomputed.
+
+    `unsteady` are operators that were seen to give two results for the same inputs.
+    """
     regions = [node.meta["region"] for node in analysis.nodes]
     backward_start = max(rank for rank, region in enumerate(regions) if region in _FORWARD) + 1
     reasons: dict[int, str] = {}
     active = {activation.storage.index for activation in analysis.activations}
-    obstacles = {rank: _obstacle(analysis, rank) for rank in range(backward_start) if regions[rank] in _FORWARD}
+    obstacles = {
+        rank: _obstacle(analysis, rank, unsteady) for rank in range(backward_start) if regions[rank] in _FORWARD
+    }
     for storage in analysis.storages:
         if storage.owned_by_user or regions[storage.created] not in _FORWARD:
             continue
@@ -66,14 +73,15 @@ def _outside(analysis: StorageAnalysis, storage: Storage, regions: list[Region],
     return None
 
 
-def _obstacle(analysis: StorageAnalysis, rank: int) -> str | None:
+def _obstacle(analysis: StorageAnalysis, rank: int, unsteady: Collection[str]) -> str | None:
     """Why the node at `rank` may not run a second time, or None."""
     node = analysis.nodes[rank]
     if node.op != "call_function":
         return f"{node.name} is an input"
-    changed = {index for argument in written(node) for index in analysis.held_by(argument)}
-    if updates_running_statistics(node):
-        changed = set()  # the second run is given none
+    if str(node.target) in unsteady:
+        return f"{node.name} gave two results for the same inputs"
+    statistics = written(node) if updates_running_statistics(node) else []  # the second run is given none
+    changed = {index for argument in written(node) if not statistics for index in analysis.held_by(argument)}
     for index in changed:
         if analysis.storages[index].owned_by_user:
             return f"{node.name} changes {analysis.storages[index].name} in place"
@@ -81,7 +89,7 @@ def _obstacle(analysis: StorageAnalysis, rank: int) -> str | None:
         return f"{node.name} changes one value and makes another"
     own = changed | set(analysis.created[rank])
     for argument in node.all_input_nodes:
-        for index in analysis.held_by(argument):
+        for index in analysis.held_by(argument) if argument not in statistics else ():
             storage = analysis.storages[index]
             if index in own:
                 continue

@@ -2,8 +2,9 @@
 
 Two kinds occur in the forward of a training step. A random operator (dropout, attention with dropout) gives the
 same numbers when it starts from the same state of the generator: the rewritten step remembers that state at the
-first run and goes back to it for the second. Batch norm in training updates its running statistics as it goes;
-without them it computes the same output and the same batch statistics, so the second run is given none.
+first run and goes back to it for the second. A custom operator is treated as if it were random. Batch norm in training
+updates its running statistics as it goes; without them it computes the same output and the same batch statistics, so
+the second run is given none.
 """
 
 from typing import Any
@@ -11,15 +12,9 @@ from typing import Any
 import torch
 from torch import fx
 
-# Operator → positions of the running mean, the running variance and the flag `training`. Their schemas do not
-# say that the first two are written.
-BATCH_NORMS: dict[Any, tuple[int, int, int]] = {
-    torch.ops.aten.native_batch_norm.default: (3, 4, 5),
-    torch.ops.aten._native_batch_norm_legit.default: (3, 4, 5),
-    torch.ops.aten._batch_norm_with_update.default: (3, 4, -1),
-    torch.ops.aten.cudnn_batch_norm.default: (3, 4, 5),
-    torch.ops.aten.miopen_batch_norm.default: (3, 4, 5),
-}
+from profiler.costs.storage import BATCH_NORMS
+
+_PYTORCHS_OWN = ("aten", "prims", "prim")
 
 
 def consumes_randomness(node: fx.Node) -> bool:
@@ -27,6 +22,19 @@ def consumes_randomness(node: fx.Node) -> bool:
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
     return bool(_argument(node, "dropout_p", default=1.0) != 0)
+
+
+def of_pytorch(node: fx.Node) -> bool:
+    """Whether the node is one of PyTorch's own operators, or plain Python such as taking an element out of a tuple.
+
+    Tags and schemas of those are kept by PyTorch; what a custom operator says of itself may not be so.
+    """
+    return getattr(node.target, "namespace", "aten") in _PYTORCHS_OWN
+
+
+def may_draw(node: fx.Node) -> bool:
+    """Whether the node draws random numbers, or is a custom operator, which may do so without a tag that says it."""
+    return consumes_randomness(node) or (node.op == "call_function" and not of_pytorch(node))
 
 
 def updates_running_statistics(node: fx.Node) -> bool:

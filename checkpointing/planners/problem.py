@@ -10,13 +10,13 @@ of forward values that are kept; what the backward needs and is not kept is made
 Ranks and storage indices are those of the profiler's analysis. Times are in seconds, sizes in bytes.
 """
 
-from collections.abc import Container
+from collections.abc import Collection, Container
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from checkpointing.operators.batch_norm import Substitute, elementwise_batch_norms
 from checkpointing.operators.legality import why_not_recomputable
-from checkpointing.operators.purity import consumes_randomness, updates_running_statistics
+from checkpointing.operators.purity import may_draw, updates_running_statistics
 from profiler import GraphProfiler, Region, StorageAnalysis
 from profiler.costs.memory import MeasuredMemory, default_rounding, rounded
 
@@ -200,13 +200,15 @@ class PlanningProblem:
         return self.resident + sum(size for size, owned in zip(self.size, self.owned, strict=True) if owned)
 
 
-def problem_of(profiler: GraphProfiler) -> PlanningProblem:
+def problem_of(profiler: GraphProfiler, unsteady: Collection[str] = ()) -> PlanningProblem:
     """The planner's view of a profiled step. Raises NotProfiledError where nothing has been measured.
+
+    Results of the operators `unsteady` (see `operators.determinism`) are kept.
 
     On a GPU a few kernels run, to learn whether batch norm's output can be made again elementwise.
     """
     analysis, profile = profiler.analysis, profiler.profile
-    problem = problem_from(analysis, [float(t) for t in profile.run_time_s], profile.memory)
+    problem = problem_from(analysis, [float(t) for t in profile.run_time_s], profile.memory, unsteady)
     for rank, substitute, statistics in elementwise_batch_norms(analysis, problem.time):
         problem.substitutes[rank] = substitute
         for index in statistics:
@@ -214,7 +216,9 @@ def problem_of(profiler: GraphProfiler) -> PlanningProblem:
     return problem
 
 
-def problem_from(analysis: StorageAnalysis, time: list[float], memory: MeasuredMemory) -> PlanningProblem:
+def problem_from(
+    analysis: StorageAnalysis, time: list[float], memory: MeasuredMemory, unsteady: Collection[str] = ()
+) -> PlanningProblem:
     """The same from an analysis and measurements (all zero for a plan by size alone)."""
     nodes, rank_of = analysis.nodes, analysis.rank_of
     regions: list[Region] = [node.meta["region"] for node in nodes]
@@ -237,10 +241,7 @@ def problem_from(analysis: StorageAnalysis, time: list[float], memory: MeasuredM
         held=[tuple(indices) for indices in analysis.held],
         created=[tuple(indices) for indices in analysis.created],
         runs_once=[
-            node.op != "call_function"
-            or rank in written_storages
-            or consumes_randomness(node)
-            or updates_running_statistics(node)
+            node.op != "call_function" or rank in written_storages or may_draw(node) or updates_running_statistics(node)
             for rank, node in enumerate(nodes)
         ],
         storage_names=[storage.name for storage in analysis.storages],
@@ -248,7 +249,7 @@ def problem_from(analysis: StorageAnalysis, time: list[float], memory: MeasuredM
         owned=[storage.owned_by_user for storage in analysis.storages],
         writers=[tuple(rank for rank in storage.writers if rank in forward) for storage in analysis.storages],
         activations=[activation.storage.index for activation in analysis.activations],
-        pinned=why_not_recomputable(analysis),
+        pinned=why_not_recomputable(analysis, unsteady),
         resident=memory.resident,
         targets=[str(node.target) for node in nodes],
         measured_memory=memory,

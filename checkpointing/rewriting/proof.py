@@ -8,6 +8,7 @@ Some GPU kernels (the backward of attention, for one) add in an order that chang
 of the same step differ as well. Such operators are found by running every node of the baseline twice on the same
 inputs. Where one occurs in the rewritten step, its inputs must be those of the baseline to the bit, and its results
 are then taken from the baseline's run; so what comes after is compared bit for bit again, and nothing is tolerated.
+The second run of such an operator, where it is recomputed, must give the bits of the baseline's by itself.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from checkpointing.operators.purity import consumes_randomness, updates_running_statistics
-from checkpointing.operators.replay import generator_state, replay
+from checkpointing.operators.determinism import same_bits, tensors_in, unsteady_operators
 from checkpointing.rewriting.training_state import preserved, restore, where_there_is_room
 from profiler import TracedStep
 from profiler.costs.profile import Call, run_nodes
@@ -40,7 +40,8 @@ RECOMPUTED_FROM = "recomputed_from"  # of a copy's meta: the name of its origin
 class Proof:
     """`table` has a row a tensor: kind, name, identical, difference, spread (largest absolute ones), passed.
 
-    `unsteady` are the operators whose kernels are not deterministic here; their inputs are rows of kind "input".
+    `unsteady` are the operators whose kernels are not deterministic here; their inputs are rows of kind "input", and
+    what is recomputed with them rows of kind "recomputed".
     """
 
     table: pd.DataFrame
@@ -91,7 +92,7 @@ def compare(baseline: TracedStep, rewritten: TracedStep, batch: Sequence[Any]) -
     import pandas as pd
 
     with preserved(baseline, where_there_is_room(baseline)) as state, deterministic_algorithms():
-        unsteady = _unsteady_operators(baseline, batch)
+        unsteady = set[str]().union(*(unsteady_operators(baseline, batch) for _ in range(TRIES)))
         restore(baseline, state)
         known: dict[str, tuple[list[Tensor], Any]] = {}
         expected = _results(baseline, batch, _Recording(baseline, unsteady, known))
@@ -99,32 +100,9 @@ def compare(baseline: TracedStep, rewritten: TracedStep, batch: Sequence[Any]) -
         replaying = _Replaying(rewritten, known)
         found = _results(rewritten, batch, replaying)
     proof = compare_runs([expected], found)
-    inputs = [("input", name, same, float(not same), 0.0, same) for name, same in replaying.same.items()]
-    table = pd.concat([proof.table, pd.DataFrame(inputs, columns=proof.table.columns)]) if inputs else proof.table
+    rows = [(kind, name, same, float(not same), 0.0, same) for kind, name, same in replaying.rows]
+    table = pd.concat([proof.table, pd.DataFrame(rows, columns=proof.table.columns)]) if rows else proof.table
     return Proof(table.reset_index(drop=True), tuple(sorted(unsteady)))
-
-
-def _unsteady_operators(step: TracedStep, batch: Sequence[Any]) -> set[str]:
-    """Operators whose kernels gave two results for the same inputs in one of `TRIES` steps."""
-    found: set[str] = set()
-    nodes = step.nodes
-
-    def call(rank: int, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        node = nodes[rank]
-        schema = getattr(node.target, "_schema", None)
-        pure = schema is not None and not schema.is_mutable and not updates_running_statistics(node)
-        generator = generator_state(step.device) if consumes_randomness(node) else None
-        value = function(*args, **kwargs)
-        if pure and str(node.target) not in found:
-            draws = (function,) if generator is None else (replay, generator, step.device, function)
-            again = draws[0](*draws[1:], *args, **kwargs)
-            if not all(_same_bits(a, b) for a, b in zip(_tensors(value), _tensors(again), strict=True)):
-                found.add(str(node.target))
-        return value
-
-    for _ in range(TRIES):
-        run_nodes(step, batch, call)
-    return found
 
 
 @dataclass
@@ -141,36 +119,41 @@ class _Recording:
     def __call__(self, rank: int, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = function(*args, **kwargs)
         if self.names[rank]:
-            inputs = [tensor.clone() for tensor in _tensors((args, kwargs))]
+            inputs = [tensor.clone() for tensor in tensors_in((args, kwargs))]
             self.known[self.names[rank]] = (inputs, _cloned(value))
         return value
 
 
 @dataclass
 class _Replaying:
-    """Runs the nodes; of an unsteady operator, compares the inputs with the baseline's and gives its results."""
+    """Runs the nodes; of an unsteady operator, compares the inputs with the baseline's and gives its results.
+
+    A second run of an unsteady operator gets no such help: if it gives other bits than the first, so does the step.
+    """
 
     step: TracedStep
     known: dict[str, tuple[list[Tensor], Any]]
-    same: dict[str, bool] = field(default_factory=dict)
+    rows: list[tuple[str, str, bool]] = field(default_factory=list)  # kind, name, identical
 
     def __post_init__(self) -> None:
-        self.names = [node.meta.get(RECOMPUTED_FROM, node.name) for node in self.step.nodes]
+        self.nodes = self.step.nodes
 
     def __call__(self, rank: int, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = function(*args, **kwargs)
-        if self.names[rank] not in self.known:
+        node = self.nodes[rank]
+        origin = node.meta.get(RECOMPUTED_FROM)
+        if (origin or node.name) not in self.known:
             return value
-        inputs, results = self.known[self.names[rank]]
-        given = _tensors((args, kwargs))
-        self.same[self.step.nodes[rank].name] = len(given) == len(inputs) and all(
-            _same_bits(a, b) for a, b in zip(given, inputs, strict=True)
-        )
+        inputs, results = self.known[origin or node.name]
+        if origin is not None:
+            self.rows.append(("recomputed", node.name, _all_same(tensors_in(value), tensors_in(results))))
+            return value
+        self.rows.append(("input", node.name, _all_same(tensors_in((args, kwargs)), inputs)))
         return _cloned(results)
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+def _all_same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    return len(found) == len(expected) and all(same_bits(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def _cloned(value: Any) -> Any:
@@ -208,7 +191,7 @@ def compare_runs(baseline: Sequence[Results], found: Results) -> Proof:
         value, references = found[key], [run[key] for run in baseline]
         spread = max((_distance(a, b) for i, a in enumerate(references) for b in references[:i]), default=0.0)
         difference = min(_distance(value, reference) for reference in references)
-        identical = any(_same_bits(value, reference) for reference in references)
+        identical = any(same_bits(value, reference) for reference in references)
         rows.append((*key, identical, difference, spread, identical or difference <= spread))
     return Proof(pd.DataFrame(rows, columns=["kind", "name", "identical", "difference", "spread", "passed"]))
 
@@ -236,18 +219,13 @@ def _gradient_ranks(step: TracedStep) -> dict[str, int]:
     return {name: rank_of[node] for name, node in step.gradients.items()}
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal to the bit; NaN of the same bits is equal, and 0 is not -0."""
-    if a.is_floating_point():
-        integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-        return torch.equal(a.contiguous().view(integer), b.contiguous().view(integer))
-    return torch.equal(a, b)
-
-
 def _distance(a: Tensor, b: Tensor) -> float:
-    if a.numel() == 0 or _same_bits(a, b):
+    if a.numel() == 0 or same_bits(a, b):
         return 0.0
-    if not a.is_floating_point():
+    if a.shape != b.shape:
+        return float("inf")
+    if not (a.is_floating_point() or a.is_complex()):
         return float((a != b).sum())
-    distance = (a.double() - b.double()).abs().max()
+    wide = torch.complex128 if a.is_complex() else torch.float64
+    distance = (a.to(wide) - b.to(wide)).abs().max()
     return float(distance) if torch.isfinite(distance) else float("inf")

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from checkpointing.errors import CheckpointingError, IllegalPlanError
 from checkpointing.operators.batch_norm import Substitute
-from checkpointing.operators.purity import consumes_randomness, updates_running_statistics, without_running_statistics
+from checkpointing.operators.purity import may_draw, updates_running_statistics, without_running_statistics
 from checkpointing.operators.replay import generator_state, replay
 from checkpointing.planners.plan import Plan
 from checkpointing.rewriting.proof import RECOMPUTED_FROM, Proof, compare
@@ -66,7 +66,7 @@ def check_same_graph(step: TracedStep, plan: Plan) -> None:
 def _rewrite(step: TracedStep, plan: Plan) -> tuple[fx.Graph, dict[str, fx.Node]]:
     old, new = step.nodes, fx.Graph()
     problem, schedule = plan.problem, plan.schedule
-    replayed = {run.rank for run in schedule.runs if run.is_copy and consumes_randomness(old[run.rank])}
+    replayed = {run.rank for run in schedule.runs if run.is_copy and may_draw(old[run.rank])}
     states: dict[int, fx.Node] = {}
     at: list[fx.Node] = []  # position → node
     original: dict[fx.Node, fx.Node] = {}

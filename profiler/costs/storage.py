@@ -13,6 +13,7 @@ live throughout. Ranks are inclusive at both ends.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -23,6 +24,22 @@ from profiler.graph.regions import Region
 from profiler.graph.step import TracedStep
 
 _FORWARD = (Region.FORWARD, Region.LOSS)
+
+# Batch norms: operator → positions of the running mean, the running variance and the flag `training` (-1: always).
+# Most schemas do not say that the first two are written.
+BATCH_NORMS: dict[Any, tuple[int, int, int]] = {
+    torch.ops.aten.native_batch_norm.default: (3, 4, 5),
+    torch.ops.aten._native_batch_norm_legit.default: (3, 4, 5),
+    torch.ops.aten._batch_norm_with_update.default: (3, 4, -1),
+    torch.ops.aten.cudnn_batch_norm.default: (3, 4, 5),
+    torch.ops.aten.miopen_batch_norm.default: (3, 4, 5),
+}
+# The halves of a batch norm over several ranks, which also update running statistics without saying so.
+_STATISTICS: dict[Any, tuple[int, int, int]] = BATCH_NORMS | {
+    torch.ops.aten.batch_norm_gather_stats.default: (3, 4, -1),
+    torch.ops.aten.batch_norm_gather_stats_with_counts.default: (3, 4, -1),
+    torch.ops.aten.batch_norm_update_stats.default: (1, 2, -1),
+}
 
 
 @dataclass
@@ -171,7 +188,12 @@ def _is_view(node: fx.Node, created: list[int]) -> bool:
 
 
 def written(node: fx.Node) -> list[fx.Node]:
-    """The argument nodes whose memory the node changes, according to its operator's schema."""
+    """The argument nodes whose memory the node changes: by its operator's schema, and a batch norm's statistics."""
+    if node.target in _STATISTICS:
+        mean, variance, training = _STATISTICS[node.target]
+        if training >= 0 and not node.args[training]:
+            return []
+        return [statistic for statistic in (node.args[mean], node.args[variance]) if isinstance(statistic, fx.Node)]
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable:
         return []

@@ -62,7 +62,6 @@ class KernelDataCollector:
         self.copies: list[MemoryCopy] = []
         self.trace = RawTrace()
         self.attribution = Attribution([], [], [])
-        self._trace_text: bytes | None = None
         self._host_steps: list[tuple[int, int]] = []
         self.recording = False
         self._open: ExitStack | None = None
@@ -135,7 +134,6 @@ class KernelDataCollector:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trace.json"
             profiler.export_chrome_trace(str(path))
-            self._trace_text = path.read_bytes()
             self.trace = read_trace(path)
 
     def _read(self) -> None:
@@ -146,11 +144,13 @@ class KernelDataCollector:
 
     @classmethod
     def from_chrome_trace(cls, path: str | Path, on_cpu: bool = False, rank: int = 0) -> KernelDataCollector:
-        """A collector of what `trace.json` holds, wherever it was recorded."""
+        """A collector of what `trace.json` or `trace.json.gz` holds, wherever it was recorded.
+
+        Raises ProfilerError, which names the file, where it can't be read.
+        """
         collector = cls(device="cpu" if on_cpu else "cuda")
         collector.rank = rank
         collector.trace = read_trace(Path(path))
-        collector._trace_text = Path(path).read_bytes()
         collector._read()
         return collector
 
@@ -174,7 +174,7 @@ class KernelDataCollector:
                 f"forward_markers: no range {missing[0]!r} in this trace (record_function ranges in it: {known})"
             )
         other = KernelDataCollector(device=self.device, backend=self.backend)
-        other.rank, other.trace, other._trace_text = self.rank, self.trace.copy(), self._trace_text
+        other.rank, other.trace = self.rank, self.trace.copy()
         other.modules = self.modules
         other.attribution = attribute(other.trace, markers, operators=self.on_cpu)
         found = other.attribution.operators if self.on_cpu else other.trace.kernels
@@ -201,6 +201,6 @@ class KernelDataCollector:
 
     def save_trace(self, path: Path) -> None:
         """Write the Chrome trace, for ui.perfetto.dev. Raises ProfilerError with CUPTI, which makes none."""
-        if self._trace_text is None:
+        if not self.trace.text:
             raise ProfilerError("there is no Chrome trace: it comes from the kineto back end, after `with collector:`")
-        path.write_bytes(self._trace_text)
+        path.write_bytes(self.trace.text)

@@ -1,7 +1,7 @@
 """What each module's forward and its own backward cost, step by step.
 
     profile = ModuleProfile(collector, flops=count_flops(model, step), peak_tflops=790)
-    profile.table, profile.steps
+    profile.modules, profile.steps
     profile.save("out")
 
 A module's *self* is what runs in it and in none of its submodules; its *total* adds the submodules by name, so that
@@ -76,8 +76,13 @@ class ModuleProfile:
         total = self.steps["kernel_ns"].sum()
         return float(self.steps["attributed_ns"].sum() / total) if total else 0.0
 
-    @cached_property
+    @property
     def table(self) -> pd.DataFrame:
+        """The same as `modules`."""
+        return self.modules
+
+    @cached_property
+    def modules(self) -> pd.DataFrame:
         """One row for each step, module and region (forward, backward; optimizer, other), with MODULE_COLUMNS."""
         own = self._own()
         total: dict[str, defaultdict[Key, int]] = {name: defaultdict(int) for name in _SUMMED}
@@ -143,7 +148,7 @@ class ModuleProfile:
         """
         folder = Path(folder)
         paths = save_records(self.collector, folder, world_size)
-        for name, table in (("modules", self.table), ("steps", self.steps)):
+        for name, table in (("modules", self.modules), ("steps", self.steps)):
             paths.append(rank_path(folder, f"{name}.csv", self.rank, world_size))
             table.to_csv(paths[-1], index=False)
         paths.append(rank_path(folder, "trace.json", self.rank, world_size))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 
 from profiler.errors import ProfilerError
 from profiler.traces.records import HostRange, KernelLaunch, Launch, MemoryCopy, is_communication, memcpy_kind
+from profiler.traces.trace_file import load_trace_file
 
 _HOST = ("cpu_op", "user_annotation", "python_function")
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
@@ -36,6 +36,7 @@ class RawTrace:
     launches: dict[int, Launch] = field(default_factory=dict)  # correlation → the call that launched it
     launched_by: dict[int, int] = field(default_factory=dict)  # correlation → external number of the operator
     threads: dict[int, int] = field(default_factory=dict)  # PyTorch's number of a thread → the system's
+    text: bytes = b""  # of the file
 
     def copy(self) -> RawTrace:
         """A trace whose kernels and copies can be attributed anew."""
@@ -44,21 +45,26 @@ class RawTrace:
 
 
 def read_trace(path: Path) -> RawTrace:
-    """Parse a trace file. Raises ProfilerError if it is none of torch.profiler's."""
+    """Parse a trace file, plain or .gz. Raises ProfilerError if it can't be read or is none of torch.profiler's."""
     with _no_collection():
-        content = json.loads(path.read_text(errors="replace"), parse_float=str)
-    if not isinstance(content, dict) or "traceEvents" not in content:
-        raise ProfilerError(f"{path} is no trace of torch.profiler: it has no traceEvents")
-    base = int(content.get("baseTimeNanoseconds", 0))
-    trace = RawTrace()
+        text, content = load_trace_file(path)
+    if not isinstance(content, dict) or not isinstance(content.get("traceEvents"), list):
+        raise ProfilerError(f"{path} is no trace of torch.profiler: it has no list traceEvents")
+    trace = RawTrace(text=text)
     flows: dict[int, dict[str, tuple[int, int]]] = {}
-    with _no_collection():
-        for event in content["traceEvents"]:
-            kind, phase = event.get("cat"), event.get("ph")
-            if kind == "fwdbwd":
-                flows.setdefault(event["id"], {})[phase] = (event["tid"], base + _nanoseconds(event["ts"]))
-            elif phase == "X" and kind is not None:
-                _add(trace, kind, event, base)
+    event: Any = "baseTimeNanoseconds"
+    try:
+        base = int(content.get("baseTimeNanoseconds", 0))
+        with _no_collection():
+            for event in content["traceEvents"]:
+                kind, phase = event.get("cat"), event.get("ph")
+                if kind == "fwdbwd":
+                    flows.setdefault(event["id"], {})[phase] = (event["tid"], base + _nanoseconds(event["ts"]))
+                elif phase == "X" and kind is not None:
+                    _add(trace, kind, event, base)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}, in {str(event)[:100]}"
+        raise ProfilerError(f"{path} is no trace of torch.profiler: it writes no such event ({what})") from error
     trace.threads = _threads(trace.host, flows)
     return trace
 

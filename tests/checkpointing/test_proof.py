@@ -6,8 +6,17 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from checkpointing import CheckpointedStep, apply_activation_checkpointing, rewrite_graph_with_recomputation
+from checkpointing import (
+    CheckpointedStep,
+    Plan,
+    apply_activation_checkpointing,
+    problem_from,
+    rewrite_graph_with_recomputation,
+)
 from checkpointing.operators.replay import replay
+from checkpointing.rewriting.proof import compare_runs
+from profiler import analyse, trace_train_step
+from profiler.costs.memory import MeasuredMemory
 from profiler.models import build
 from tests.checkpointing.steps import DROPOUT, TINY, adamw, everything, momentum, tiny_case
 
@@ -147,3 +156,39 @@ def test_verify_agrees_after_training() -> None:
     for _ in range(3):
         step(*batch)
     assert step.verify(batch).identical
+
+
+class Complex(nn.Module):
+    """A complex parameter, and a conjugate's imaginary part: a view that negates what lies in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 8, dtype=torch.complex64))
+        self.register_buffer("last", torch.zeros(4, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.tanh(x.to(torch.complex64) @ self.weight)
+        negated = y.conj().imag
+        self.last.copy_(negated.detach())
+        return (torch.sigmoid(negated) * torch.exp(y.real)).sum() + (y * y.conj()).real.mean()
+
+
+def test_complex_numbers_and_negated_views_are_compared_bit_for_bit() -> None:
+    model, batch = Complex(), (torch.randn(4, 6),)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = trace_train_step(model, lambda m, x: m(x), optimizer, batch)
+    problem = problem_from(analyse(step), [1e-3] * len(step.nodes), MeasuredMemory())
+    rewritten = rewrite_graph_with_recomputation(step, Plan(problem, "all that may", frozenset(problem.pinned)))
+    assert rewritten.plan.recomputed
+    proof = rewritten.verify(batch)
+    assert proof.identical, proof.summary()
+    assert ("PARAM", "weight") in set(zip(proof.table["kind"], proof.table["name"], strict=True))
+
+
+def test_other_bits_of_a_complex_number_are_a_difference() -> None:
+    one = {("PARAM", "w"): torch.tensor([1 + 2j])}
+    other = {("PARAM", "w"): torch.tensor([1 - 2j])}
+    proof = compare_runs([one], other)
+    assert not proof.passed
+    assert proof.table["difference"].tolist() == [4.0]
+    assert compare_runs([one], {("PARAM", "w"): other["PARAM", "w"].conj()}).identical
