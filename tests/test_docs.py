@@ -1,0 +1,127 @@
+"""What the pages print works as printed: commands compose and pass their checks, imports and links resolve."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from blockshock.cli import resolvers, tune
+from blockshock.cli.main import check
+from blockshock.config import CONF
+from sweeps.report import command as report
+from tests.import_graph import PACKAGES, ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+# Every command of a block becomes a line of its words, with a tab between them; variables and loops are bash's matter.
+SPY = """
+PATH=/nowhere
+spy() { local IFS=$'\\t'; printf '%s\\n' "$*"; }
+command_not_found_handle() { spy "$@"; }
+P=2 dense=dense_tp_row  # what the text around a block lets a reader choose
+"""
+
+
+@dataclass(frozen=True)
+class Snippet:
+    page: str
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def snippets(page: Path) -> Iterator[Snippet]:
+    text = page.read_text()
+    for found in FENCE.finditer(text):
+        yield Snippet(page.name, text.count("\n", 0, found.start()) + 1, found[1], found[2])
+
+
+def commands(snippet: Snippet) -> list[list[str]]:
+    """The words of every command in it, as a shell would pass them."""
+    done = subprocess.run(["bash", "-c", SPY + snippet.text], capture_output=True, text=True, cwd="/", check=False)
+    assert done.stderr == "", f"{snippet}: {done.stderr}"
+    return [line.split("\t") for line in done.stdout.splitlines()]
+
+
+ALL = [snippet for page in PAGES for snippet in snippets(page)]
+PYTHON = [snippet for snippet in ALL if snippet.language == "python"]
+SHELL = [snippet for snippet in ALL if snippet.language in ("", "bash", "sh")]
+
+
+@pytest.mark.parametrize("snippet", SHELL, ids=str)
+def test_printed_commands_pass_their_checks(snippet: Snippet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = commands(snippet)
+    assert printed, "no command in it"
+    monkeypatch.chdir(tmp_path)
+    for words in printed:
+        if "blockshock" in words:  # by itself, or started by torchrun or srun
+            arguments = words[words.index("blockshock") + 1 :]
+            if not any(word.startswith("hydra.searchpath") for word in arguments):  # what the reader has written
+                _check_jobs([word for word in arguments if not word.startswith("-")])
+        elif words[0] == "blockshock-report":
+            report._parser().parse_args(words[1:])
+        elif words[0] == "blockshock-tune":
+            tune._parser().parse_args(words[1:])
+        elif words[0] == "make":
+            assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
+
+
+def _check_jobs(arguments: list[str]) -> None:
+    """The first and the last job that these arguments ask for compose, and pass the checks of a cluster with GPUs."""
+    resolvers.register()
+    resolvers.use_run_id("documented")
+    parser = OverridesParser.create()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        preset = [argument for argument in arguments if argument.startswith("+")]
+        params = compose("config", preset, return_hydra_config=True).hydra.sweeper.params or {}
+        overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *arguments])
+        for which in (0, -1):
+            job = [
+                f"{override.get_key_element()}={list(override.sweep_string_iterator())[which]}"
+                if override.is_sweep_override()
+                else str(override.input_line)
+                for override in overrides
+            ]
+            check(compose("config", ["hardware=slurm", *job], return_hydra_config=True), elsewhere=True)
+
+
+@pytest.mark.parametrize("snippet", PYTHON, ids=str)
+def test_printed_imports_resolve(snippet: Snippet) -> None:
+    for node in ast.walk(ast.parse(snippet.text)):
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in PACKAGES:
+            module = importlib.import_module(str(node.module))
+            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_named_records_exist(page: Path) -> None:
+    text = page.read_text()
+    targets = [target for target in LINK.findall(text) if "://" not in target]
+    broken = [target for target in targets if not _exists(page, target)]
+    named = [path for path in re.findall(r"outputs/reference/[\w./-]*\w", text) if "NAME" not in path]
+    assert broken == []
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def _exists(page: Path, target: str) -> bool:
+    """A file, and the heading in it that the part after # names."""
+    path, _, anchor = target.partition("#")
+    file = page.parent / path if path else page
+    if not file.exists():
+        return False
+    headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE) if anchor else []
+    return not anchor or anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
