@@ -18,6 +18,7 @@ from blockshock.cli.startup import check_packages, versions
 from blockshock.errors import writable
 from blockshock.run_folder.folder import UNREADABLE
 from sweeps.report.actions import draw_some, pack_each, unpack_each
+from sweeps.report.figures import FIGURES
 from sweeps.report.figures.batches import draw_batches
 from sweeps.report.figures.draw import draw
 from sweeps.report.listings import write_listings
@@ -116,7 +117,7 @@ def _write(data: ReportData, paths: Sequence[str | PathLike[str]], out: Path) ->
         the_same=the_same(data.table),
         whole_table=not data.table.empty,
         tables=write_listings(data, tables, problems),
-        figures=[*draw(data, figures, problems), *draw_batches(data.runs, out, problems)],
+        figures=[*draw(data, figures, problems, FIGURES), *draw_batches(data.runs, out, problems)],
         problems=problems,
         broken=_broken(broken) if len(broken) else None,
         running=_rows(ran[ran["status"] == "running"]),

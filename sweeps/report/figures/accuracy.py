@@ -32,7 +32,17 @@ MARKS = {"Y": "o", "dX": "s", "dW": "^"}
 def select_errors(measured: ReportData) -> pd.DataFrame:
     """A row a method, setting and quantity checked: its relative error and the limit."""
     table, found = measured.table, []
-    kept = ["method", "world_size", "N", "K", "B", "kernel", "mask", "options", *KEYS[:5]]
+    kept = [
+        "method",
+        "world_size",
+        "N",
+        "K",
+        "B",
+        "kernel",
+        "mask",
+        "options",
+        *(key for key in KEYS if key not in ("timing_mode", "flush_l2")),
+    ]
     for quantity in QUANTITIES:
         names = {f"{quantity.lower()}_relative_error": "error", f"{quantity.lower()}_error_limit": "limit"}
         part = table[[*kept, *names]].rename(columns=names).assign(quantity=quantity)

@@ -39,12 +39,13 @@ def select(measured: ReportData) -> pd.DataFrame:
     data["summing_ranks"] = data["world_size"].mask(halves, 2)
     shards = (data["world_size"] // 2).where(halves, 1)
     data["message_bytes"] = data["B"] * data["N"] // shards * data["dtype"].map(BYTES).astype("int64")
-    keys = ["method", "world_size", "summing_ranks", "message_bytes", *KEYS]
+    keys = ["method", "world_size", "summing_ranks", "message_bytes", "host", *KEYS]
     medians = data.groupby(keys)[["forward_allreduce_p50_ms", "link_gbs"]].median().reset_index()
     medians = medians.rename(columns={"forward_allreduce_p50_ms": "allreduce_ms"})
     group = medians["summing_ranks"]
     medians["bus_gbs"] = 2 * (group - 1) / group * medians["message_bytes"] / medians["allreduce_ms"] / 1e6
-    return medians
+    same = [key for key in keys if key != "host"]
+    return medians.sort_values("allreduce_ms", kind="stable").drop_duplicates(same).sort_values(same)
 
 
 def allreduce(data: pd.DataFrame) -> Figure:

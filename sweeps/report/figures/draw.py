@@ -6,15 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from sweeps.report.figures import FIGURES, FigureSpec, ReportData
+from sweeps.report.figures import FigureSpec, ReportData
 from sweeps.report.page.page import DrawnFigure
 from sweeps.report.problems import attempt
 from sweeps.report.spreadsheet import write_csv
 
 
-def draw(
-    data: ReportData, folder: Path, problems: list[str], specs: Sequence[FigureSpec] = FIGURES
-) -> list[DrawnFigure]:
+def draw(data: ReportData, folder: Path, problems: list[str], specs: Sequence[FigureSpec]) -> list[DrawnFigure]:
     """The figures `specs`, in `folder`; one that can't be drawn is a line of `problems`. Those of an earlier report
     that have nothing to show now go."""
     drawn = []

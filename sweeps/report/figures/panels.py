@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-KEYS = ["device", "backend", "threads_per_rank", "dtype", "workload", "timing_mode", "flush_l2"]  # never to be mixed
+# Never to be mixed. Hosts of the same devices and versions are: the figures that draw medians keep them apart.
+KEYS = ["device", "backend", "threads_per_rank", "dtype", "workload", "timing_mode", "flush_l2", "driver", "torch"]
 
 
 def panels(data: pd.DataFrame, sizes: Sequence[str], also: Sequence[str] = ()) -> list[tuple[str, pd.DataFrame]]:
@@ -176,5 +177,5 @@ def _spoken(key: str, value: object) -> str:
         "flush_l2": {"True": "cold L2", "False": "warm L2"},
         "input_grad": {"True": "with dX", "False": "without dX"},
     }
-    units = {"threads_per_rank": "threads a rank"}
-    return words.get(key, {}).get(str(value)) or (f"{value} {units[key]}" if key in units else str(value))
+    texts = {"threads_per_rank": "{} threads a rank", "driver": "driver {}", "torch": "PyTorch {}"}
+    return words.get(key, {}).get(str(value)) or texts.get(key, "{}").format(value)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from sweeps.report.tables.comparisons import SYSTEM
 from sweeps.report.tables.layers import PARTS, TRAINING, in_use
 from sweeps.text import check, errors, mebibytes, number, percent, times
 
@@ -23,10 +24,22 @@ NAMES = {
     "timing_mode": "timing",
     "flush_l2": "L2 flushed",
     "threads_per_rank": "threads a rank",
+    "torch": "PyTorch",
     "input_grad": "dX",
 }
 ALWAYS = ("method", "N", "B", "dtype", "world_size")
-OPTIONAL = ("device", "backend", "threads_per_rank", "workload", "kernel", "mask", "options", "timing_mode", "flush_l2")
+OPTIONAL = (
+    "device",
+    "backend",
+    "threads_per_rank",
+    *SYSTEM,
+    "workload",
+    "kernel",
+    "mask",
+    "options",
+    "timing_mode",
+    "flush_l2",
+)
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:

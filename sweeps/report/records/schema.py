@@ -9,6 +9,7 @@ field whose name ends in a unit holds numbers. (msgspec names no key inside a ma
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -140,10 +141,10 @@ def _is_measurement(name: str) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """A number, or a list of what is one: of blocks, rounds or ranks."""
+    """A finite number, or a list of what is one: of blocks, rounds or ranks."""
     if isinstance(value, list):
         return all(one is None or _is_number(one) for one in value)
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def json_schema() -> str:

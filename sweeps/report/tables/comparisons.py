@@ -13,8 +13,10 @@ import pandas as pd
 
 from sweeps.report.tables.intervals import MIN_REPEATS, intervals, ratio_intervals
 
-# What must be the same for a speedup to mean something.
-ALIKE = ["device", "threads_per_rank", "dtype", "workload", "N", "K", "B", "timing_mode", "flush_l2"]
+# What repeats of one measurement share besides its settings: their times are never merged into one median.
+SYSTEM = ("host", "driver", "torch")
+# What must be the same for a speedup to mean something. (Hosts: see `compare`.)
+ALIKE = ["device", "driver", "torch", "threads_per_rank", "dtype", "workload", "N", "K", "B", "timing_mode", "flush_l2"]
 BASELINES = {"speedup": ("dense_single", ALIKE), "speedup_row": ("dense_tp_row", [*ALIKE, "backend", "world_size"])}
 
 
@@ -75,18 +77,23 @@ def _counted(values: list[float], of_what: str) -> str:
 
 
 def compare(table: pd.DataFrame, name: str, prefix: str, also: Sequence[str] = ()) -> pd.DataFrame:
-    """`table` with `<prefix>speedup` and `<prefix>speedup_row` of `<name>_p50_ms`, each with `_lo` and `_hi`."""
+    """`table` with `<prefix>speedup` and `<prefix>speedup_row` of `<name>_p50_ms`, each with `_lo` and `_hi`.
+
+    The baseline is the same host's. A host that measured none is compared with the one, of the same devices and
+    versions, on which the baseline was fastest.
+    """
     own = lists(table[f"{name}_ms"])
     for speedup, (method, keys) in BASELINES.items():
         alike = [*keys, *also]
         base = table[(table["method"] == method) & table[f"{name}_p50_ms"].notna()]
         base = base if method != "dense_single" else base[base["world_size"] == 1]
-        groups = base.groupby(alike, dropna=False)
-        medians = groups[f"{name}_p50_ms"].median()
-        rivals = {key: [value for one in lists(rows) for value in one] for key, rows in groups[f"{name}_ms"]}
-        keyed = list(table[alike].itertuples(index=False, name=None))
-        below = [rivals.get(key, []) for key in keyed]
-        base_ms = np.array([medians.get(key, np.nan) for key in keyed], dtype=float)
+        baselines = _baselines(base, alike, name)
+        hosts = [*alike, "host"]
+        keyed = [
+            baselines.get(key) or baselines.get(key[:-1]) for key in table[hosts].itertuples(index=False, name=None)
+        ]
+        below = [found[1] if found else [] for found in keyed]
+        base_ms = np.array([found[0] if found else np.nan for found in keyed], dtype=float)
         edges = ratio_intervals(below, own)
         edges[table.index.isin(base.index)] = np.nan  # the baseline beside itself is 1, and not by measurement
         table = table.assign(
@@ -97,6 +104,17 @@ def compare(table: pd.DataFrame, name: str, prefix: str, also: Sequence[str] = (
             }
         )
     return table
+
+
+def _baselines(base: pd.DataFrame, alike: list[str], name: str) -> dict[tuple[Any, ...], tuple[float, list[float]]]:
+    """The baseline's median and repeats by `alike` and host, and by `alike` alone those of the fastest host."""
+    found: dict[tuple[Any, ...], tuple[float, list[float]]] = {}
+    for key, rows in base.groupby([*alike, "host"], dropna=False):
+        median = float(rows[f"{name}_p50_ms"].median())
+        found[key] = (median, [value for one in lists(rows[f"{name}_ms"]) for value in one])
+        if key[:-1] not in found or median < found[key[:-1]][0]:
+            found[key[:-1]] = found[key]
+    return found
 
 
 def lists(column: pd.Series) -> list[list[float]]:

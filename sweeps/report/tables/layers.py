@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from sweeps.report.tables.comparisons import compare, repeats, with_repeats
+from sweeps.report.tables.comparisons import SYSTEM, compare, repeats, with_repeats
 
 DENSE = ("dense_single", "dense_tp_row", "dense_tp_column", "dtensor_row", "dtensor_column")
 METHODS = (*DENSE, "masked_split_dense", "torch_semi_structured", "block_shock")
@@ -19,12 +19,15 @@ PARTS = ("forward", "backward", "opt_step", "compress")
 COLLECTIVES = ("allreduce", "allgather")  # nested in forward and backward
 QUANTITIES = ("Y", "dX", "dW")
 SIZES = ("N", "K", "B", "world_size")
+WHOLE = ("forward", "backward", "total_step")  # no clock measures these as 0: such a time counts as none
 
 # What makes two measurements comparable as repetitions of one another: the table's key and where records hold it.
 PROBLEM = {
     "device": "device",
     "backend": "config.hardware.backend",
     "threads_per_rank": "config.hardware.threads_per_rank",
+    "driver": "env.driver",
+    "torch": "env.torch",
     "dtype": "dtype",
     "workload": "workload",
     "N": "N",
@@ -36,7 +39,7 @@ PROBLEM = {
     "mask": "mask",
     "options": "options",  # the method's own, beside those above
 }
-TIMED = {**PROBLEM, "timing_mode": "timing_mode", "flush_l2": "flush_l2"}
+TIMED = {**PROBLEM, "host": "env.host", "timing_mode": "timing_mode", "flush_l2": "flush_l2"}
 TRAINING = ("optimizer", "loss", "input_grad")
 TRAINED = {**TIMED, "optimizer": "training.optimizer", "loss": "training.loss", "input_grad": "config.phase.input_grad"}
 
@@ -58,7 +61,7 @@ def results(runs: pd.DataFrame) -> pd.DataFrame:
     timed = forward.merge(backward, on=list(TIMED), how="outer").merge(training, on=list(TIMED), how="outer")
     table = timed.merge(_accuracy(records), on=list(PROBLEM), how="outer")
     table["memory_peak_kind"] = table["memory_peak_kind"].where(table["memory_peak_kind"].notna(), table.pop("_kind"))
-    for key in ("timing_mode", "flush_l2", *TRAINING):
+    for key in ("host", "timing_mode", "flush_l2", *TRAINING):
         table[key] = table[key].fillna("")
     table = compare(compare(table, "forward", ""), "step", "step_", also=TRAINING)
     table["roofline_fraction"] = table["forward_floor_ms"] / table["forward_p50_ms"]
@@ -71,7 +74,7 @@ def results(runs: pd.DataFrame) -> pd.DataFrame:
 
 COLUMNS = (
     *("method", "kernel", "mask", "options", "workload", "N", "K", "B", "dtype", "world_size", "device", "backend"),
-    *("threads_per_rank", "timing_mode", "flush_l2", *TRAINING),
+    *("threads_per_rank", *SYSTEM, "timing_mode", "flush_l2", *TRAINING),
     *("forward_p50_ms", "forward_lo_ms", "forward_hi_ms", "forward_repeated", "forward_ms"),
     *("local_ms", "link_gbs"),
     *("speedup", "speedup_lo", "speedup_hi", "speedup_row", "speedup_row_lo", "speedup_row_hi"),
@@ -115,6 +118,9 @@ def _records(runs: pd.DataFrame) -> pd.DataFrame:
             found[name] = found[name].map(_text).astype(object)
     cpu = (found["device"] == "cpu") & _column(found, "env.cpu.name").notna()
     found.loc[cpu, "device"] = _column(found, "env.cpu.name").map(_text)
+    for region in WHOLE:
+        name = f"timings_ms.{region}.p50_ms"
+        found[name] = _numbers(found, name).where(lambda times: times > 0)
     found["options"] = _options(found)
     found.loc[found["method"].isin(DENSE), "mask"] = ""  # they use none
     return found
@@ -236,7 +242,7 @@ def _in_order(table: pd.DataFrame, then: list[str] | None = None) -> pd.DataFram
         "method",
         "kernel",
     ]
-    order += ["mask", "options", *tail[2:], *(then or [])]
+    order += ["mask", "options", *tail[2:], *(key for key in SYSTEM if key in table), *(then or [])]
     ordered = table.assign(_rank=rank, _mode=modes).sort_values(order)
     return ordered.drop(columns=["_rank", "_mode"]).reset_index(drop=True)
 
