@@ -27,7 +27,7 @@ from blockshock.run_folder.folder import RunFolder, process_start
 from sweeps.launchers import slurm_queue
 from sweeps.launchers.manifest import NAME, Manifest
 from sweeps.launchers.progress import COLOURS
-from sweeps.text import clock, counted, shown
+from sweeps.text import any_terminal, clock, counted, shown
 
 SHOWN = 10  # lines a section
 LARGEST_PID = 2**22  # of Linux; what is above was not written by us
@@ -158,6 +158,7 @@ def _lines(console: Console, title: str, lines: list[str]) -> None:
 
 def main() -> None:
     """The console script `blockshock-status`."""
+    any_terminal()
     with closed_pipe_ends_quietly():
         _main()
 

@@ -25,11 +25,6 @@ def shown(path: str | PathLike[str]) -> str:
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
 
 
-def printable(text: object) -> str:
-    """`text` on one line and without what a terminal would obey: control characters are written as \\x1b."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(text).split(chr(10))))
-
-
 def any_terminal() -> None:
     """Print `?` where the terminal's encoding lacks a character: a report is not lost to a `×`."""
     for stream in (sys.stdout, sys.stderr):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import shlex
 import sys
 import time
 from collections import Counter
@@ -66,11 +67,20 @@ def launch(
     if not all_ended:
         return [_left(job) for job in jobs]
     if options.report and sweep.board.count["ok"]:
-        from sweeps.report.command import write_report
-
-        for path in sweeps:
-            print(f"report: {write_report([path], path / 'report')}")
+        write_reports(sweeps)
     return [job.returned() for job in jobs]
+
+
+def write_reports(sweeps: Sequence[Path]) -> None:
+    """One in each sweep's folder. Where that can't be, a line says so: what was measured still goes to the sweeper."""
+    from sweeps.report.command import write_report
+
+    for path in sweeps:
+        try:
+            print(f"report: {write_report([path], path / 'report')}")
+        except (OSError, ValueError) as error:
+            again = shlex.join(["blockshock-report", shown(path), "--out", "FOLDER"])
+            print(f"no report in {shown(path)}: {error}; write it elsewhere with: {again}", file=sys.stderr)
 
 
 def _run(runner: Runner, config: DictConfig, sweep: Sweep, jobs: Sequence[PlannedJob]) -> bool:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from blockshock.cli.startup import check_packages, versions
 from blockshock.errors import writable
+from blockshock.run_folder.files import printable
 from blockshock.run_folder.folder import UNREADABLE
 from sweeps.report.actions import draw_some, pack_each, unpack_each
 from sweeps.report.figures import FIGURES
@@ -31,7 +32,7 @@ from sweeps.report.records.runs import BROKEN, counts, environments, jobs, machi
 from sweeps.report.spreadsheet import write_csv
 from sweeps.report.tables.report_data import ReportData, listed, read_report_data
 from sweeps.report.tables.verdicts import Verdict, verdicts
-from sweeps.text import any_terminal, markdown, printable, ranks, shown
+from sweeps.text import any_terminal, markdown, ranks, shown
 
 LEFT_OUT = 10  # unreadable runs named on stderr
 
