@@ -20,4 +20,5 @@ def _no_formula(value: object) -> object:
     return f"'{value}"
 
 
-_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?\s?[%×]?")  # written as text
+# Written as text: 1.5, -3%, and repeats such as -0.5;0.25
+_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?(;[-+]?\d+(\.\d+)?(e[-+]?\d+)?)*\s?[%×]?")
