@@ -55,12 +55,6 @@ class RunFolder:
         write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(job.config)))
         write_atomically(self.path / "seed.txt", f"{job.experiment.seed}\n")
 
-    def reopen(self, config: dict[str, Any], run_id: str) -> None:
-        """Make the folder, or open one again, and say `running`. Records stay: for what is measured cell by cell."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._status("running", "", started=_now(), ended=None, hash_=config_hash(config), run_id=run_id)
-        write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-
     @contextmanager
     def claim(self, wait_s: float = 30.0) -> Iterator[bool]:
         """The folder to this process, until it ends, however it ends; False where another keeps it for `wait_s`.
