@@ -51,7 +51,7 @@ class HardwareConfig:
     device: str = "auto"  # auto | cpu | cuda
     backend: str = "auto"  # auto: NCCL on GPUs, gloo on a CPU
     world_size: int = 1
-    threads_per_rank: int | None = None  # CPU threads of a rank; default: the host's cores shared out
+    threads_per_rank: int | None = None  # CPU threads of a rank; default: the CPUs of the job shared out
     recalibrate: bool = False  # measure copy, matmul and all-reduce rates again
     timeout_s: float = 1800.0  # a collective or a job that takes longer has failed
 
@@ -150,7 +150,7 @@ def _typed(schema: type | None, options: dict[str, Any], group: str) -> Any:
         target = options.pop("_target_", None)
         if target is None:
             raise WrongValue(group, options.get("name"), "its YAML file has no `_target_` (a dataclass)")
-        schema = option_class(str(target), group)
+        schema = option_class(str(target), group, CONF / group)
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), options))
     except ConfigKeyError as error:

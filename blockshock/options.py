@@ -1,6 +1,6 @@
 """From an option's `_target_` to its dataclass, or one line that says what to write instead.
 
-option_class("blockshock.methods.block_shock.BlockShock", "method")      # the class BlockShock
+option_class("blockshock.methods.block_shock.BlockShock", "method", CONF / "method")      # the class BlockShock
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from blockshock.errors import WrongValue
 PACKAGE = Path(__file__).resolve().parent
 
 
-def option_class(target: str, group: str) -> type:
-    """The dataclass that `target` names, whose fields are the option's keys. Raises WrongValue."""
+def option_class(target: str, group: str, own_options: Path) -> type:
+    """The dataclass that `target` names, whose fields are the option's keys. Raises WrongValue.
+
+    own_options: the folder with the YAML files of the group's options here.
+    """
     key = f"{group}._target_"
     module, _, name = target.rpartition(".")
     try:
         schema = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        remedy = _own_option(name, group) or _where_it_is_now(error)
+        remedy = _own_option(name, own_options) or _where_it_is_now(error)
         raise WrongValue(key, target, f"can't be imported: {error}{remedy}") from error
     if not dataclasses.is_dataclass(schema) or not isinstance(schema, type):
         raise WrongValue(key, target, "must be a dataclass whose fields are its options")
@@ -46,9 +49,9 @@ def _where_it_is_now(error: Exception) -> str:
     return f"; {asked} is {'.'.join(found[0].parts)} now" if len(found) == 1 else ""
 
 
-def _own_option(name: str, group: str) -> str:
+def _own_option(name: str, own_options: Path) -> str:
     """`; write _target_: ...`, where one of our own options has a class of this name."""
-    files = sorted((PACKAGE / "conf" / group).glob("*.yaml"))
+    files = sorted(own_options.glob("*.yaml"))
     targets = [str(OmegaConf.select(OmegaConf.load(path), "_target_")) for path in files]
     same = [target for target in targets if target.endswith(f".{name}")]
     return f"; write _target_: {same[0]}" if same else ""

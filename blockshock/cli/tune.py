@@ -21,8 +21,9 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from blockshock.cli.main import CONF
+from blockshock.cli.pipes import closed_pipe_ends_quietly
 from blockshock.cli.startup import check_packages, versions
+from blockshock.config import CONF
 from blockshock.dtypes import DTYPES
 from blockshock.errors import REFUSED, ConfigError, one_of, whole_numbers
 from blockshock.kernels.choice import make
@@ -32,6 +33,7 @@ from blockshock.measure.cache import cache_path, load
 UNITS = {"gbs": "GB/s", "tflops": "TFLOP/s"}  # by the ends of the rates' names
 
 
+@closed_pipe_ends_quietly()
 def main(argv: list[str] | None = None) -> None:
     """Do as `argv` says; exit status 2 for what can't be done."""
     options = _parser().parse_args(argv)

@@ -21,6 +21,7 @@ from blockshock.collectives.reductions import GPU_NAMES, REDUCTIONS
 from blockshock.collectives.symmetric import SymmetricBuffer, symmetric_buffer
 from blockshock.dtypes import DTYPES, torch_name
 from blockshock.errors import ConfigError, at_least, one_of
+from blockshock.flatten import flatten
 from blockshock.measure.cache import cached_measurement
 from blockshock.measure.timing import quick_time_ms
 from blockshock.ranks import distributed
@@ -134,7 +135,7 @@ def choose(
         "ranks": f"{ranks}of{distributed.world_size()}",
         "dtype": torch_name(dtype),
         **{"B": batch, "K": features, "R": width},
-        "kernel": ",".join(f"{name}:{value}" for name, value in _flat(kernel).items()),
+        "kernel": ",".join(f"{name}:{value}" for name, value in flatten(kernel).items()),
         "of": ",".join(ways),
     }
     measure = partial(_measure, ways, multiply, (batch, features), dtype, device)
@@ -153,10 +154,3 @@ def _measure(
             distributed.barrier()
             times.append(quick_time_ms(partial(way, x, multiply), device))
     return dict(zip(ways, distributed.max_over_ranks(times), strict=True))
-
-
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat

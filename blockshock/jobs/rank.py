@@ -18,6 +18,7 @@ from blockshock.errors import ConfigError
 from blockshock.jobs.correctness import CheckFailed
 from blockshock.jobs.execution import Execution
 from blockshock.measure import environment
+from blockshock.measure.cpu import available_cpus
 from blockshock.ranks import distributed
 from blockshock.ranks.launched import RankInfo, launched
 from blockshock.ranks.outcome import Outcome, last_line
@@ -41,7 +42,7 @@ def run_rank(
     try:
         job = load_job(config)
         hardware = job.hardware
-        threads = hardware.threads_per_rank or max(1, len(os.sched_getaffinity(0)) // info.local_world_size)
+        threads = hardware.threads_per_rank or max(1, available_cpus() // info.local_world_size)
         device = distributed.initialize(info, hardware.device, hardware.backend, threads, hardware.timeout_s)
         if info.rank == 0:
             folder.write_json("env.json", environment.describe(device))

@@ -9,12 +9,12 @@ them starts afresh. `blockshock-tune` shows it.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import cache
@@ -25,10 +25,13 @@ from zlib import crc32
 
 import torch
 
+from blockshock.locks import locked
 from blockshock.measure import nvml
+from blockshock.measure.cpu import cpu_name
 from blockshock.ranks import distributed
 
 log = logging.getLogger("blockshock")
+WAIT_S = 30.0  # for another job that writes its entry, which takes milliseconds
 
 
 def cached_measurement(
@@ -77,24 +80,42 @@ def load(path: Path) -> dict[str, dict[str, Any]]:
 def _keep(path: Path, section: str, name: str, found: Any) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # jobs that run at the same time must not lose each other's entries
+        with locked(path.with_suffix(".lock"), WAIT_S):  # jobs at the same time must not lose each other's entries
             known = load(path)
             known.setdefault(section, {})[name] = found
             temporary = path.with_suffix(f".{os.getpid()}")
             temporary.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
             temporary.replace(path)
     except OSError as error:  # what was measured is known all the same; the next job measures it again
-        log.warning("measurements can't be kept in %s: %s", path, error.strerror)
+        log.warning("measurements can't be kept in %s: %s", path, error.strerror or error)
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blockshock"
+    """Where measurements are kept: $XDG_CACHE_HOME, else the home folder's .cache, else the temporary folder."""
+    given = os.environ.get("XDG_CACHE_HOME")
+    if given:
+        return Path(given) / "blockshock"
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME, and this user is in no list of users: as in many containers
+        return _without_home("there is no home folder")
+    if not home.is_dir():
+        return _without_home(f"the home folder {home} is not there")
+    return home / ".cache" / "blockshock"
+
+
+@cache
+def _without_home(why: str) -> Path:
+    """A folder of this user's in the temporary one; says so once."""
+    folder = Path(tempfile.gettempdir()) / f"blockshock-{os.getuid()}"
+    if distributed.rank() == 0:
+        log.warning("%s: measurements are kept in %s; set XDG_CACHE_HOME to keep them elsewhere", why, folder)
+    return folder
 
 
 def cache_path(device: torch.device) -> Path:
     """The file of this device under these versions of the libraries that compute on it."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_name()}-{os.cpu_count()}-cores"
     text = "-".join([socket.gethostname(), name, "torch", torch.__version__, *_versions(device.type)])
     return cache_folder() / f"measured-{''.join(c if c.isalnum() else '-' for c in text)}.json"
 
@@ -121,9 +142,3 @@ def _versions(device_type: str) -> tuple[str, ...]:
     if torch.backends.cusparselt.is_available():
         found += ["cusparselt", str(torch.backends.cusparselt.version())]
     return tuple(found)
-
-
-def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "cpu")
-    return f"{name}-{os.cpu_count()}-cores"

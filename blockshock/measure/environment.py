@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from blockshock import __version__
+from blockshock.measure.cpu import available_cpus, cpu_name, cpu_quota
 from blockshock.measure.nvml import driver_version
 
 PACKAGES = (
@@ -37,7 +38,13 @@ def describe(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
-        "cpu": {"name": _cpu_name(), "cores": os.cpu_count(), "memory_bytes": psutil.virtual_memory().total},
+        "cpu": {
+            "name": cpu_name(),
+            "cores": os.cpu_count(),
+            "available": available_cpus(),  # of the affinity mask and the container's quota
+            "quota": cpu_quota(),  # CPU seconds a second; null without a limit
+            "memory_bytes": psutil.virtual_memory().total,
+        },
         "torch": torch.__version__,
         "torch_threads": torch.get_num_threads(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -87,9 +94,3 @@ def _git_commit() -> str | None:
     if commit.returncode:
         return None
     return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

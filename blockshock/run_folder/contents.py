@@ -16,10 +16,11 @@ from blockshock.run_folder.files import Unreadable, printable, read_object, read
 from blockshock.run_folder.naming import config_hash
 
 STATUS, CONFIG, RECORDS, LOCK = "status.json", "config.yaml", "metrics.jsonl", ".lock"
+LOCKS = (LOCK, f"{LOCK}.owner")  # the second where the file system has no flock
 # What every run writes; a phase names its own in `files`. `status.json` is replaced, never deleted.
 RUN_FILES = (CONFIG, RECORDS, "env.json", "seed.txt", "log.rank[0-9]*.txt")
-STARTING = (LOCK, ".hydra", "blockshock.log")  # what a run that has not begun leaves: our lock, Hydra's own
-SWEEP_FILES = ("sweep.json", "multirun.yaml", LOCK, ".submitit", ".hydra", "report", "optimization_results.yaml")
+STARTING = (*LOCKS, ".hydra", "blockshock.log")  # what a run that has not begun leaves: our lock, Hydra's own
+SWEEP_FILES = ("sweep.json", "multirun.yaml", *LOCKS, ".submitit", ".hydra", "report", "optimization_results.yaml")
 _NAMED = 3  # names that a message shows
 
 

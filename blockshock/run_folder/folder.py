@@ -11,18 +11,19 @@ import math
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import UnionType
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from omegaconf import OmegaConf
 
 from blockshock import SCHEMA
 from blockshock.config import Job
 from blockshock.errors import ConfigError
+from blockshock.locks import locked
 from blockshock.run_folder import contents
 from blockshock.run_folder.files import Unreadable, parse_object, printable, read_object, read_text, write_atomically
 from blockshock.run_folder.naming import config_hash
@@ -59,19 +60,16 @@ class RunFolder:
     def claim(self, wait_s: float = 30.0) -> Iterator[bool]:
         """The folder to this process, until it ends, however it ends; False where another keeps it for `wait_s`.
 
-        Where the file system has no `flock`, the lock is a file with the process's name in it (filelock's soft lock).
+        Where the file system has no `flock`, the lock is a file with the process's name in it (blockshock/locks.py).
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / contents.LOCK, timeout=wait_s)
-        try:
-            lock.acquire()
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.path / contents.LOCK, wait_s))
+            except Timeout:
+                yield False
+            else:
+                yield True
 
     def is_claimed(self) -> bool:
         """Whether another process holds the folder now. Makes nothing."""

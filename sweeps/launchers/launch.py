@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shlex
 import sys
 import time
@@ -11,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from filelock import Timeout
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,6 +18,7 @@ from blockshock import SCHEMA
 from blockshock.cli.main import JobFailed
 from blockshock.cli.resolvers import run_id
 from blockshock.errors import REFUSED, ConfigError, at_least, one_of
+from blockshock.locks import locked
 from blockshock.run_folder.files import Unreadable
 from blockshock.run_folder.folder import RunFolder
 from sweeps.launchers import slurm_queue
@@ -221,10 +222,10 @@ def _refuse_while_in_slurm(manifests: dict[Path, Manifest]) -> None:
 def _locked(sweep: Path) -> Iterator[None]:
     """The sweep's folder to ourselves, until the end of this process, however it ends."""
     sweep.mkdir(parents=True, exist_ok=True)
-    with open(sweep / ".lock", "w") as lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(locked(sweep / ".lock", wait_s=0))
+        except Timeout:
             hint = "another sweep is writing here; wait for it or set experiment.name"
             print(f"blockshock: {sweep}: {hint}", file=sys.stderr)
             sys.exit(REFUSED)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from blockshock.cli.pipes import closed_pipe_ends_quietly
 from blockshock.cli.startup import check_packages, versions
 from blockshock.errors import writable
 from blockshock.run_folder.files import printable
@@ -45,6 +46,7 @@ def write_report(paths: Sequence[str | PathLike[str]], out: str | PathLike[str])
     return _write(read_report_data(paths), paths, Path(out))[0]
 
 
+@closed_pipe_ends_quietly()
 def main() -> None:
     """The console script `blockshock-report`."""
     any_terminal()

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from blockshock.flatten import flatten
 from blockshock.run_folder.files import Unreadable, parse_object, read_text
 from blockshock.run_folder.folder import UNREADABLE, RunFolder
 from sweeps.report.records.schema import checked_environment, first_problem
@@ -59,17 +60,6 @@ def read_folder(folder: Path) -> Run:
         return run
     run.records = [] if run.status["status"] == UNREADABLE else records
     return run
-
-
-def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; lists stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _records(path: Path, whole: bool) -> list[dict[str, Any]]:
