@@ -49,7 +49,7 @@ def test_benchmarks_alone_give_a_report_with_their_tables_and_figures(benchmarke
     assert 'id="table-targets"' in text
     assert 'id="table-benchmarks"' in text
     printed = capsys.readouterr().out
-    assert "missed: product, fixed patterns, over half-K dense: worst cell on 1 rank" in printed
+    assert "missed: matmul, fixed patterns, over half-K dense: worst cell on 1 rank" in printed
 
 
 def test_every_ratio_is_of_medians_of_the_same_cell(benchmarked):
@@ -89,7 +89,7 @@ def test_devices_are_judged_apart(write_run, tmp_path):
         line["p50_us"] *= 2 if line["variant"] == "auto" else 1
     write_run("other", slow)
     judged = targets(benchmarks(load_runs([tmp_path])))
-    worst = judged[judged["target"] == "product, fixed patterns, over half-K dense: worst cell"].set_index("device")
+    worst = judged[judged["target"] == "matmul, fixed patterns, over half-K dense: worst cell"].set_index("device")
     assert worst.loc["Other GPU", "measured"] == pytest.approx(2 * worst.loc["Hand GPU", "measured"])
     assert target_table(judged)["device"].nunique() == 2
 
@@ -186,7 +186,7 @@ def test_a_maps_data_say_which_cells_are_above_their_limit(benchmarked):
     product = drawn["bench_product"]
     assert set(product.loc[product["limit"].isna(), "contender"]) == {"random_2of4/auto"}
     for name, title, limit in (
-        ("bench_product", "product, fixed patterns, over half-K dense: worst cell", 1.25),
+        ("bench_product", "matmul, fixed patterns, over half-K dense: worst cell", 1.25),
         ("bench_forward", "forward over dtensor_row: worst cell", 1.05),
         ("bench_train", "AdamW step of block_shock/1100 over dtensor_row", 1.1),
     ):

@@ -85,25 +85,26 @@ def _outline(axis: Axes, above: pd.DataFrame) -> None:
         axis.add_patch(box)
 
 
-READING = "The number is the time over that of {} in the same run: blue is faster, red is slower."
-MASKS = " Of each mask the kernel that was chosen; single kernels and the dense product stand in the table."
+READING = "Each number is the time over that of {} in the same job: blue is faster, red is slower."
+MASKS = " Shown is the kernel chosen for each mask; single kernels and the dense matmul are in the table."
 METHODS = (
-    " Drawn are Block-Shock and row-parallel; other methods, and NCCL in place of the collective that was chosen, "
+    " Shown are Block-Shock and row-parallel; other methods, and NCCL in place of the collective that was chosen, are "
 )
-METHODS += "stand in the table."
-OUTLINED = " Outlined: above {}, which no cell of Block-Shock's 1100, checkerboard and random shall exceed on a GPU; "
-OUTLINED += "other panels are not judged."
+METHODS += "in the table."
+OUTLINED = (
+    " Outlined: above {}, the limit for Block-Shock's 1100, checkerboard and random on a GPU; other panels have no "
+)
+OUTLINED += "limit."
 NOTES = {
     "product": (
-        "rank-local product over half-K dense",
-        READING.format("the dense product over half of K")
+        "rank-local matmul over half-K dense",
+        READING.format("the dense matmul over half of K")
         + MASKS
-        + f" Outlined: above {WORST_CELL['product'][0]}, which no cell of a fixed pattern or checkerboard shall exceed "
-        + "on a GPU.",
+        + f" Outlined: above {WORST_CELL['product'][0]}, the limit for fixed patterns and the checkerboard on a GPU.",
     ),
     "backward": (
         "backward over half-K dense",
-        READING.format("that gradient's dense product over half of K") + " dX: the input's; dW: the packed weight's.",
+        READING.format("that gradient's dense matmul over half of K") + " dX: the input's; dW: the packed weight's.",
     ),
     "forward": (
         "forward over dtensor_row",

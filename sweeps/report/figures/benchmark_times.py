@@ -1,4 +1,4 @@
-"""Benchmarks as times: all-reduce by size, the law's prediction against the measured ratio, and what the host costs."""
+"""Benchmarks as times: all-reduce by size, predicted and measured ratio, and what the host costs."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def select_law(measured: ReportData) -> pd.DataFrame:
 def law(data: pd.DataFrame) -> Figure:
     """Measured against predicted ratio, and beside it their quotient by B; a mark a cell, and a band of 5%.
 
-    The quotient to the sum of the parts as they were measured is a ring: what the law's own assumption costs it.
+    The quotient to the sum of the parts as they were measured is a ring: what the prediction's own assumption costs it.
     """
     from matplotlib.lines import Line2D
 
@@ -119,7 +119,7 @@ def law(data: pd.DataFrame) -> Figure:
     if len(worlds) > 1:
         handles += [Line2D([], [], ls="", marker=marks[p], color=INK, label=ranks(p)) for p in worlds]
     handles.append(Line2D([], [], ls="", marker="o", mfc="none", mec=INK, mew=1.2, label="over the parts' own sum"))
-    handles.append(Line2D([], [], color=GREY, lw=1.2, label="the law"))
+    handles.append(Line2D([], [], color=GREY, lw=1.2, label="as predicted"))
     handles.append(Line2D([], [], color=GREY, alpha=0.25, lw=8, label="± 5%"))
     legend(figure, handles)
     return figure
@@ -194,16 +194,16 @@ BENCHMARK_ALL_REDUCE = FigureSpec(
     "bench_all_reduce",
     "Benchmark: all-reduce by size",
     "Each line is one way to sum a buffer over the ranks, as a CUDA graph; a ring marks the one that the measured "
-    "table chooses. The upper panels give times, the lower ones how many times as long as NCCL it takes.",
+    "table chooses. Upper panels: time. Lower panels: time over NCCL's.",
     select_all_reduce,
     all_reduce,
 )
 BENCHMARK_LAW = FigureSpec(
     "bench_law",
-    "Benchmark: the law",
-    "A mark in the band is a cell that takes as long as max(2/s, 9/8) and the measured all-reduce predict, to within "
-    "5%; on the right, below 1 the measured ratio is smaller than predicted. The law takes row-parallel's product for "
-    "half of the dense one; a ring is held against the sum of the parts as they were measured instead.",
+    "Benchmark: Block-Shock over row-parallel, predicted and measured",
+    "Predicted: max(2/s, 9/8) times row-parallel's matmul, plus the measured all-reduce. Cells in the band are within "
+    "5% of it; on the right, below 1 the measured ratio is smaller than predicted. The prediction assumes that "
+    "row-parallel's matmul takes half of the dense one's time; rings compare with the sum of the parts as measured.",
     select_law,
     law,
 )

@@ -74,18 +74,17 @@ def remark(table: pd.DataFrame) -> str:
 TARGETS = Listing(
     "targets",
     "Benchmarks: targets",
-    "Ratios of medians of what took turns in one run. Shares of cells, and how many times as long as ours "
-    "torch_semi_structured takes, shall reach the limit; all other ratios shall stay below it.",
+    "Ratios of medians of contenders that took turns in one job. Shares of cells, and torch_semi_structured's time "
+    "over ours, must reach the limit; all other ratios must stay below it.",
     select_targets,
     target_table,
 )
 BENCHMARKS = Listing(
     "benchmarks",
     "Benchmarks",
-    "Times are medians; as CUDA graphs, on GPUs, with the L2 cache cold, and eager with the host's part and a warm "
-    "cache. Ratio: over the baseline's time in the same run; of single rounds: its smallest and largest value over the "
-    "rounds in which both took turns. Of several runs of a contender in a cell the latest counts, with that run's "
-    "baseline.",
+    "Times are medians: on GPUs as CUDA graphs with a cold L2 cache, and eager, which includes the host, with a warm "
+    "one. Ratio: over the baseline's time in the same job; of single rounds: the smallest and the largest ratio of a "
+    "round. Where several jobs measured a contender in a cell the latest counts, with its own baseline.",
     select_benchmarks,
     benchmark_table,
     remark,

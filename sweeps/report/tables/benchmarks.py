@@ -17,8 +17,8 @@ from sweeps.report.tables.targets import verdicts
 PHASES = ("benchmark", "bench")  # the second: `python -m blockshock.bench`, which measured many cells in one folder
 SETTING = ["device", "dtype"]  # never to be mixed
 CELL = [*SETTING, "part", "world_size", "N", "K", "B"]
-# Part -> what its times are divided by, for records of `bench`; those of `benchmark` say it. The law has a prediction
-# instead (sweeps.report.tables.targets.law).
+# Part -> what its times are divided by, for records of `bench`; those of `benchmark` say it. Part law has a
+# prediction instead (sweeps.report.tables.targets.law).
 BASELINES = {
     "product": "half_k_dense",
     "backward": "half_k_dense",
@@ -123,7 +123,7 @@ def _of_rounds(own: Any, baseline: Any) -> tuple[float, float]:
 
 
 def _choices(rows: pd.DataFrame) -> pd.DataFrame:
-    """The kernel and the collective of each row's `detail`: a product's is the kernel, a layer's holds both."""
+    """The kernel and the collective of each row's `detail`: a matmul's is the kernel, a layer's holds both."""
     detail = rows[[name for name in rows if str(name).startswith("detail.")]]
     found = []
     for row in detail.to_dict("records"):
