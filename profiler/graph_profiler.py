@@ -22,6 +22,7 @@ from profiler.costs.signoff import Check, sign_off
 from profiler.costs.storage import StorageAnalysis, analyse
 from profiler.costs.text import report
 from profiler.errors import NotProfiledError
+from profiler.flops import uncounted
 from profiler.graph.step import TracedStep
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class GraphProfiler:
             "activations": len(self.analysis.activations),
             "activation_bytes": sum(a.storage.bytes for a in self.analysis.activations),
             "device": str(self.step.device),
+            "uncounted_operators": sorted({str(node.target) for node in self.step.nodes if uncounted(node.target)}),
             "trace_s": self.step.trace_seconds,
             "profile_s": profile.seconds,
             "step_time_s": profile.step_time_s,

@@ -185,7 +185,10 @@ class Trace(TrainingOptions):
         folder, ranks = execution.folder.path, distributed.world_size()
         profile = None
         if self.backend == "kineto":
-            profile = ModuleProfile(collector, subject.flops(), self._peak(execution))
+            flops = subject.flops()
+            for operator in flops.uncounted:
+                execution.log("no FLOPs counted for %s: there is no formula", operator)
+            profile = ModuleProfile(collector, flops, self._peak(execution))
             profile.save(folder, ranks)
         else:
             save_records(collector, folder, ranks)
@@ -221,6 +224,7 @@ class Trace(TrainingOptions):
             "backend": self.backend,
             "steps": len(tables[0]),
             "attributed": -attributed if profile else None,
+            "uncounted_operators": sorted(profile.flops.uncounted) if profile and profile.flops else [],
             "kernels": [int(table["kernels"].median()) for table in tables],
             "copies": [int(table["copies"].median()) for table in tables],
             **{f"{part}_ms": [float(table[f"{part}_ns"].median()) / 1e6 for table in tables] for part in parts},

@@ -25,6 +25,7 @@ def report(nodes: pd.DataFrame, activations: pd.DataFrame, summary: dict[str, An
         f"{in_bytes(summary['measured_peak_bytes'])} measured, at {summary['peak_node']} "
         f"(rank {summary['peak_rank']}, {summary['peak_region']})",
         *(f"    {name:<16}{in_bytes(size):>12}" for name, size in summary["peak_breakdown"].items()),
+        *(f"no FLOPs counted for {name}: there is no formula" for name in summary["uncounted_operators"]),
         "",
         "region         nodes        time",
         *(

@@ -8,7 +8,7 @@ A backward operator is counted for the module in whose forward the autograd node
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -16,20 +16,29 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
-from torch.utils.flop_counter import flop_registry
 
-from profiler.flops import formula_flops
+from profiler.flops import formula_flops, has_formula, uncounted
 from profiler.traces.hooks import module_names
 from profiler.traces.records import OUTSIDE
 
-FlopCount = dict[tuple[str, str], int]  # (module, "forward" or "backward") → floating-point operations
 Formulas = Mapping[Any, Callable[..., int]]
+
+
+class FlopCount(dict[tuple[str, str], int]):
+    """(module, "forward" or "backward") → floating-point operations. `uncounted`: operators that may do arithmetic and
+    have no formula, and how often each was called."""
+
+    def __init__(self, counts: Mapping[tuple[str, str], int], uncounted: Mapping[str, int]) -> None:
+        super().__init__(counts)
+        self.uncounted = dict(uncounted)
 
 
 def count_flops(
     model: nn.Module | Mapping[str, nn.Module], step: Callable[[], object], formulas: Formulas | None = None
 ) -> FlopCount:
     """Run `step` once and count: 2 × multiply-adds of matrix products, convolutions and attention; 0 for all else.
+
+    Operators that may do arithmetic and have no formula are named in the result's `uncounted`.
 
     `formulas` adds operators that PyTorch has no formula for: `{torch.ops.aten.f: lambda *args, out_val, **kw: int}`,
     with tensors in place of shapes.
@@ -45,13 +54,14 @@ def count_flops(
                 stack.callback(leave.remove)
         stack.enter_context(counter)
         step()
-    return dict(counter.counts)
+    return FlopCount(counter.counts, counter.uncounted)
 
 
 class _Counter(TorchDispatchMode):
     def __init__(self, formulas: Formulas) -> None:
         super().__init__()
         self.counts: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self.uncounted: Counter[str] = Counter()
         self.formulas = formulas
         self._stack: list[str] = []
         # Autograd's numbers, and the module from each on. Nodes that a forward makes when it runs again in the backward
@@ -93,7 +103,7 @@ class _Counter(TorchDispatchMode):
             return NotImplemented  # a DTensor, say: what it runs on its own shard comes here next, and is what counts
         kwargs = kwargs or {}
         packet = getattr(function, "_overloadpacket", None)
-        if packet not in flop_registry and packet not in self.formulas:
+        if not has_formula(packet) and packet not in self.formulas:
             with self:
                 result = function.decompose(*args, **kwargs) if hasattr(function, "decompose") else NotImplemented
             if result is not NotImplemented:
@@ -101,6 +111,8 @@ class _Counter(TorchDispatchMode):
         out = function(*args, **kwargs)
         if packet in self.formulas:
             self.counts[self._owner()] += int(self.formulas[packet](*args, **kwargs, out_val=out))
-        elif packet in flop_registry:
+        elif has_formula(packet):
             self.counts[self._owner()] += formula_flops(packet, args, kwargs, out)
+        elif uncounted(function):
+            self.uncounted[str(function)] += 1
         return out

@@ -6,14 +6,14 @@ flops = graph_flops(traced_step)      # by the same modules
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from profiler.flops import flops_of
+from profiler.flops import flops_of, uncounted
 from profiler.graph.regions import BATCH, LOSS_FN, Region
 from profiler.graph.step import TracedStep, running
 from profiler.traces.attribution import range_name
@@ -35,12 +35,13 @@ def owner_of(node: fx.Node) -> tuple[str, str]:
 def graph_flops(step: TracedStep) -> FlopCount:
     """Floating-point operations of each module, forward and backward, from the graph; nothing runs."""
     counts: defaultdict[tuple[str, str], int] = defaultdict(int)
+    without = Counter(str(node.target) for node in step.nodes if uncounted(node.target))
     for node in step.nodes:
         count = flops_of(node) if node.op == "call_function" else 0
         if count:
             region, module = owner_of(node)
             counts[module, region] += count
-    return dict(counts)
+    return FlopCount(counts, without)
 
 
 def labelled(step: TracedStep) -> Callable[..., Tensor]:
