@@ -84,9 +84,9 @@ def installed_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources, built, site = (tmp_path_factory.mktemp(name) for name in ("sources", "wheel", "site-packages"))
     for package in (*PACKAGES, "conf"):
         shutil.copytree(ROOT / package, sources / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, sources)
-    build = "import sys, setuptools.build_meta as backend; backend.build_wheel(sys.argv[1])"
+    build = "import sys, hatchling.build as backend; backend.build_wheel(sys.argv[1])"
     subprocess.run([sys.executable, "-c", build, built], cwd=sources, check=True, capture_output=True, timeout=240)
     (wheel,) = built.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(site)
