@@ -94,8 +94,8 @@ def _is_interactive() -> bool:
 @cache
 def _step_is_there(step: str) -> bool:
     """Whether SLURM runs this step now. A batch script has the step's variables of the shell it was submitted from."""
-    shown = _scontrol("--oneliner", "show", "step", step, check=False)
-    return f"StepId={step} " in shown
+    shown = _scontrol("--oneliner", "show", "step", step, check=False)  # of an array's job: "StepId=17_2.0"
+    return "StepId=" in shown
 
 
 def _slurm_rendezvous() -> dict[str, str]:
