@@ -190,14 +190,3 @@ REDUCTIONS: dict[str, type[Reduction]] = {
     "gloo": GlooAllReduce,
 }
 GPU_NAMES = tuple(name for name, reduction in REDUCTIONS.items() if reduction.backend == "nccl")
-SYMMETRIC = tuple(name for name, reduction in REDUCTIONS.items() if reduction.symmetric)
-
-
-def impossible(name: str, ranks: int, dtype: torch.dtype, size: int) -> str | None:
-    """Why `name` can't sum `size` bytes of partial products over `ranks` ranks; None if it can."""
-    return REDUCTIONS[name].unsupported(ranks, dtype, size)
-
-
-def make(name: str, group: dist.ProcessGroup, width: int, buffer: SymmetricBuffer | None) -> Reduction:
-    """The reduction `name` of partial products (B, width)."""
-    return REDUCTIONS[name].build(group, width, buffer)

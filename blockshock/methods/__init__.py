@@ -37,7 +37,7 @@ class ParallelLinear(nn.Module, ABC):
 
         A collective: all ranks must call it. Parts are disjoint, so the sum over ranks is exact.
         """
-        return distributed.allreduce_sum(self.place_weight(like_parameters))
+        return distributed.allreduce_sum(self.place_weight([distributed.local_part(part) for part in like_parameters]))
 
     def assemble_input_grad(self, dx: torch.Tensor) -> torch.Tensor:
         """All of dX (B, K) from what the ranks' backward passes left. A collective."""

@@ -7,7 +7,7 @@ the dispatch and the collectives are DTensor's (dtensor_row.py says what that ch
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.distributed.tensor import Replicate, Shard
@@ -16,8 +16,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel
 from blockshock.methods import ParallelLinear
 from blockshock.methods.dense_tp_column import DenseTpColumnLinear
 from blockshock.methods.dense_tp_row import check_shards
-from blockshock.methods.shared.dtensor import parallelized, waited_for
-from blockshock.ranks.distributed import local_part
+from blockshock.methods.shared.dtensor import PlannedLinear
 
 if TYPE_CHECKING:
     from blockshock.config import Job
@@ -35,18 +34,7 @@ class DTensorColumn:
         return DTensorColumnLinear(problem, weight)
 
 
-class DTensorColumnLinear(DenseTpColumnLinear):
+class DTensorColumnLinear(PlannedLinear, DenseTpColumnLinear):
     def __init__(self, problem: Problem, weight: torch.Tensor) -> None:
         super().__init__(problem, weight)
-        plan = ColwiseParallel(input_layouts=Replicate(), output_layouts=Replicate())
-        self.linear = parallelized(self.weight.detach(), Shard(0), plan)
-        del self.weight
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return waited_for(self.linear(x))
-
-    def place_weight(self, parts: list[torch.Tensor]) -> torch.Tensor:
-        return super().place_weight([local_part(part) for part in parts])
-
-    def describe(self) -> dict[str, Any]:
-        return {"plan": "ColwiseParallel"}
+        self.follow(ColwiseParallel(input_layouts=Replicate(), output_layouts=Replicate()), Shard(0))

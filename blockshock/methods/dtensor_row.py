@@ -7,7 +7,7 @@ host, which a CUDA graph removes, and its functional collectives, which sum into
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.distributed.tensor import Replicate, Shard
@@ -16,8 +16,7 @@ from torch.distributed.tensor.parallel import RowwiseParallel
 from blockshock.collectives.choice import PLAIN
 from blockshock.methods import ParallelLinear
 from blockshock.methods.dense_tp_row import DenseTpRowLinear, check_shards
-from blockshock.methods.shared.dtensor import parallelized, waited_for
-from blockshock.ranks.distributed import local_part
+from blockshock.methods.shared.dtensor import PlannedLinear
 
 if TYPE_CHECKING:
     from blockshock.config import Job
@@ -35,18 +34,7 @@ class DTensorRow:
         return DTensorRowLinear(problem, weight)
 
 
-class DTensorRowLinear(DenseTpRowLinear):
+class DTensorRowLinear(PlannedLinear, DenseTpRowLinear):
     def __init__(self, problem: Problem, weight: torch.Tensor) -> None:
         super().__init__(problem, weight, PLAIN)
-        plan = RowwiseParallel(input_layouts=Shard(-1), output_layouts=Replicate())
-        self.linear = parallelized(self.weight.detach(), Shard(1), plan)
-        del self.weight
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return waited_for(self.linear(x))
-
-    def place_weight(self, parts: list[torch.Tensor]) -> torch.Tensor:
-        return super().place_weight([local_part(part) for part in parts])
-
-    def describe(self) -> dict[str, Any]:
-        return {"plan": "RowwiseParallel"}
+        self.follow(RowwiseParallel(input_layouts=Shard(-1), output_layouts=Replicate()), Shard(1))

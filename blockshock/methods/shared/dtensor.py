@@ -1,7 +1,9 @@
-"""What both DTensor methods need: a linear layer under one of PyTorch's own tensor-parallel plans.
+"""What both DTensor methods need: a dense layer's shards under one of PyTorch's own tensor-parallel plans.
 
-    linear = parallelized(shard, Shard(1), RowwiseParallel())    # shard (N, K/P): this rank's columns of the weight
-    y = waited_for(linear(x))                                    # (B, N), a plain tensor
+    class DTensorRowLinear(PlannedLinear, DenseTpRowLinear):
+        def __init__(self, problem, weight):
+            super().__init__(problem, weight, PLAIN)             # self.weight (N, K/P): this rank's columns
+            self.follow(RowwiseParallel(...), Shard(1))          # and now a DTensor of which they are this rank's part
 
 The weight is a DTensor made of the shards that the ranks hold, so that nothing is sent to build it.
 """
@@ -18,8 +20,28 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 
+from blockshock.methods import ParallelLinear
 
-def parallelized(shard: torch.Tensor, placement: Shard, plan: ParallelStyle) -> nn.Module:
+
+class PlannedLinear(ParallelLinear):
+    """The products and collectives of a dense tensor-parallel layer, left to PyTorch: to be inherited before it."""
+
+    weight: nn.Parameter
+
+    def follow(self, plan: ParallelStyle, placement: Shard) -> None:
+        """Put this rank's `weight`, its shard by `placement`, under `plan`."""
+        self.plan = type(plan).__name__
+        self.linear = _parallelized(self.weight.detach(), placement, plan)
+        del self.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _waited_for(self.linear(x))
+
+    def describe(self) -> dict[str, Any]:
+        return {"plan": self.plan}
+
+
+def _parallelized(shard: torch.Tensor, placement: Shard, plan: ParallelStyle) -> nn.Module:
     """`nn.Linear` without a bias under `plan`, over all ranks, each of which gives its equal `shard` of the weight."""
     group = dist.group.WORLD
     assert group is not None, "DTensor needs a process group"
@@ -30,7 +52,7 @@ def parallelized(shard: torch.Tensor, placement: Shard, plan: ParallelStyle) -> 
     return parallelize_module(linear, mesh, plan)
 
 
-def waited_for(y: torch.Tensor) -> torch.Tensor:
+def _waited_for(y: torch.Tensor) -> torch.Tensor:
     """`y` as a plain tensor: PyTorch waits for a collective at the first operation on its result, not before, and a
     measurement of the layer must hold all of it."""
     return _WaitedFor.apply(y) if isinstance(y, AsyncCollectiveTensor) else y

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 import torch.distributed as dist
 
-from blockshock.collectives import reductions
+from blockshock.collectives.reductions import REDUCTIONS, Reduction
 from blockshock.collectives.symmetric import SymmetricBuffer, symmetric_buffer
 from blockshock.dtypes import DTYPES
 from blockshock.errors import ConfigError, one_of
@@ -61,7 +61,7 @@ class AllReduce(Benchmark):
         chosen = min(table, key=lambda name: table[name] or float("inf"))
         for key, name in names.items():
             with naming(key):
-                reduction = reductions.make(name, group, problem.N, buffer)
+                reduction = REDUCTIONS[name].build(group, problem.N, buffer)
                 like = torch.empty(0, dtype=problem.dtype, device=problem.device)
                 partial_sum, total = reduction.place(problem.B, like, True)
                 assert partial_sum is not None
@@ -74,7 +74,7 @@ class AllReduce(Benchmark):
         self, execution: Execution, admitted: dict[str, ReductionContender], group: dist.ProcessGroup, size: int
     ) -> SymmetricBuffer | None:
         """Memory that peers read, where a contender needs it; takes those out of `admitted` that can't have it here."""
-        needing = [key for key, contender in admitted.items() if contender.collective in reductions.SYMMETRIC]
+        needing = [key for key, contender in admitted.items() if REDUCTIONS[contender.collective].symmetric]
         if not needing:
             return None
         buffer, problem = symmetric_buffer(group, execution.device, size)
@@ -90,18 +90,18 @@ class AllReduce(Benchmark):
 
 def _check(job: Job, key: str, contender: ReductionContender) -> str:
     name, model = contender.collective, job.model
-    one_of("collective", name, reductions.REDUCTIONS)
-    backend = reductions.REDUCTIONS[name].backend
+    one_of("collective", name, REDUCTIONS)
+    backend = REDUCTIONS[name].backend
     if job.hardware.backend != backend:
         raise ConfigError("collective", name, f"needs hardware.backend={backend}, not {job.hardware.backend}")
     dtype = DTYPES[model.dtype]
-    why = reductions.impossible(name, job.hardware.world_size, dtype, model.B * model.N * dtype.itemsize)
+    why = REDUCTIONS[name].unsupported(job.hardware.world_size, dtype, model.B * model.N * dtype.itemsize)
     if why:
         raise ConfigError("collective", name, why)
     return name
 
 
-def check_sum(reduction: reductions.Reduction, partial_sum: torch.Tensor, total: torch.Tensor) -> dict[str, float]:
+def check_sum(reduction: Reduction, partial_sum: torch.Tensor, total: torch.Tensor) -> dict[str, float]:
     """One sum of random numbers against float64: its relative error, and that of rounding the exact sum once.
 
     CheckFailed on the ranks where it errs by more than its additions explain. A collective; both tensors are
@@ -139,14 +139,14 @@ def time_all_reduce(
     gpu = dist.get_backend(group) == "nccl"
     device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
     size = numel * dtype.itemsize
-    if reductions.impossible(implementation, dist.get_world_size(group), dtype, size):
+    if REDUCTIONS[implementation].unsupported(dist.get_world_size(group), dtype, size):
         return None
     buffer = None
-    if implementation in reductions.SYMMETRIC:
+    if REDUCTIONS[implementation].symmetric:
         buffer, problem = symmetric_buffer(group, device, size)
         if problem:
             return None
-    reduction = reductions.make(implementation, group, numel, buffer)
+    reduction = REDUCTIONS[implementation].build(group, numel, buffer)
     partial_sum, total = reduction.place(1, torch.empty(0, dtype=dtype, device=device), whole=True)
     assert partial_sum is not None
     assert total is not None
@@ -158,5 +158,5 @@ def time_all_reduce(
     return statistics.median(distributed.max_over_ranks(samples["allreduce"]))
 
 
-def _sum(reduction: reductions.Reduction, partial_sum: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+def _sum(reduction: Reduction, partial_sum: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
     return reduction.finish(reduction.add(partial_sum, total))
