@@ -46,8 +46,9 @@ class Loop(Kernel):
 def test_a_kernel_that_is_only_listed_is_built_rejected_and_tried_like_the_others(cli, monkeypatch):
     monkeypatch.setitem(KERNELS, "loop", Loop)
     shape = Shape("cpu", torch.float64, 8, 16, 4, blocks=0)
-    assert candidates(shape) == ["masked_dense", "loop"]
-    assert candidates(Shape("cpu", torch.float64, 9, 16, 4, blocks=0)) == ["masked_dense"]
+    assert candidates(shape)[-1] == "loop"
+    assert "masked_dense" in candidates(shape)
+    assert "loop" not in candidates(Shape("cpu", torch.float64, 9, 16, 4, blocks=0))
 
     generator = torch.Generator().manual_seed(0)
     mask = half_mask("random", 8, 16, generator)
@@ -98,12 +99,10 @@ def test_a_job_on_a_cpu_does_not_import_triton():
     code = (
         "import sys, torch\n"
         "from blockshock.kernels import make\n"
-        "from tests.blockshock.test_packing import half_mask\n"
-        "mask = half_mask('1100', 8, 16, torch.Generator())\n"
+        "mask = torch.tensor([True, True, False, False]).repeat(8, 4)\n"
         "assert make('auto', mask, 1, 4, torch.float32).name == 'gather'\n"
         "assert 'triton' not in sys.modules\n"
     )
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,57 @@
+"""What docs/extending.md shows is run as it is printed."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from blockshock.collectives import reductions
+from blockshock.kernels import KERNELS, make
+from tests.blockshock.test_packing import half_mask
+
+PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+# {"conf/method/twice.yaml": its text}: every block that says in its first line which file it is
+FILES = dict(re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", PAGE, flags=re.DOTALL))
+
+
+def test_the_pages_method_mask_workload_and_phase_run_in_one_job(cli, tmp_path, monkeypatch):
+    for name, text in FILES.items():
+        if not name.startswith("blockshock/"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    done = cli(
+        "hardware=cpu", f"hydra.searchpath=[file://{tmp_path}/conf]", "model.N=32", "model.B=4",
+        "method=twice", "mask=outer", "workload=signs", "phase=cold",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    (metrics,) = (tmp_path / "outputs").rglob("metrics.jsonl")
+    record = json.loads(metrics.read_text())
+    assert [record[key] for key in ("method", "mask", "workload", "phase")] == ["twice", "outer", "signs", "cold"]
+    assert set(record["timings_ms"]) == {"build", "forward"}
+    refused = cli("hardware=cpu", f"hydra.searchpath=[file://{tmp_path}/conf]", "method=twice", "hardware.world_size=2")
+    assert (refused.code, "twice runs on one rank" in refused.err) == (2, True)
+    assert sys.path[0] == str(tmp_path)
+
+
+def test_the_pages_kernel_multiplies_by_the_masked_matrix(monkeypatch):
+    names: dict = {}
+    exec(FILES["blockshock/kernels/by_rows.py"], names)
+    monkeypatch.setitem(KERNELS, "by_rows", names["ByRows"])
+    generator = torch.Generator().manual_seed(0)
+    mask = half_mask("random", 12, 16, generator)
+    weight, x = (torch.randn(rows, 16, generator=generator, dtype=torch.float64) for rows in (12, 5))
+    kernel = make("by_rows", mask, None, 5, torch.float64)
+    values = kernel.adopt(kernel.layout.pack(weight))
+    torch.testing.assert_close(kernel.product(x, values), x @ (weight * mask).t(), rtol=0, atol=1e-12)
+
+
+def test_the_pages_all_reduce_is_a_reduction_under_its_name():
+    (source,) = re.findall(r"# in blockshock/collectives/reductions.py\n(.*?)```", PAGE, flags=re.DOTALL)
+    names = {"AllReduce": reductions.AllReduce, "torch": torch, "dist": dist}
+    exec(source, names)
+    made = names["ReduceThenBroadcast"].build(None, 8, None)
+    assert (made.name, made.backend, made.symmetric) == ("reduce_broadcast", "nccl", False)
