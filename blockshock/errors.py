@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from hydra.errors import CompactHydraException
+
 REFUSED = 2  # exit status of a job whose configuration was refused
 
 
@@ -19,6 +21,10 @@ class ConfigError(ValueError):
 
 class WrongValue(ConfigError):
     """A value that no machine and no size allows, such as a misspelling."""
+
+
+class JobFailed(CompactHydraException):
+    """A job that ran and did not end well; its folder says why. Hydra shows it in one line, in any application."""
 
 
 def one_of(key: str, value: object, allowed: Iterable[object]) -> None:

@@ -9,7 +9,7 @@ import argparse
 import socket
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +24,7 @@ from blockshock.cli.pipes import closed_pipe_ends_quietly
 from blockshock.cli.startup import check_packages, versions
 from blockshock.run_folder.files import Unreadable, printable
 from blockshock.run_folder.folder import RunFolder, process_start
+from sweeps.applications.application import application_named
 from sweeps.launchers import slurm_queue
 from sweeps.launchers.manifest import NAME, Manifest
 from sweeps.launchers.progress import COLOURS
@@ -51,17 +52,18 @@ def rows_of(sweep: Path) -> list[Row]:
     Raises Unreadable for a broken sweep.json.
     """
     manifest = Manifest.read(sweep)
-    found = dict(_statuses(sweep))
+    folder_of = application_named(manifest.application).folder if manifest else RunFolder
+    found = dict(_statuses(sweep, folder_of))
     ids = manifest.slurm if manifest else {}
     asked = slurm_queue.states(dict.fromkeys(ids.values(), sweep)) if ids and slurm_queue.available() else None
     names = [*found, *(name for name in (manifest.jobs if manifest else {}) if name not in found)]
     return [_row(name, found.get(name), ids.get(name), asked, sweep) for name in names]
 
 
-def _statuses(sweep: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _statuses(sweep: Path, folder_of: Callable[[Path], RunFolder]) -> Iterator[tuple[str, dict[str, Any]]]:
     for path in sorted(sweep.rglob("status.json")):
         with suppress(FileNotFoundError):  # the folder was deleted meanwhile
-            yield str(path.parent.relative_to(sweep)), RunFolder(path.parent).checked_status()
+            yield str(path.parent.relative_to(sweep)), folder_of(path.parent).checked_status()
 
 
 def _row(

@@ -13,7 +13,13 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
+needs_slurm = pytest.mark.skipif(
+    not shutil.which("sinfo") or subprocess.run(["sinfo"], capture_output=True, timeout=20).returncode != 0,
+    reason="no SLURM answers here; get one with: make slurm-up (as root, Debian or Ubuntu)",
+)
 QUICK = ("-m", "hardware=cpu", "phase=phase0_correctness", "method=dense_single", "hydra.launcher.report=false")
 
 

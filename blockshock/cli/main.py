@@ -22,15 +22,11 @@ from blockshock.cli.hydra_errors import UserErrors, explain, is_users
 from blockshock.cli.pipes import closed_pipe_ends_quietly, leave_closed_pipe
 from blockshock.cli.startup import check_packages, hide_working_directory_from_children, versions
 from blockshock.config import CONF
-from blockshock.errors import REFUSED, ConfigError, writable
+from blockshock.errors import REFUSED, ConfigError, JobFailed, writable
 from blockshock.run_folder import contents
 from blockshock.run_folder.files import printable
 from blockshock.run_folder.folder import RunFolder
 from blockshock.run_folder.naming import config_hash
-
-
-class JobFailed(Exception):
-    """A job that ran and did not end well; its folder says why."""
 
 
 def main() -> None:

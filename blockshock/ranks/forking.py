@@ -42,6 +42,9 @@ def interrupts_wait() -> Iterator[None]:
 
 
 def context(many_jobs: bool) -> multiprocessing.context.ForkServerContext:
+    if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
+        # A worker of joblib's has a method of its own ("loky"), whose name a new process is told and does not know.
+        multiprocessing.set_start_method("forkserver", force=True)
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(PRELOAD + PRELOAD_FOR_MANY * many_jobs)
     return found

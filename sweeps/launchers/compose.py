@@ -7,18 +7,45 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from hydra import version
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobRuntime, JobStatus, filter_overrides
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from blockshock.cli.main import JobFailed, check
-from blockshock.config import check_place
-from blockshock.config import plain as plain_config
-from blockshock.errors import REFUSED, ConfigError
+from blockshock.errors import REFUSED, ConfigError, JobFailed, at_least
 from blockshock.run_folder.folder import RunFolder
-from blockshock.run_folder.naming import job_label
+from sweeps.applications.task_folder import TaskFolder
+
+if TYPE_CHECKING:
+    from sweeps.applications.application import Application
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one job asks of a machine: the keys of that name under its own `hydra.launcher`."""
+
+    ranks: int
+    gpus: int  # of all ranks together
+    cpus_per_rank: int | None
+    memory_gb: float | None  # of a host
+    timeout_s: float | None
+
+    @staticmethod
+    def of(config: DictConfig) -> Needs:
+        launcher = config.hydra.launcher
+        found = Needs(**{name: launcher[name] for name in Needs.__dataclass_fields__})
+        at_least("hydra.launcher.ranks", found.ranks, 1)
+        at_least("hydra.launcher.gpus", found.gpus, 0)
+        if found.cpus_per_rank is not None:
+            at_least("hydra.launcher.cpus_per_rank", found.cpus_per_rank, 1)
+        for name in ("memory_gb", "timeout_s"):
+            value = getattr(found, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"hydra.launcher.{name}", value, "must be positive")
+        return found
 
 
 @dataclass
@@ -28,8 +55,10 @@ class PlannedJob:
     number: int
     overrides: list[str]
     config: DictConfig  # composed, with its `hydra` node
-    plain: dict[str, Any]  # resolved, as the run folder keeps it
+    settled: dict[str, Any]  # its configuration, resolved, without `hydra`
     refusal: str | None  # why it can't run
+    needs: Needs
+    application: Application
     tries: int = 0
 
     @property
@@ -42,20 +71,16 @@ class PlannedJob:
 
     @property
     def folder(self) -> RunFolder:
-        return RunFolder(self.sweep / self.name)
+        return self.application.folder(self.sweep / self.name)
 
-    @property
-    def ranks(self) -> int:
-        return int(self.plain["hardware"]["world_size"])
+    def is_done(self) -> bool:
+        """Whether its folder holds its own result, whole: of this configuration, not of one that was there before."""
+        return self.folder.is_done(self.settled)
 
-    @property
-    def gpus(self) -> int:
-        """One a rank; none on a CPU."""
-        return self.ranks if self.plain["hardware"]["device"] == "cuda" else 0
-
-    @property
-    def timeout_s(self) -> float:
-        return float(self.plain["hardware"]["timeout_s"])
+    def is_kept(self) -> bool:
+        """Whether it need not run again."""
+        resumes = self.config.hydra.launcher.resume is not None
+        return (resumes or self.application.keeps) and self.is_done()
 
     def status(self) -> dict[str, Any] | None:
         """The folder's status.json, None where there is none."""
@@ -64,16 +89,25 @@ class PlannedJob:
     def returned(self) -> JobReturn:
         """What Hydra's sweepers are given: the job's value, or the exception that says how it failed."""
         task = OmegaConf.masked_copy(self.config, [str(key) for key in self.config if key != "hydra"])
-        done = JobReturn(overrides=filter_overrides(self.overrides), cfg=task, working_dir=str(Path.cwd()))
+        done = JobReturn(overrides=filter_overrides(self.overrides), cfg=task, working_dir=self._working_dir())
         done.hydra_cfg = OmegaConf.create({"hydra": self.config.hydra})
-        done.task_name = self.config.hydra.job.name
+        done.task_name = JobRuntime.instance().get("name")
         found = self.status()
-        if found and found["status"] in ("ok", "oom", "unsupported"):  # out of memory is an answer too
-            done.status, done.return_value = JobStatus.COMPLETED, found.get("value")
+        if found and found["status"] in self.application.answers:
+            folder = self.folder
+            done.status = JobStatus.COMPLETED
+            done.return_value = folder.value() if isinstance(folder, TaskFolder) else found.get("value")
         else:
             how = f"{found['status']}: {found['reason']}" if found else "not started"
             done.status, done.return_value = JobStatus.FAILED, JobFailed(f"{how} ({self.folder.path})")
         return done
+
+    def _working_dir(self) -> str:
+        """The folder that was the job's current one: Hydra changes to the job's where it is told to, or of old."""
+        chdir = self.config.hydra.job.chdir
+        if chdir is None:
+            chdir = not version.base_at_least("1.2")
+        return str(self.folder.path if chdir else Path.cwd())
 
 
 def compose(
@@ -81,35 +115,43 @@ def compose(
     config: DictConfig,
     job_overrides: Sequence[Sequence[str]],
     first: int,
+    application: Application,
     elsewhere: bool = False,
 ) -> list[PlannedJob]:
     """Every job with its own configuration, numbered from `first`. `elsewhere`: they run on other machines.
 
     A job that can't run says so in its `refusal`. Raises ConfigError for one that has no folder to say it in.
     """
-    return [
-        _compose(hydra_context, config, list(overrides), first + i, elsewhere)
-        for i, overrides in enumerate(job_overrides)
-    ]
+    before = HydraConfig.instance().cfg
+    try:
+        return [
+            _compose(hydra_context, config, list(overrides), first + i, application, elsewhere)
+            for i, overrides in enumerate(job_overrides)
+        ]
+    finally:
+        HydraConfig.instance().cfg = before
 
 
 def _compose(
-    hydra_context: HydraContext, sweep: DictConfig, overrides: list[str], number: int, elsewhere: bool
+    hydra_context: HydraContext,
+    sweep: DictConfig,
+    overrides: list[str],
+    number: int,
+    application: Application,
+    elsewhere: bool,
 ) -> PlannedJob:
     config = hydra_context.config_loader.load_sweep_config(sweep, overrides)
-    with open_dict(config):
+    with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.job.num = number
         config.hydra.job.id = f"{number:04d}"
-    check_place(config.experiment)
-    refusal = None
-    try:
-        plain = check(config, elsewhere).config
-    except ConfigError as error:
-        refusal = str(error)
-        plain = plain_config(config)
-    with open_dict(config):
-        config.hydra.job.id = job_label(plain)
-    return PlannedJob(number, overrides, config, plain, refusal)
+        if config.hydra.launcher.resume is not None:
+            config.hydra.sweep.dir = config.hydra.launcher.resume
+    HydraConfig.instance().set_config(config)  # for ${hydra:job.num} in a job's own keys
+    settled, refusal = application.settle(config, elsewhere)
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.job.id = application.job_id(settled, number)
+    needs = Needs(1, 0, None, None, None) if refusal else Needs.of(config)
+    return PlannedJob(number, overrides, config, settled, refusal, needs, application)
 
 
 def refuse_impossible(jobs: Sequence[PlannedJob]) -> None:

@@ -17,11 +17,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweeps.launchers import slurm_queue, watch
 
 PICKLE_S = 60.0  # what the pickle of a job that has started already gets to appear on a shared file system
+
+if TYPE_CHECKING:
+    from sweeps.applications.application import Application
 
 
 def interpreter() -> str:
@@ -33,14 +36,24 @@ def interpreter() -> str:
 
 
 @dataclass
+class Shared:
+    """What all jobs of a launch are given alike: Hydra's own state, and what it calls."""
+
+    task_function: Callable[[Any], Any]
+    callbacks: list[Any]  # None: one that could not be pickled
+    singletons: Any  # of Hydra, OmegaConf's resolvers among them
+    folder: str  # the launcher's current one: relative paths start there, whatever a batch script has done
+
+
+@dataclass
 class Submission:
     """What a fresh process needs to run jobs as Hydra would have."""
 
     jobs: list[
         tuple[Any, dict[str, Any]]
-    ]  # composed DictConfig with its `hydra` node, and settled as the folder keeps it
-    task_function: Callable[[Any], Any]
-    callbacks: Any
+    ]  # composed DictConfig with its `hydra` node, and settled as the folder has it
+    shared: bytes  # a pickled Shared
+    application: Application
     run_id: str
     environment: dict[str, str] = field(default_factory=dict)
     cores: tuple[int, ...] = ()  # this job's share of the machine's; empty: all
@@ -54,11 +67,10 @@ def run(payload: bytes, path: list[str], folders: list[str]) -> None:
     watching = watch.begin()
     sys.path += [entry for entry in path if entry not in sys.path]
     import cloudpickle
+    from hydra.core.singleton import Singleton
 
     from blockshock import ranks
-    from blockshock.cli import resolvers
 
-    resolvers.register()  # before a configuration with interpolations is unpickled
     submission: Submission = cloudpickle.loads(payload)
     os.environ |= submission.environment
     if submission.cores:
@@ -67,61 +79,68 @@ def run(payload: bytes, path: list[str], folders: list[str]) -> None:
         watching.launcher(submission.launcher)
     watching.max_requeues = submission.max_requeues
     ranks.forget_launch(own_step=slurm_queue.own_job() is not None)
-    resolvers.use_run_id(ranks.share_run_id(submission.run_id))
-    if ranks.launched() is None:
-        ranks.start_forking_server(submission.reuse_ranks)  # it and this process import torch side by side
-    from blockshock.jobs.job import reusing_ranks
-
-    with reusing_ranks() if submission.reuse_ranks else nullcontext():
-        for config, plain in submission.jobs:
-            _run_one(config, plain, submission, watching)
+    shared: Shared = cloudpickle.loads(submission.shared)
+    Singleton.set_state(shared.singletons)
+    os.chdir(shared.folder)
+    with submission.application.session(submission.run_id, submission.reuse_ranks):
+        for (config, settled), folder in zip(submission.jobs, folders, strict=True):
+            _run_one(config, settled, Path(folder), submission, shared, watching)
 
 
-def _run_one(config: Any, plain: dict[str, Any], submission: Submission, watching: watch.Watch) -> None:
-    from hydra.core.utils import run_job, setup_globals
+def _run_one(
+    config: Any, settled: dict[str, Any], path: Path, submission: Submission, shared: Shared, watching: watch.Watch
+) -> None:
+    from hydra.core.utils import JobReturn, run_job, setup_globals
     from hydra.types import HydraContext
 
-    from blockshock.cli.main import JobFailed
-    from blockshock.errors import ConfigError
-    from blockshock.run_folder import contents
-    from blockshock.run_folder.folder import RunFolder
-    from blockshock.run_folder.naming import config_hash
+    from sweeps.applications.application import Place
 
+    application = submission.application
     setup_globals()
-    folder = RunFolder(Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir)
+    folder = application.folder(path)
     first = watch.is_first_rank()
-    if folder.is_done(plain):
+    if folder.is_done(settled):
         return
     with folder.claim() if first else nullcontext(True) as ours:
         if not ours:
             raise RuntimeError(f"{folder.path}: another process is running this job")
-        problem = contents.obstacle(folder.path, config_hash(plain))
+        problem = application.obstacle(folder, settled)
         if problem:
             raise RuntimeError(f"{folder.path} {problem}")
         if slurm_queue.own_job() and slurm_queue.own_restarts() > submission.max_requeues:
             if first:
                 reason = f"SLURM: requeued more than {submission.max_requeues} times (hydra.launcher.max_requeues)"
-                folder.close(plain, "failed", reason, submission.run_id)
+                folder.close(settled, "failed", reason, submission.run_id)
             return
-        watching.begins(folder, plain, submission.run_id)
-        context = HydraContext(config_loader=None, callbacks=submission.callbacks)
-        done = run_job(
-            task_function=submission.task_function,
-            config=config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-            hydra_context=context,
-        )
-        error = done._return_value if isinstance(done._return_value, Exception) else None
-        if isinstance(error, ConfigError):  # this machine is not what the launcher's was
-            folder.close(plain, "unsupported", str(error), submission.run_id)
-        elif error is not None and not isinstance(error, JobFailed):
-            from blockshock.ranks.outcome import last_line
+        watching.begins(folder, settled, submission.run_id)
+        context = HydraContext(config_loader=None, callbacks=_callbacks(config, shared.callbacks))
 
-            folder.close(plain, "failed", last_line(error), submission.run_id)
+        def task() -> JobReturn:
+            return run_job(
+                task_function=shared.task_function,
+                config=config,
+                job_dir_key="hydra.sweep.dir",
+                job_subdir_key="hydra.sweep.subdir",
+                hydra_context=context,
+            )
+
+        rank = int(os.environ.get("SLURM_PROCID", 0))
+        try:
+            application.run(Place(folder, settled, submission.run_id, rank), task)
+        except Exception:  # it is in the folder: the next job of this process does not suffer for it
             if len(submission.jobs) == 1:
-                raise error
+                raise
         watching.now = None
+
+
+def _callbacks(config: Any, handed: list[Any]) -> Any:
+    """The launcher's callbacks, and a new one from the configuration for each that could not be handed over."""
+    from hydra._internal.callbacks import Callbacks
+
+    found = Callbacks()
+    made = Callbacks(config).callbacks if None in handed else handed
+    found.callbacks = [new if old is None else old for old, new in zip(handed, made, strict=True)]
+    return found
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from collections import Counter
@@ -15,14 +14,13 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from omegaconf import DictConfig, OmegaConf
 
 from blockshock import SCHEMA
-from blockshock.cli.main import JobFailed
-from blockshock.cli.resolvers import run_id
-from blockshock.errors import REFUSED, ConfigError, at_least, one_of
+from blockshock.errors import ConfigError, JobFailed, at_least, one_of
 from blockshock.locks import locked
 from blockshock.run_folder.files import Unreadable
 from blockshock.run_folder.folder import RunFolder
 from sweeps.launchers import slurm_queue
 from sweeps.launchers.compose import PlannedJob, compose, refuse_impossible
+from sweeps.launchers.dry_run import dry_run
 from sweeps.launchers.manifest import Manifest
 from sweeps.launchers.options import LauncherConf
 from sweeps.launchers.runner import Hydra, Runner, Sweep
@@ -46,14 +44,19 @@ def launch(
     at_least("hydra.launcher.retries", options.retries, 0)
     if options.resume is not None and not any(job_overrides):
         job_overrides = _of_earlier(options, hydra.config)
-    jobs = compose(hydra.context, hydra.config, job_overrides, first, runner_class.elsewhere)
+    application = hydra.application
+    jobs = compose(hydra.context, hydra.config, job_overrides, first, application, runner_class.elsewhere)
     if not options.skip_unsupported:
         refuse_impossible(jobs)
     _refuse_doubles(jobs)
+    _refuse_occupied(jobs)
     sweeps = sorted({job.sweep for job in jobs})
-    sweep = Sweep(options, jobs)
+    sweep = Sweep(options, hydra.run_id, jobs)
     runner = runner_class(options, hydra, sweep)
     runner.check([job for job in jobs if not job.refusal])
+    if options.dry_run:
+        print(dry_run(runner, jobs))
+        return [_left(job) for job in jobs]
     with ExitStack() as stack:
         for path in sweeps:
             stack.enter_context(_locked(path))
@@ -61,27 +64,15 @@ def launch(
             own = {job.name: job.overrides for job in jobs if job.sweep == path}
             earlier = _earlier(path, options)
             sweep.outdated += _outdated(path, earlier, own)
-            sweep.manifests[path] = _manifest(earlier, options, hydra.config, own)
+            sweep.manifests[path] = _manifest(earlier, options, hydra, own)
         if not runner_class.elsewhere:
             _refuse_while_in_slurm(sweep.manifests)
         all_ended = _run(runner, hydra.config, sweep, jobs)
     if not all_ended:
         return [_left(job) for job in jobs]
     if options.report and sweep.board.count["ok"]:
-        write_reports(sweeps)
+        application.report(sweeps)
     return [job.returned() for job in jobs]
-
-
-def write_reports(sweeps: Sequence[Path]) -> None:
-    """One in each sweep's folder. Where that can't be, a line says so: what was measured still goes to the sweeper."""
-    from sweeps.report.command import write_report
-
-    for path in sweeps:
-        try:
-            print(f"report: {write_report([path], path / 'report')}")
-        except (OSError, ValueError) as error:
-            again = shlex.join(["blockshock-report", shown(path), "--out", "FOLDER"])
-            print(f"no report in {shown(path)}: {error}; write it elsewhere with: {again}", file=sys.stderr)
 
 
 def _run(runner: Runner, config: DictConfig, sweep: Sweep, jobs: Sequence[PlannedJob]) -> bool:
@@ -93,11 +84,11 @@ def _run(runner: Runner, config: DictConfig, sweep: Sweep, jobs: Sequence[Planne
             OmegaConf.save(config, path / "multirun.yaml")  # as Hydra's sweeper does
         waiting = []
         for job in jobs:
-            if job.folder.is_done():
+            if job.is_kept():
                 sweep.board.kept += 1
                 sweep.board.ended(job.name, "ok", "")
             elif job.refusal:
-                job.folder.close(job.plain, "unsupported", job.refusal, run_id())
+                job.folder.close(job.settled, "unsupported", job.refusal, sweep.run_id)
                 sweep.board.ended(job.name, "unsupported", job.refusal)
             else:
                 waiting.append(job)
@@ -136,7 +127,7 @@ def _summary(sweep: Sweep, seconds: float, resume: str) -> None:
 
 def _left(job: PlannedJob) -> JobReturn:
     """Of a job that goes on without us: nothing to say yet."""
-    if job.folder.is_done():
+    if job.is_done():
         return job.returned()
     done = JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
     done.return_value = None
@@ -182,15 +173,19 @@ def _outdated(path: Path, earlier: Manifest | None, jobs: dict[str, list[str]]) 
     return sum(status["status"] == "ok" and status.get("schema", SCHEMA) < SCHEMA for status in found)
 
 
-def _manifest(
-    earlier: Manifest | None, options: LauncherConf, config: DictConfig, jobs: dict[str, list[str]]
-) -> Manifest:
+def _manifest(earlier: Manifest | None, options: LauncherConf, hydra: Hydra, jobs: dict[str, list[str]]) -> Manifest:
     """The folder's manifest with these jobs added: a sweeper may launch batch after batch into one folder."""
     arguments = sys.argv[1:] if any(jobs.values()) else ["-m"]
-    bare = options.resume is not None and not config.hydra.overrides.task
+    bare = options.resume is not None and not hydra.config.hydra.overrides.task
     if bare and earlier:
         arguments = earlier.arguments
-    found = Manifest(arguments, _hydra_overrides(config), options.skip_unsupported)
+    found = Manifest(
+        arguments,
+        _hydra_overrides(hydra.config),
+        options.skip_unsupported,
+        command=hydra.application.command(),
+        application=hydra.config.hydra.launcher.application,
+    )
     if earlier:
         gone = earlier.superseded_by(jobs)
         found.jobs = {name: overrides for name, overrides in earlier.jobs.items() if name not in gone}
@@ -206,6 +201,14 @@ def _refuse_doubles(jobs: Sequence[PlannedJob]) -> None:
     if doubled:
         problem = f"{folders[doubled[0]]} jobs of the sweep are the same and would share the folder {doubled[0].name}"
         raise ConfigError("hydra.sweep.subdir", jobs[0].config.hydra.sweep.subdir, problem)
+
+
+def _refuse_occupied(jobs: Sequence[PlannedJob]) -> None:
+    """A job's folder may hold another configuration's result (a subdir that is the job's number)."""
+    for job in jobs:
+        problem = job.application.obstacle(job.folder, job.settled)
+        if problem:
+            raise ConfigError("hydra.sweep.subdir", job.name, f"{shown(job.folder.path)} {problem}")
 
 
 def _refuse_while_in_slurm(manifests: dict[Path, Manifest]) -> None:
@@ -226,7 +229,6 @@ def _locked(sweep: Path) -> Iterator[None]:
         try:
             stack.enter_context(locked(sweep / ".lock", wait_s=0))
         except Timeout:
-            hint = "another sweep is writing here; wait for it or set experiment.name"
-            print(f"blockshock: {sweep}: {hint}", file=sys.stderr)
-            sys.exit(REFUSED)
+            problem = "another sweep is writing here; wait for it, or choose another folder"
+            raise ConfigError("hydra.sweep.dir", sweep, problem) from None
         yield

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import psutil
 
-from blockshock.errors import at_least
+from blockshock.errors import ConfigError, at_least
 from sweeps.launchers import job_process
 from sweeps.launchers.gpu_placement import choose, share_of_cores
 from sweeps.launchers.options import LauncherConf
@@ -21,13 +21,14 @@ from sweeps.launchers.options import LauncherConf
 if TYPE_CHECKING:
     import submitit
 
-    from sweeps.launchers.compose import PlannedJob
+    from sweeps.launchers.compose import Needs, PlannedJob
     from sweeps.launchers.runner import Hydra, Sweep
 
 POLL_S = 0.05
 RETRY_S = 0.5  # between two tries to start a job while none has ended
 GRACE_S = 10.0  # what jobs get to write their status when they are ended
-STARTUP_S = 300.0  # what a job gets beside its hardware.timeout_s before its process is taken to hang
+SIGNAL_S = 30  # between the signal that tells a process of its time limit and its end
+FOREVER_S = 1e8  # three years: submitit wants a number
 
 
 @dataclass
@@ -72,17 +73,31 @@ class LocalRunner:
     elsewhere: ClassVar[bool] = False
 
     def __init__(self, options: LocalLauncherConf, hydra: Hydra, sweep: Sweep) -> None:
-        import torch
-
         self.options, self.hydra, self.sweep = options, hydra, sweep
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        count = torch.cuda.device_count()
-        gpus = visible.split(",")[:count] if visible else [str(i) for i in range(count)]
-        self.machine = _Machine(gpus, sorted(os.sched_getaffinity(0)))
 
     def check(self, jobs: Sequence[PlannedJob]) -> None:
         if self.options.max_parallel is not None:
             at_least("hydra.launcher.max_parallel", self.options.max_parallel, 1)
+        gpus = _gpus() if any(job.needs.gpus for job in jobs) else []
+        self.machine = _Machine(gpus, sorted(os.sched_getaffinity(0)))
+        memory_gb = psutil.virtual_memory().total / 2**30
+        for needs in {job.needs for job in jobs}:
+            has = {
+                "gpus": (needs.gpus, len(self.machine.gpus), "GPUs"),
+                "cpus_per_rank": (_cores(needs), len(self.machine.cores), "cores"),
+                "memory_gb": (needs.memory_gb or 0, round(memory_gb, 1), "GiB of memory"),
+            }
+            for name, (wanted, there, unit) in has.items():
+                if wanted > there:
+                    problem = f"a job needs {wanted:g} {unit}, this machine has {there:g}"
+                    raise ConfigError(f"hydra.launcher.{name}", getattr(needs, name), problem)
+        wide = [_cores(job.needs) for job in jobs if not job.needs.gpus]
+        says = bool(wide) and all(wide)  # else one at a time, so that what is timed is undisturbed
+        self.slots = self.options.max_parallel or (len(self.machine.cores) // max(wide) if says else 1)
+
+    def plan(self, jobs: Sequence[PlannedJob]) -> str:
+        gpus = f"{len(self.machine.gpus)} GPUs" if any(job.needs.gpus for job in jobs) else f"{self.slots} at once"
+        return f"on this machine, each in a process of its own: {gpus}"
 
     def run(self, jobs: Sequence[PlannedJob]) -> bool:
         if not jobs:
@@ -121,7 +136,7 @@ class LocalRunner:
         batches = []
         for _, group in groupby(sorted(jobs, key=_shape), key=_shape):
             alike = list(group)
-            at_once = len(self.machine.gpus) // alike[0].gpus if alike[0].gpus else 1
+            at_once = len(self.machine.gpus) // alike[0].needs.gpus if alike[0].needs.gpus else 1
             at_once = max(1, min(at_once, self.options.max_parallel or at_once, len(alike)))
             batches += [alike[i::at_once] for i in range(at_once)]
         return batches
@@ -131,13 +146,13 @@ class LocalRunner:
         running, limit = self.machine.running, self.options.max_parallel
         if not waiting or (limit is not None and len(running) >= limit):
             return False
-        slots = set(range(limit or 1)) - {one.slot for one in running}
-        candidates = [batch for batch in waiting if batch[0].gpus or slots]
+        slots = set(range(self.slots)) - {one.slot for one in running}
+        candidates = [batch for batch in waiting if batch[0].needs.gpus or slots]
         if not candidates:
             return False
-        wanted = any(batch[0].gpus for batch in candidates)
+        wanted = any(batch[0].needs.gpus for batch in candidates)
         free = self.machine.free(self.options.use_busy_gpus) if wanted else []
-        chosen = choose([batch[0].gpus for batch in candidates], free)
+        chosen = choose([batch[0].needs.gpus for batch in candidates], free)
         if chosen is None:
             self._explain_waiting(free)
             return False
@@ -159,7 +174,7 @@ class LocalRunner:
         if gpus:
             cores = share_of_cores(self.machine.cores, gpus, len(self.machine.gpus))
         else:
-            cores = share_of_cores(self.machine.cores, {slot or 0}, self.options.max_parallel or 1)
+            cores = share_of_cores(self.machine.cores, {slot or 0}, self.slots)
         payload = self.hydra.submission(
             jobs,
             # NVML and CUDA number GPUs alike only in the order of their PCI buses
@@ -170,8 +185,7 @@ class LocalRunner:
         )
         for job in jobs:
             self.sweep.submitted(job)
-        seconds = STARTUP_S + sum(job.timeout_s for job in jobs)
-        executor.update_parameters(timeout_min=seconds / 60)
+        executor.update_parameters(timeout_min=(_limit_s(jobs) + SIGNAL_S) / 60, signal_delay_s=SIGNAL_S)
         # A Ctrl-C reaches all processes of a terminal: the jobs leave it to us, who tell them.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -227,15 +241,35 @@ class LocalRunner:
 
     def _tidy(self, one: _Running) -> None:
         """Submitit's files go; what processes of failed jobs printed stays."""
-        failed = any(not job.folder.is_done() for job in one.jobs)
+        failed = any(not job.is_done() for job in one.jobs)
         for path in one.process.paths.folder.glob(f"{one.pid}_*"):
             if not (failed and path.suffix in (".out", ".err") and path.stat().st_size):
                 path.unlink(missing_ok=True)
 
 
-def _shape(job: PlannedJob) -> tuple[str, ...]:
-    hardware = job.plain["hardware"]
-    return tuple(str(hardware[key]) for key in ("device", "backend", "world_size", "threads_per_rank"))
+def _shape(job: PlannedJob) -> tuple[int, ...]:
+    return job.needs.gpus, job.needs.ranks, job.needs.cpus_per_rank or 0
+
+
+def _gpus() -> list[str]:
+    """This machine's, or those of them that CUDA_VISIBLE_DEVICES names, as it names them."""
+    import torch  # seconds, which a sweep on a CPU does not pay
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return visible.split(",")[:count] if visible else [str(i) for i in range(count)]
+
+
+def _cores(needs: Needs) -> int:
+    """Of all ranks; 0 where a job does not say."""
+    return (needs.cpus_per_rank or 0) * needs.ranks
+
+
+def _limit_s(jobs: Sequence[PlannedJob]) -> float:
+    """What a process that runs `jobs` one after another may take."""
+    limits = [job.needs.timeout_s for job in jobs]
+    limited = [limit + job.application.startup_s for limit, job in zip(limits, jobs, strict=True) if limit is not None]
+    return min(sum(limited), FOREVER_S) if len(limited) == len(jobs) else FOREVER_S
 
 
 def _last_words(one: _Running) -> str:

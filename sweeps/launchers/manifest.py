@@ -25,6 +25,8 @@ class Manifest:
     skip_unsupported: bool = False
     jobs: dict[str, list[str]] = field(default_factory=dict)  # name of the job's folder -> its overrides
     slurm: dict[str, str] = field(default_factory=dict)  # name -> SLURM's job id, of the last submission
+    command: list[str] = field(default_factory=lambda: ["blockshock"])  # the program, as it was started
+    application: str = "sweeps.applications.block_shock.BlockShock"  # what can read the jobs' folders
     schema: int = 1
 
     @staticmethod
@@ -55,4 +57,4 @@ class Manifest:
         """What a user types to run what is not `ok` in the folder `sweep`."""
         resume = f"hydra.launcher.resume={shown(sweep)}"
         kept = [a for a in self.arguments if not a.lstrip("+").startswith("hydra.launcher.resume=")]
-        return shlex.join(["blockshock", *kept, resume])
+        return shlex.join([*self.command, *kept, resume])

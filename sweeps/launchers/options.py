@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
+
+# An application's own values for these keys, whichever launcher is chosen: hydra/needs/job.yaml of its configuration.
+_DEFAULTS = ("_self_", {"optional /hydra/needs@_here_": "job"})
 
 
 @dataclass
 class LauncherConf:
-    """A launcher's options; `kind` is its name in LAUNCHERS."""
+    """A launcher's options; `kind` is its name in LAUNCHERS.
 
+    What a job needs may be an interpolation, which every job resolves with its own configuration:
+    `hydra.launcher.gpus=${trainer.devices}`.
+    """
+
+    defaults: list[Any] = field(default_factory=lambda: list(_DEFAULTS))
     _target_: str = "hydra_plugins.blockshock.Launcher"
     kind: str = MISSING
+    application: str = "sweeps.applications.application.HydraApplication"  # whose jobs they are: see there
+    # what one job needs
+    ranks: int = 1  # its processes: on SLURM a task each; on this machine the job starts them itself
+    gpus: int = 0
+    cpus_per_rank: int | None = None  # cores
+    memory_gb: float | None = None  # of a host
+    timeout_s: float | None = None  # a job that runs longer ends as `timeout`
+    # how jobs are run
     skip_unsupported: bool = False  # record jobs that can't run as `unsupported` and go on; else the sweep is refused
     failure_policy: str = "keep_going"  # or fail_fast: the first failure ends the sweep
     retries: int = 0  # how often a job that failed is run again
     resume: str | None = None  # a sweep's folder: what is `ok` there is kept, the rest is run there
     reuse_ranks: bool = False  # jobs of one shape share rank processes: faster, isolates less; not on SLURM
     report: bool = True  # write tables, plots and report.html when the sweep ends
+    dry_run: bool = False  # list jobs, folders, what they need and the sbatch script; start nothing

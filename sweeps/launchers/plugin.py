@@ -10,30 +10,41 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweepe
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
+from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 
-from blockshock.errors import ConfigError, one_of
+from blockshock.errors import ConfigError
 from sweeps.launchers.launchers import LAUNCHERS
+
+
+class LaunchRefused(CompactHydraException):
+    """A sweep that can't run as it was asked for. Every Hydra application shows it in one line."""
 
 
 class JobLauncher(Launcher):
     """Imports the launcher's code only when there is a sweep to launch: single runs start faster."""
 
     def __init__(self, kind: str, **options: Any) -> None:
-        one_of("hydra.launcher.kind", kind, LAUNCHERS)
         self.kind, self.options = LAUNCHERS[kind], options
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+        resumed = config.hydra.launcher.resume
+        if resumed is not None:  # now, before a sweeper of Hydra's makes the folder of a new sweep
+            with read_write(config.hydra):
+                config.hydra.sweep.dir = resumed
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from sweeps.launchers.launch import launch
         from sweeps.launchers.runner import Hydra
 
         hydra = Hydra(self.hydra_context, self.task_function, self.config)
-        return launch(self.kind.runner, self.kind.options(**self.options), hydra, job_overrides, initial_job_idx)
+        try:
+            return launch(self.kind.runner, self.kind.options(**self.options), hydra, job_overrides, initial_job_idx)
+        except ConfigError as error:
+            raise LaunchRefused(str(error)) from error
 
 
 @dataclass

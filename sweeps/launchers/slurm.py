@@ -10,9 +10,8 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,16 +20,14 @@ from omegaconf import OmegaConf
 from blockshock.errors import ConfigError, at_least
 from sweeps.launchers import job_process, slurm_queue
 from sweeps.launchers.options import LauncherConf
-from sweeps.text import shown
+from sweeps.text import counted, shown
 
 if TYPE_CHECKING:
-    import submitit
-
-    from sweeps.launchers.compose import PlannedJob
+    from sweeps.launchers.compose import Needs, PlannedJob
     from sweeps.launchers.runner import Hydra, Sweep
+    from sweeps.launchers.sbatch import ArrayExecutor
 
 ARRAY = 1000  # jobs in one array at most: SLURM's own default limit (MaxArraySize) is 1001
-STARTUP_MIN = 5  # what a job gets beside its hardware.timeout_s
 LOOKS = 2  # how often in a row a job must be missing from the queue: shared file systems show its status late
 
 
@@ -43,9 +40,7 @@ class SlurmLauncherConf(LauncherConf):
     qos: str | None = None
     constraint: str | None = None
     ranks_per_node: int = 8  # at most; on GPU nodes the GPUs of one
-    cpus_per_rank: int | None = None
-    memory_gb: float | None = None  # of a node
-    timeout_min: int | None = None  # of a job; default: hardware.timeout_s and five minutes to start
+    timeout_min: int | None = None  # SLURM's time limit of a job; default: timeout_s and what a job takes to start
     array_parallelism: int = 256  # jobs of one array that run at once
     max_requeues: int = 3  # of a job that was preempted or ran out of time; it then starts over
     signal_delay_s: int = 90  # how long before the time limit a job is told
@@ -61,14 +56,22 @@ class Shape:
     nodes: int
     tasks_per_node: int
     gpus_per_node: int
-    timeout_min: int
+    timeout_min: int | None  # None: the partition's own limit
+    cpus_per_task: int | None = None
+    memory_gb: float | None = None
 
 
-def shape(ranks: int, gpus: int, timeout_s: float, options: SlurmLauncherConf) -> Shape:
+def shape(needs: Needs, options: SlurmLauncherConf, startup_s: float = 0.0) -> Shape:
     """As few nodes as hold the ranks, with equally many on each."""
+    ranks = needs.ranks
     nodes = next(n for n in range(math.ceil(ranks / options.ranks_per_node), ranks + 1) if ranks % n == 0)
-    minutes = options.timeout_min or math.ceil(timeout_s / 60) + STARTUP_MIN
-    return Shape(nodes, ranks // nodes, ranks // nodes if gpus else 0, minutes)
+    if needs.gpus % nodes:
+        problem = f"can't be shared out equally over the {nodes} nodes of {ranks} ranks"
+        raise ConfigError("hydra.launcher.gpus", needs.gpus, problem)
+    minutes = options.timeout_min
+    if minutes is None and needs.timeout_s is not None and math.isfinite(needs.timeout_s):
+        minutes = math.ceil((needs.timeout_s + startup_s) / 60)
+    return Shape(nodes, ranks // nodes, needs.gpus // nodes, minutes, needs.cpus_per_rank, needs.memory_gb)
 
 
 class SlurmRunner:
@@ -89,6 +92,11 @@ class SlurmRunner:
         at_least("hydra.launcher.poll_s", options.poll_s, 0.1)
         if options.timeout_min is not None:
             at_least("hydra.launcher.timeout_min", options.timeout_min, 1)
+        at_least("hydra.launcher.signal_delay_s", options.signal_delay_s, 0)
+        for wanted in {self._shape(job) for job in jobs}:
+            if wanted.timeout_min is not None and options.signal_delay_s >= 60 * wanted.timeout_min:
+                problem = f"must be shorter than the time limit of a job, here {60 * wanted.timeout_min} s"
+                raise ConfigError("hydra.launcher.signal_delay_s", options.signal_delay_s, problem)
         if options.reuse_ranks:
             print("hydra.launcher.reuse_ranks: SLURM starts every job's ranks itself, none are reused", file=sys.stderr)
 
@@ -116,7 +124,7 @@ class SlurmRunner:
         for job in jobs:
             id_ = known[job.name]
             if id_ in queue and queue[id_].goes_on:
-                self.sweep.submitted(job)
+                self.sweep.attached(job)
                 self.jobs[id_] = job
             else:
                 rest.append(job)
@@ -125,44 +133,53 @@ class SlurmRunner:
         return rest
 
     def _submit(self, jobs: Sequence[PlannedJob]) -> None:
-        def asks(job: PlannedJob) -> tuple[str, Shape]:
-            return str(job.sweep), shape(job.ranks, job.gpus, job.timeout_s, self.options)
+        for sweep, wanted, alike in self._arrays(jobs):
+            self._submit_calls(sweep, wanted, alike)
 
-        ordered = sorted(jobs, key=lambda job: (str(job.sweep), -job.ranks, asks(job)[1].timeout_min, job.number))
-        for (sweep, wanted), group in groupby(ordered, key=asks):
-            alike = list(group)
-            for start in range(0, len(alike), ARRAY):
-                self._submit_array(Path(sweep), wanted, alike[start : start + ARRAY])
+    def _arrays(self, jobs: Sequence[PlannedJob]) -> Iterator[tuple[Path, Shape, list[PlannedJob]]]:
+        """Jobs of one sweep that ask for the same, the widest first, in arrays that the cluster takes."""
+        alike: dict[tuple[Path, Shape], list[PlannedJob]] = {}
+        for job in sorted(jobs, key=lambda job: (-job.needs.ranks, job.number)):
+            alike.setdefault((job.sweep, self._shape(job)), []).append(job)
+        for (sweep, wanted), group in alike.items():
+            for start in range(0, len(group), ARRAY):
+                yield sweep, wanted, group[start : start + ARRAY]
 
-    def _submit_array(self, sweep: Path, wanted: Shape, jobs: list[PlannedJob]) -> None:
+    def _shape(self, job: PlannedJob) -> Shape:
+        return shape(job.needs, self.options, job.application.startup_s)
+
+    def plan(self, jobs: Sequence[PlannedJob]) -> str:
+        """The batch scripts: one for each array."""
+        parts = []
+        for sweep, wanted, alike in self._arrays(jobs):
+            text = self._executor(sweep, wanted).script(len(alike))
+            parts.append(f"sbatch script of {counted(len(alike), 'job')}, {alike[0].name} first:\n{text}")
+        return "\n".join(parts)
+
+    def _submit_calls(self, sweep: Path, wanted: Shape, jobs: list[PlannedJob]) -> None:
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         executor = self._executor(sweep, wanted)
         for job in jobs:
             self.sweep.submitted(job)
         try:
-            with executor.batch():
-                started = [
-                    executor.submit(
-                        job_process.run, *self.hydra.submission([job], max_requeues=self.options.max_requeues)
-                    )
-                    for job in jobs
-                ]
+            given = [self.hydra.submission([job], max_requeues=self.options.max_requeues) for job in jobs]
+            ids = executor.submit_calls(job_process.run, given)
         except (FailedJobError, FailedSubmissionError) as error:  # submitit has printed what sbatch said
             problem = "sbatch refused the jobs for the reason above; hydra.launcher.* and .sbatch are what it was given"
             raise ConfigError("hydra/launcher", "slurm", problem) from error
         manifest = self.sweep.manifests[sweep]
-        for job, handle in zip(jobs, started, strict=True):
-            manifest.slurm[job.name] = handle.job_id
-            self.jobs[handle.job_id] = job
+        for job, id_ in zip(jobs, ids, strict=True):
+            manifest.slurm[job.name] = id_
+            self.jobs[id_] = job
         manifest.write(sweep)
 
-    def _executor(self, sweep: Path, wanted: Shape) -> submitit.SlurmExecutor:
-        import submitit
+    def _executor(self, sweep: Path, wanted: Shape) -> ArrayExecutor:
+        from sweeps.launchers.sbatch import PARTITION_LIMIT, ArrayExecutor
 
         options = self.options
         folder = (sweep / ".submitit").absolute()
-        executor = submitit.SlurmExecutor(folder, python=job_process.interpreter())
+        executor = ArrayExecutor(folder, python=job_process.interpreter())
         say_why = shlex.join([sys.executable, "-m", "sweeps.launchers.job_process", str(folder)])
         teardown = f"code=$?; [ $code = 0 ] || {say_why} $code; exit $code"
         named = {
@@ -170,16 +187,16 @@ class SlurmRunner:
             "account": options.account,
             "qos": options.qos,
             "constraint": options.constraint,
-            "cpus_per_task": options.cpus_per_rank,
-            "mem": None if options.memory_gb is None else f"{round(options.memory_gb * 1024)}M",
+            "cpus_per_task": wanted.cpus_per_task,
+            "mem": None if wanted.memory_gb is None else f"{round(wanted.memory_gb * 1024)}M",
             "gpus_per_node": wanted.gpus_per_node or None,
         }
         executor._internal_update_parameters(  # SLURM's own names; update_parameters knows only submitit's few
             **{name: value for name, value in named.items() if value is not None},
-            job_name=f"blockshock-{sweep.name}",
+            job_name=f"{self.hydra.config.hydra.job.name}-{sweep.name}",
             nodes=wanted.nodes,
             ntasks_per_node=wanted.tasks_per_node,
-            time=wanted.timeout_min,
+            time=wanted.timeout_min or PARTITION_LIMIT,
             array_parallelism=options.array_parallelism,
             signal_delay_s=options.signal_delay_s,
             srun_args=["--kill-on-bad-exit=1"],  # a rank that is gone takes its peers with it
@@ -218,7 +235,7 @@ class SlurmRunner:
                 )
                 if self.sweep.ended(job, *why):
                     again.append(job)
-                if job.folder.is_done():  # submitit's files go; what processes of failed jobs printed stays
+                if job.is_done():  # submitit's files go; what processes of failed jobs printed stays
                     for path in (job.sweep / ".submitit").glob(f"{id_}_*"):
                         path.unlink(missing_ok=True)
         self._submit(again)

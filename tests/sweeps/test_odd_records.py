@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from sweeps import load_runs
-from sweeps.launchers.launch import write_reports
+from sweeps.applications.block_shock import BlockShock
 from sweeps.report.command import main, write_report
 from sweeps.report.figures import FIGURES
 from sweeps.report.figures.draw import own_style
@@ -176,7 +176,7 @@ def test_a_speedup_is_never_over_another_version_of_torch(write_run, record, tmp
 
 def test_a_sweep_whose_report_can_not_be_written_says_so_and_goes_on(good, tmp_path, capsys):
     (tmp_path / "sweep" / "report").write_text("a file where the folder should be")
-    write_reports([tmp_path / "sweep"])
+    BlockShock().report([tmp_path / "sweep"])
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"no report in {tmp_path / 'sweep'}: ")
     assert line.endswith(f"write it elsewhere with: blockshock-report {tmp_path / 'sweep'} --out FOLDER")

@@ -1,7 +1,6 @@
 """Sweeps on a real SLURM, two nodes on this host: tests/slurm.sh (make slurm-up) starts it where there is none."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,21 +12,18 @@ import pytest
 
 from sweeps import load_runs
 from sweeps.launchers import slurm_queue
+from sweeps.launchers.compose import Needs
 from sweeps.launchers.manifest import Manifest
-from sweeps.launchers.slurm import shape
+from sweeps.launchers.slurm import SlurmLauncherConf, shape
 from sweeps.report.command import write_report
 from sweeps.status import rows_of
-from tests.launching import environment, statuses, wait_until, write_method
+from tests.launching import environment, needs_slurm, statuses, wait_until, write_method
 
 # Both nodes share this machine's cores, and each rank would take all of them.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 pytestmark = pytest.mark.timeout(600)
 SLURM = ("-m", "hydra/launcher=slurm", "hydra.launcher.poll_s=1", "hardware=cpu", "model.N=16")
-needs_slurm = pytest.mark.skipif(
-    not shutil.which("sinfo") or subprocess.run(["sinfo"], capture_output=True, timeout=20).returncode != 0,
-    reason="no SLURM answers here; get one with: make slurm-up (as root, Debian or Ubuntu)",
-)
 
 
 @dataclass
@@ -210,9 +206,8 @@ def test_what_the_nodes_have_must_be_said(cli, monkeypatch):
     ("ranks", "per_node", "nodes", "tasks"), [(1, 8, 1, 1), (8, 8, 1, 8), (16, 8, 2, 8), (6, 4, 2, 3), (5, 4, 5, 1)]
 )
 def test_ranks_are_spread_equally_over_as_few_nodes_as_hold_them(ranks, per_node, nodes, tasks):
-    from sweeps.launchers.slurm import SlurmLauncherConf
-
-    wanted = shape(ranks, ranks, 600.0, SlurmLauncherConf(ranks_per_node=per_node))
+    needs = Needs(ranks, gpus=ranks, cpus_per_rank=None, memory_gb=None, timeout_s=600.0)
+    wanted = shape(needs, SlurmLauncherConf(ranks_per_node=per_node), startup_s=300.0)
     assert (wanted.nodes, wanted.tasks_per_node, wanted.gpus_per_node) == (nodes, tasks, tasks)
     assert wanted.timeout_min == 15
 
