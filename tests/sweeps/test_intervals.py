@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
 
 from sweeps.report.tables.intervals import MIN_REPEATS, interval, intervals, ratio_intervals
 
@@ -51,3 +52,22 @@ def test_intervals_that_must_hold_together_are_wider_and_never_than_the_range():
     assert together[0] < alone[0] < alone[1] < together[1]
     assert together[0] >= 1.0 / 2.4
     assert together[1] <= 1.4 / 2.0
+
+
+@pytest.mark.parametrize("n", [5, 9, 20])
+def test_intervals_are_those_of_scipys_percentile_bootstrap(n):
+    random = np.random.default_rng(n)
+    above, below = np.exp(random.normal(0.2, 0.1, n)), np.exp(random.normal(0, 0.1, n))
+    same = {
+        "method": "percentile",
+        "n_resamples": 20_000,
+        "rng": 0,
+    }  # ten times ours: the reference's own noise is small
+    one = bootstrap((above,), np.median, **same).confidence_interval
+    assert interval(above.tolist()) == pytest.approx(one, rel=0.005)
+
+    def ratio(top, bottom, axis):
+        return np.median(top, axis=axis) / np.median(bottom, axis=axis)
+
+    both = bootstrap((above, below), ratio, **same).confidence_interval
+    assert ratio_intervals([above.tolist()], [below.tolist()])[0] == pytest.approx(both, rel=0.01)
