@@ -6,9 +6,10 @@ low, high = ratio_intervals([[1.0, 1.1, ...]], [[2.0, 2.1, ...]])     # one row 
 A repeat is a job, or a block of a job's iterations; iterations of one block follow one another and are none. The
 percentile bootstrap (B. Efron and R. Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13) of the median of
 five repeats is their range, which covers the true median in 1 - 2/2⁵ = 94% of cases; of fewer it would cover less
-and be called 95% all the same, so there is none. The ratio's two sides are resampled independently. scipy.stats.bootstrap
-gives the same intervals (a test compares them) and takes 25 times as long, since here all rows of as many repeats share
-their resamples, of which a median needs the two middle order statistics only.
+and be called 95% all the same, so there is none. The ratio's two sides are resampled independently.
+
+scipy.stats.bootstrap gives the same intervals (a test compares them) and takes 25 times as long: here all rows of as many
+repeats share their resamples, and of those a median needs the two middle order statistics only.
 """
 
 from __future__ import annotations
