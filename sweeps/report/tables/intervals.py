@@ -8,8 +8,8 @@ percentile bootstrap (B. Efron and R. Tibshirani, An Introduction to the Bootstr
 five repeats is their range, which covers the true median in 1 - 2/2⁵ = 94% of cases; of fewer it would cover less
 and be called 95% all the same, so there is none. The ratio's two sides are resampled independently.
 
-scipy.stats.bootstrap gives the same intervals (a test compares them) and takes 25 times as long: here all rows of as many
-repeats share their resamples, and of those a median needs the two middle order statistics only.
+scipy.stats.bootstrap gives the same intervals (a test compares them) and takes 25 times as long. Here all rows with the
+same number of repeats share their resamples, of which a median needs the two middle order statistics only.
 """
 
 from __future__ import annotations
