@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from blockshock import SCHEMA
 from blockshock.run_folder.folder import RunFolder
 from sweeps import load_runs
 from sweeps.report.records import load
@@ -130,7 +131,10 @@ def test_a_run_with_a_broken_file_is_one_row_that_names_the_file(write_run, tmp_
     [
         ({"N": "a"}, "N: expected int, got 'a'"),
         ({"N": None}, "N is missing"),
+        ({"N": 0}, "N: expected int >= 1, got 0"),
         ({"dtype": 3}, "dtype: expected str, got 3"),
+        ({"timings_ms": {"forward": 1.0}}, "timings_ms[...]: Expected object, got float"),
+        ({"schema": 99}, f"schema 99 is newer than {SCHEMA}, the newest that this version reads; upgrade block-shock"),
         ({"memory_peak_bytes": "much"}, "memory_peak_bytes: expected number, got 'much'"),
         ({"timings_ms": {"forward": {"p50_ms": [1, "x"]}}}, "timings_ms.forward.p50_ms: expected number, got [1, 'x']"),
     ],

@@ -12,9 +12,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from blockshock.run_folder.folder import RunFolder
 from sweeps import load_runs
 from sweeps.report.command import main
-from sweeps.report.records.schema import json_schema
+from sweeps.report.records.schema import Status, json_schema, mismatch
 
 REFERENCE = Path(__file__).parents[2] / "outputs" / "reference"
 
@@ -199,6 +200,11 @@ def test_committed_records_are_few_small_and_without_a_path_of_the_machine_that_
         assert (pack.parent / "README.md").stat().st_size > 0
         runs = load_runs([pack])
         assert not (runs["status"] == "unreadable").any()
+
+
+def test_a_status_that_a_job_writes_is_of_the_published_type(tmp_path):
+    RunFolder(tmp_path).close({"phase": {"name": "x"}}, "unsupported", "needs two ranks", "an id")
+    assert mismatch(json.loads((tmp_path / "status.json").read_text()), Status) == ""
 
 
 def test_the_published_schema_is_that_of_the_types():

@@ -199,7 +199,7 @@ def test_the_readable_table_says_once_what_is_the_same_everywhere(table_of, reco
     assert "workload" not in shown
     assert the_same(table)["workload"] == "gaussian"
     assert shown["forward, ms"].tolist() == ["0.0123", "0.500"]
-    assert shown["weights a rank, MiB"].tolist() == ["1.00", "0.500"]
+    assert shown["weights per rank, MiB"].tolist() == ["1.00", "0.500"]
     lines = markdown(shown).splitlines()
     assert len(lines) == 4
     assert len({line.count("|") for line in lines}) == 1

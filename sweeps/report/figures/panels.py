@@ -177,5 +177,5 @@ def _spoken(key: str, value: object) -> str:
         "flush_l2": {"True": "cold L2", "False": "warm L2"},
         "input_grad": {"True": "with dX", "False": "without dX"},
     }
-    texts = {"threads_per_rank": "{} threads a rank", "driver": "driver {}", "torch": "PyTorch {}"}
+    texts = {"threads_per_rank": "{} threads per rank", "driver": "driver {}", "torch": "PyTorch {}"}
     return words.get(key, {}).get(str(value)) or texts.get(key, "{}").format(value)

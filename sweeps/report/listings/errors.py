@@ -34,8 +34,8 @@ def show(rows: pd.DataFrame) -> pd.DataFrame:
 ERRORS = Listing(
     "errors",
     "Errors",
-    "‖A − A*‖ / ‖A*‖ against float64 for Y, dX and dW, and what the roundings that a method must make allow. One "
-    "rounding: a dense product's error on the same data. The check covers every phase that made one.",
+    "‖A − A*‖ / ‖A*‖ against float64 for Y, dX and dW, and the limit that the method's roundings allow. One "
+    "rounding: the error of a dense matmul on the same data. The check covers every phase that made one.",
     select,
     show,
 )

@@ -11,8 +11,8 @@ from sweeps.report.tables.report_data import ReportData
 from sweeps.text import bounds, number, percent, times
 
 INTERVALS = (
-    "Medians, with bootstrap 95% intervals over repeats where there are five or more (jobs of the same configuration, "
-    "else the blocks of a job). "
+    "Medians, with bootstrap 95% intervals where there are five repeats or more (jobs of the same configuration, else "
+    "the blocks of one job). "
 )
 
 
@@ -49,9 +49,9 @@ FORWARD = Listing(
     "forward",
     "Forward pass",
     INTERVALS
-    + "× dense: the speed beside dense_single on one rank; × row-parallel: beside dense_tp_row on as many ranks P. "
-    "TFLOP/s counts the whole product. Of the roofline: the least time that the machine's calibrated rates allow over "
-    "the time taken, and what bounds it",
+    + "× dense: speedup over dense_single on one rank. × row-parallel: speedup over dense_tp_row on the same number of "
+    "ranks P. TFLOP/s counts the whole matmul. Of the roofline: the least time that the machine's calibrated rates "
+    "allow, divided by the measured time, and what bounds it",
     select,
     show,
     remark,

@@ -18,7 +18,7 @@ def show(ratios: pd.DataFrame) -> pd.DataFrame:
     shown = key_columns(ratios.assign(method="block_shock", kernel="cusparselt", world_size=2))
     shown = shown.drop(columns=["method", "kernel", "P"], errors="ignore")
     shown = shown.assign(mask=ratios["mask"].astype(str))
-    for column, name in (("s", "s"), ("predicted", "predicted ratio"), ("local_ratio", "measured, product")):
+    for column, name in (("s", "s"), ("predicted", "predicted ratio"), ("local_ratio", "measured, matmul")):
         shown[name] = ratios[column].map(number)
         shown[f"{name}, 95%"] = bounds(ratios, f"{column}_lo", f"{column}_hi")
     shown["measured, whole forward"] = ratios["ratio"].map(number)
@@ -30,9 +30,9 @@ def show(ratios: pd.DataFrame) -> pd.DataFrame:
 LAW = Listing(
     "law",
     "The law max(2/s, 9/8)",
-    "time(Block-Shock) / time(row-parallel) = max(2/s, 9/8) for the rank-local product of two ranks on sparse tensor "
-    "cores; s, twice dense_single's time over Block-Shock's on one rank with cuSPARSELt, is the realised sparse "
-    "speedup (adding the two halves there counts against it). It agrees where both sides' 95% intervals overlap.",
+    "time(Block-Shock) / time(row-parallel) = max(2/s, 9/8) for the rank-local matmul of two ranks on sparse tensor "
+    "cores. The realised sparse speedup s is twice dense_single's time over Block-Shock's on one rank with cuSPARSELt, "
+    "including the addition of the two halves. Agrees: the 95% intervals of both sides overlap.",
     select,
     show,
 )

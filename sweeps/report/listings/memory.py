@@ -38,4 +38,4 @@ def remark(rows: pd.DataFrame) -> str:
     return " Peaks on a CPU are the process's resident set, Python and PyTorch included." if resident else ""
 
 
-MEMORY = Listing("memory", "Memory", "Of one rank, the largest of all ranks.", select, show, remark)
+MEMORY = Listing("memory", "Memory", "Per rank; the largest of all ranks.", select, show, remark)

@@ -23,7 +23,7 @@ NAMES = {
     "world_size": "P",
     "timing_mode": "timing",
     "flush_l2": "L2 flushed",
-    "threads_per_rank": "threads a rank",
+    "threads_per_rank": "threads per rank",
     "torch": "PyTorch",
     "input_grad": "dX",
 }
@@ -57,7 +57,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     if table["step_p50_ms"].notna().any():
         shown["training step, ms"] = table["step_p50_ms"].map(number)
     sizes = {
-        "weight_bytes_per_rank": "weights a rank, MiB",
+        "weight_bytes_per_rank": "weights per rank, MiB",
         "forward_memory_peak_bytes": "peak forward, MiB",
         "step_memory_peak_bytes": "peak training, MiB",
     }
@@ -104,7 +104,7 @@ _LONG = {
     "options",
     "error of Y (limit)",
     "forward · backward · optimizer · compress · rest",
-    "weights a rank, MiB",
+    "weights per rank, MiB",
     "peak forward, MiB",
     "peak training, MiB",
 }

@@ -48,8 +48,8 @@ PROFILES = Listing(
     "profiles",
     "Profiled training steps",
     "The simulated peak comes from the step's graph and its nodes' workspaces, the measured one from the allocator. "
-    "The sum of the nodes' times belongs beside the step as a CUDA graph, which has no gaps between kernels; with the "
-    "idle time it belongs beside the eager step.",
+    "Compare the sum of the nodes' times with the step as a CUDA graph, which has no gaps between kernels, and the sum "
+    "plus the idle time with the eager step.",
     select,
     show,
 )

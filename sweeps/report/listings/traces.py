@@ -33,15 +33,15 @@ def _row(run: dict[Any, Any]) -> dict[str, str]:
     row |= {f"{part.replace('_', ' ')}, ms": f"{run[f'trace.{part}_ms'][slowest]:.3f}" for part in PARTS}
     attributed = run["trace.attributed"]
     row |= {"kernels": f"{run['trace.kernels'][slowest]}", "slower by": f"{run['trace.slowdown']:.1%}"}
-    return row | {"with an owner": "" if pd.isna(attributed) else f"{attributed:.2%}"}
+    return row | {"attributed": "" if pd.isna(attributed) else f"{attributed:.2%}"}
 
 
 TRACES = Listing(
     "traces",
     "Traced training steps",
-    "Medians over the traced steps, of the rank with the longest. Forward to idle add up to the step. Slower by: what "
-    "tracing added to it. With an owner: the share of device time that belongs to a module, the loss, the optimizer or "
-    "a collective.",
+    "Medians over the traced steps of the slowest rank. Forward to idle add up to the step. Slower by: what tracing "
+    "added to the step. Attributed: the share of device time attributed to a module, the loss, the optimizer or a "
+    "collective.",
     select,
     show,
 )

@@ -37,9 +37,9 @@ def show(rows: pd.DataFrame) -> pd.DataFrame:
 TRAINING_STEP = Listing(
     "training_step",
     "Training step",
-    INTERVALS + "Parts are timed inside the step, each with its own clock, so that they may add up to more than the "
-    "step; rest is what they leave of it. All-reduce and all-gather lie inside forward and backward. rows/s: rows of X "
-    "trained on a second.",
+    INTERVALS
+    + "Parts are timed inside the step, each with its own clock, so their sum can exceed the step. Rest: the step "
+    "minus its parts. All-reduce and all-gather are included in forward and backward. rows/s: rows of X per second.",
     select,
     show,
 )

@@ -100,7 +100,7 @@ def page(content: Content) -> str:
     )
 
 
-CHOICES = {"N", "K", "B", "P", "budget", "threads a rank"}
+CHOICES = {"N", "K", "B", "P", "budget", "threads per rank"}
 
 
 def _numbers(column: pd.Series) -> bool:

@@ -40,7 +40,7 @@ class Run:
         rows = []
         for number, record in enumerate(self.records, start=1):
             flat = flatten(record)
-            wrong = first_problem(flat)
+            wrong = first_problem(record, flat)
             if wrong:
                 return [common | {"status": UNREADABLE, "reason": f"metrics.jsonl: line {number}: {wrong}"}]
             rows.append(flat | common)

@@ -1,6 +1,6 @@
 """What run folders hold, as types: status.json, env.json, a line of metrics.jsonl and a line of a packed experiment.
 
-first_problem({"phase": "phase1_forward", "N": "a", ...})        # "N: expected whole number, got 'a'"; "": none
+first_problem({"phase": "phase1_forward", "N": "a", ...}, flat)        # "N: expected whole number, got 'a'"; "": none
 
 Phases add fields of their own to a record. Reports compute with those too, so a rule covers what the types can't: a
 field whose name ends in a unit holds numbers. (msgspec names no key inside a mapping, such as timings_ms, either.)
@@ -87,8 +87,8 @@ class PackedRun(Struct):
     files: dict[str, str] = {}  # the run's own text files that reports read or that were asked for
 
 
-def first_problem(record: Mapping[str, Any]) -> str:
-    """What is wrong with a record whose names are flattened with dots (`timings_ms.forward.p50_ms`), "" if nothing."""
+def first_problem(record: Mapping[str, Any], flat: Mapping[str, Any]) -> str:
+    """What is wrong with a record, "" if nothing. `flat`: its fields with dots (`timings_ms.forward.p50_ms`)."""
     wrong = mismatch(record, Record) or newer(record.get("schema"))
     if wrong:
         return wrong
@@ -97,7 +97,7 @@ def first_problem(record: Mapping[str, Any]) -> str:
     missing = [name for name in needed if record.get(name) is None]
     if missing:
         return f"{missing[0]} is missing"
-    for name, value in record.items():
+    for name, value in flat.items():
         if value is not None and _is_measurement(name) and not _is_number(value):
             return f"{name}: expected number, got {value!r}"
     return ""

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from sweeps.report.tables.comparisons import ALIKE, lists
@@ -24,8 +23,8 @@ ROUNDING_MARGIN = 1.2  # blockshock/jobs/correctness.py's, on the roundings a me
 CLAIMS = {
     "premise": "The split computes the same thing: errors and drift are those of the roundings it must make.",
     "H1": "At some size, Block-Shock's forward pass is faster than the faster of row- and column-parallel.",
-    "H2": "With packed weights, a training step takes no more time and memory than row-parallel's on as many ranks, "
-    "and less memory a rank than the dense layer on one.",
+    "H2": "With packed weights, a training step takes no more time and memory than row-parallel's on the same number "
+    "of ranks, and less memory per rank than the dense layer on one.",
     "H3": "At every size, Block-Shock's kernels make the forward pass faster than the same halves multiplied with "
     "their zeros (masked_split_dense).",
 }
@@ -121,10 +120,9 @@ def _training(table: pd.DataFrame) -> tuple[str, str, pd.DataFrame]:
     slower = found["lo"] > MARGIN
     larger = (found["memory_over_row"] > MARGIN) | (found["memory_over_dense"] >= 1)
     text = _range(found, "times row-parallel's step time")
-    low, high = found["memory_over_row"].min(), found["memory_over_row"].max()
-    text += f" Memory a rank: {low:.2f} to {high:.2f} of row-parallel's"
-    low, high = found["memory_over_dense"].min(), found["memory_over_dense"].max()
-    text += "." if np.isnan(low) else f", {low:.2f} to {high:.2f} of the dense layer's."
+    text += f" Memory per rank: {_span(found['memory_over_row'], 'row-parallel')}"
+    dense = found["memory_over_dense"]
+    text += "." if dense.isna().all() else f", {_span(dense, 'the dense layer')}."
     if slower.any() or larger.any():
         parts = [f"slower at {_of(slower)}"] if slower.any() else []
         parts += [f"more memory at {_of(larger)}"] if larger.any() else []
@@ -133,7 +131,7 @@ def _training(table: pd.DataFrame) -> tuple[str, str, pd.DataFrame]:
     return (
         (SUPPORTED, f"at {'all ' * (len(found) > 1)}{counted(len(found), 'comparison')}; {text}", found)
         if kept.all()
-        else _open(found, text)
+        else _open(found, text, MARGIN)
     )
 
 
@@ -176,7 +174,7 @@ def _fastest(rows: pd.DataFrame, name: str, size: list[str]) -> pd.DataFrame:
 
 
 def _memory(table: pd.DataFrame) -> pd.Series:
-    """Bytes a rank: the allocator's peak of a step. A resident set also holds Python and PyTorch, so there the weights,
+    """Bytes per rank: the allocator's peak of a step. A resident set also holds Python and PyTorch; there the weights,
     gradients and optimizer state count instead."""
     held = table[["weight_bytes_per_rank", "gradient_bytes_per_rank", "optimizer_bytes_per_rank"]].sum(axis=1)
     allocated = table["memory_peak_kind"].astype(str).str.startswith("allocated")
@@ -194,8 +192,17 @@ def _range(found: pd.DataFrame, of_what: str) -> str:
     return f"it takes {low:.2f} to {high:.2f} {of_what} ({counted(len(found), 'comparison')}, {span}{few})."
 
 
-def _open(found: pd.DataFrame, text: str) -> tuple[str, str, pd.DataFrame]:
-    why = "intervals hold both answers" if found["lo"].notna().all() else "not every comparison was repeated"
+def _span(ratios: pd.Series, of_what: str) -> str:
+    """`0.53 to 1.21 times that of row-parallel`, or `same as row-parallel` where both ends round to 1.00."""
+    low, high = f"{ratios.min():.2f}", f"{ratios.max():.2f}"
+    if low == high:
+        return f"same as {of_what}" if low == "1.00" else f"{low} times that of {of_what}"
+    return f"{low} to {high} times that of {of_what}"
+
+
+def _open(found: pd.DataFrame, text: str, limit: float = 1.0) -> tuple[str, str, pd.DataFrame]:
+    repeated = found["lo"].notna().all()
+    why = f"inconclusive: confidence intervals include {limit}" if repeated else "not every comparison was repeated"
     return UNDECIDED, f"{why}; {text}", found
 
 
