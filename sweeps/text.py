@@ -57,6 +57,14 @@ def number(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
+def byte_size(size: int) -> str:
+    """131072 -> `128 KiB`."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size >= unit:
+            return f"{size / unit:g} {name}"
+    return f"{size} B"
+
+
 def mebibytes(size: float) -> str:
     return number(size / 2**20)
 

@@ -24,7 +24,7 @@ from sweeps.launchers.dry_run import dry_run
 from sweeps.launchers.manifest import Manifest
 from sweeps.launchers.options import LauncherConf
 from sweeps.launchers.runner import Hydra, Runner, Sweep
-from sweeps.text import shown
+from sweeps.text import clock, shown
 
 
 def launch(
@@ -107,8 +107,7 @@ def _run(runner: Runner, config: DictConfig, sweep: Sweep, jobs: Sequence[Planne
 def _summary(sweep: Sweep, seconds: float, resume: str) -> None:
     board = sweep.board
     parts = [f"{count} {status}" for status, count in board.count.items() if count]
-    minutes, rest = divmod(round(seconds), 60)
-    print(f"{', '.join(parts) or 'nothing ended'} in {minutes}:{rest:02d}", file=sys.stderr)
+    print(f"{', '.join(parts) or 'nothing ended'} in {clock(seconds)}", file=sys.stderr)
     if board.kept:
         print(f"{board.kept} were measured before and kept; another experiment.name measures anew", file=sys.stderr)
     if sweep.outdated:

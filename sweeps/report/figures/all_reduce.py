@@ -21,6 +21,7 @@ from sweeps.report.figures.panels import (
 )
 from sweeps.report.figures.style import marker, palette
 from sweeps.report.tables.report_data import ReportData
+from sweeps.text import byte_size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +73,7 @@ def allreduce(data: pd.DataFrame) -> Figure:
         limits = rows[rows["link_gbs"] > 0].groupby("world_size")["link_gbs"].median()
         for world_size, limit in zip(limits.index, limits, strict=True):
             axis.axhline(limit, color="#777777", lw=1.3, linestyle=line_style(world_size))
-        size_axis(axis, rows["message_bytes"], spoken)
+        size_axis(axis, rows["message_bytes"], byte_size)
         log_axes(axis, y=True)
         axis.set(xlabel="message", ylabel="bus bandwidth, GB/s")
         axis.set_title(label, fontsize="small")
@@ -81,14 +82,6 @@ def allreduce(data: pd.DataFrame) -> Figure:
         handles.append(Line2D([], [], color="#777777", lw=1.3, label="link limit"))
     legend(figure, [*handles, *rank_handles(data["world_size"])])
     return figure
-
-
-def spoken(size: int) -> str:
-    """131072 -> `128 KiB`."""
-    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if size >= unit:
-            return f"{size / unit:g} {name}"
-    return f"{size} B"
 
 
 ALLREDUCE = FigureSpec(

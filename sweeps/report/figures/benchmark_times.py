@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sweeps.report.figures.all_reduce import spoken
 from sweeps.report.figures.figure import FigureSpec, ordered
 from sweeps.report.figures.panels import canvas, legend, log_axes, size_axis
 from sweeps.report.figures.style import COLLECTIVES, marker, palette
 from sweeps.report.tables import targets
 from sweeps.report.tables.benchmarks import SETTING, by_setting
 from sweeps.report.tables.report_data import ReportData
-from sweeps.text import ranks
+from sweeps.text import byte_size, ranks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +54,7 @@ def all_reduce(data: pd.DataFrame) -> Figure:
         for axis, value in ((above, "p50_us"), (below, "ratio")):
             axis.plot(chosen["bytes"], chosen[value], "o", ms=9, mfc="none", mec=INK, mew=1.3, zorder=4)
             axis.set_xlabel("size")
-            size_axis(axis, rows["bytes"].astype(int), spoken)
+            size_axis(axis, rows["bytes"].astype(int), byte_size)
             log_axes(axis, y=True)
         above.set_ylabel("time, µs")
         below.set_ylabel("time over NCCL's")

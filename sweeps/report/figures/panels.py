@@ -42,7 +42,7 @@ def panels(data: pd.DataFrame, sizes: Sequence[str], also: Sequence[str] = ()) -
         named = dict(zip(by, value, strict=True))
         parts = [f"{size} = {named[size]}" for size in sizes]
         parts += [f"K = {named['_k']}"] if named.get("_k") else []
-        parts += [_spoken(key, named[key]) for key in keys if named[key] != ""]
+        parts += [_panel_words(key, named[key]) for key in keys if named[key] != ""]
         found.append((textwrap.fill(", ".join(parts), 52), rows))
     return found
 
@@ -120,7 +120,7 @@ def interval_bars(axis: Axes, rows: pd.DataFrame, x: str, y: str, colours: dict[
         axis.errorbar(found[x], found[y], edges, fmt="none", color=colours[str(method)], capsize=3, lw=1.2, zorder=2)
 
 
-def size_axis(axis: Axes, sizes: Iterable[int], spoken: Callable[[int], str] = str) -> None:
+def size_axis(axis: Axes, sizes: Iterable[int], label: Callable[[int], str] = str) -> None:
     """log2, with the sizes that were measured as ticks; one that would touch its neighbour's label has none."""
     found = sorted(set(sizes))
     width = math.log2(found[-1] / found[0])
@@ -129,7 +129,7 @@ def size_axis(axis: Axes, sizes: Iterable[int], spoken: Callable[[int], str] = s
         if math.log2(size / ticks[-1]) >= 0.09 * width:
             ticks.append(size)
     axis.set_xscale("log", base=2)
-    axis.set_xticks(ticks, [spoken(size) for size in ticks], rotation=45 if len(ticks) > 6 else 0)
+    axis.set_xticks(ticks, [label(size) for size in ticks], rotation=45 if len(ticks) > 6 else 0)
     axis.minorticks_off()
 
 
@@ -172,7 +172,7 @@ def line_style(world_size: int) -> Any:
     return (0, dashes(world_size)) if dashes(world_size) else "-"
 
 
-def _spoken(key: str, value: object) -> str:
+def _panel_words(key: str, value: object) -> str:
     words = {
         "flush_l2": {"True": "cold L2", "False": "warm L2"},
         "input_grad": {"True": "with dX", "False": "without dX"},

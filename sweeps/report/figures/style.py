@@ -8,17 +8,19 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 
+INK, BLUE, SKY, ORANGE = "#3b3b3b", "#0072b2", "#56b4e9", "#e69f00"
+PINK, VERMILION, VIOLET, WINE = "#cc79a7", "#d55e00", "#7a5195", "#882255"
 COLOURS = {
-    "dense_single": "#3b3b3b",
-    "dense_tp_row": "#0072b2",
-    "dense_tp_column": "#56b4e9",
+    "dense_single": INK,
+    "dense_tp_row": BLUE,
+    "dense_tp_column": SKY,
     "dtensor_row": "#00755a",
     "dtensor_column": "#3fbf97",
-    "masked_split_dense": "#e69f00",
-    "torch_semi_structured": "#cc79a7",
-    "block_shock": "#d55e00",
+    "masked_split_dense": ORANGE,
+    "torch_semi_structured": PINK,
+    "block_shock": VERMILION,
 }
-OTHERS = ("#7a5195", "#8c6d31", "#1b9e9e", "#a6761d", "#6b8e00", "#b03a5b")
+OTHERS = (VIOLET, "#8c6d31", "#1b9e9e", "#a6761d", "#6b8e00", "#b03a5b")
 PARTS = {
     "forward": "#2a788e",
     "backward": "#7ad151",
@@ -29,15 +31,15 @@ PARTS = {
 INSIDE = "#1d1d1d"  # a part of the parts
 # Ways of running a whole model's step: never in one figure with the layer's methods.
 RECOMPUTATION = {
-    "keep_all": "#3b3b3b",
-    "torch_checkpoint": "#0072b2",
-    "torch_memory_budget, aot_eager": "#56b4e9",
-    "torch_memory_budget, inductor": "#882255",
-    "recompute_greedy": "#e69f00",
-    "recompute_optimal": "#d55e00",
+    "keep_all": INK,
+    "torch_checkpoint": BLUE,
+    "torch_memory_budget, aot_eager": SKY,
+    "torch_memory_budget, inductor": WINE,
+    "recompute_greedy": ORANGE,
+    "recompute_optimal": VERMILION,
 }
 # Ways of summing over the ranks: likewise in figures of their own.
-COLLECTIVES = {"nccl": "#0072b2", "one_shot": "#e69f00", "two_shot": "#d55e00", "copy": "#7a5195"}
+COLLECTIVES = {"nccl": BLUE, "one_shot": ORANGE, "two_shot": VERMILION, "copy": VIOLET}
 MARKERS = {1: "o", 2: "s", 4: "^", 8: "D"}
 DASHES: dict[int, tuple[float, ...]] = {1: (), 2: (4, 1.5), 4: (1, 1.2), 8: (5, 1.2, 1, 1.2)}
 

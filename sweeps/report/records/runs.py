@@ -60,7 +60,7 @@ def environments(runs: pd.DataFrame) -> list[dict[str, str]]:
     one = runs.drop_duplicates("folder")
     facts = pd.DataFrame(index=one.index)
     for name, column in {"host": "host", **FACTS, "platform": "platform"}.items():
-        facts[name] = _spoken(one, f"env.{column}")
+        facts[name] = _as_text(one, f"env.{column}")
     gpus = [_gpus(value) for value in one["env.gpus"]] if "env.gpus" in one else [("", 0)] * len(one)
     facts.insert(1, "GPU", [name for name, _ in gpus])
     facts = facts.assign(_count=[count for _, count in gpus])[(facts != "").any(axis=1)]
@@ -95,10 +95,10 @@ FACTS = {
 
 
 def _values(runs: pd.DataFrame, column: str) -> list[str]:
-    return sorted(set(_spoken(runs, column)) - {""})
+    return sorted(set(_as_text(runs, column)) - {""})
 
 
-def _spoken(runs: pd.DataFrame, column: str) -> pd.Series:
+def _as_text(runs: pd.DataFrame, column: str) -> pd.Series:
     """As text: whole numbers without a point, nothing as an empty string."""
     if column not in runs:
         return pd.Series("", index=runs.index)
