@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from blockshock.run_folder.files import printable
 from blockshock.run_folder.folder import RunFolder
 
 
@@ -14,7 +15,7 @@ def print_summary(run_dir: str | os.PathLike[str]) -> None:
     record = folder.records()[-1]
     if "part" in record:
         _print_benchmark(folder.records())
-        print(f"  {folder.path}")
+        print(f"  {printable(str(folder.path))}")
         return
     size = (
         f"N={record['N']} K={record['K']} B={record['B']}" if record["N"] else f"{record['workload']} B={record['B']}"
@@ -46,7 +47,7 @@ def print_summary(run_dir: str | os.PathLike[str]) -> None:
         print(f"  step        {text} ms (rank {slowest})")
         known = "" if trace["attributed"] is None else f"; {trace['attributed']:.2%} of the device time has an owner"
         print(f"  trace       {trace['kernels'][0]} kernels a step; slower by {trace['slowdown']:.1%}{known}")
-    print(f"  {folder.path}")
+    print(f"  {printable(str(folder.path))}")
 
 
 def _print_benchmark(records: list[dict[str, Any]]) -> None:

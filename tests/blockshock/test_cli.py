@@ -379,6 +379,16 @@ def test_variables_of_a_shell_or_an_allocation_start_no_ranks(cli, monkeypatch, 
     assert cli(*SMALL, "phase=phase0_correctness", "hardware.world_size=2").code == 0
 
 
+def test_a_local_sweep_in_a_requeued_allocation_runs_its_jobs(cli, tmp_path, monkeypatch):
+    """The allocation's number, restarts and tasks are not the job's."""
+    allocation = {"SLURM_JOB_ID": "99999999", "SLURM_RESTART_COUNT": "7", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}
+    for name, value in {**allocation, "WORLD_SIZE": "2", "RANK": "1", "BLOCKSHOCK_RUN_ID": "of_yesterday"}.items():
+        monkeypatch.setenv(name, value)
+    done = cli("-m", *SMALL, "phase=phase0_correctness", "experiment.name=inside", "hydra.launcher.report=false")
+    assert done.code == 0, done.err
+    assert [status["status"] for status in statuses(tmp_path)] == ["ok"]
+
+
 @pytest.mark.parametrize(
     ("world_size", "rank", "expected"),
     [("two", "0", "WORLD_SIZE=two: "), ("2", "2", "RANK=2: is no rank of WORLD_SIZE=2"), ("2", "-1", "RANK=-1: ")],
