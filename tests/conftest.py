@@ -22,9 +22,22 @@ settings.register_profile("shared_machine", deadline=None)  # a slow example on 
 settings.load_profile("shared_machine")
 
 
+# What `make quick` leaves out beside the tests that are marked themselves: these files start sweeps, ranks, SLURM or a
+# browser, train, or solve, each for longer than ten seconds.
+SLOW = {
+    *("test_benchmark", "test_checkpoint_phase", "test_cli", "test_correctness", "test_methods", "test_peers"),
+    *("test_profile_phase", "test_ranks", "test_torch_compile", "test_trace_phase", "test_triton_kernels"),
+    *("test_planners", "test_proof", "test_rewrite", "test_rewritten_step_equals_eager"),
+    *("test_forecast", "test_memory_model", "test_profile", "test_recompute", "test_traced_step_equals_eager"),
+    *("test_traces_docs", "test_browser", "test_launch", "test_report", "test_slurm"),
+}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     found = torch.cuda.device_count()
     for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
         need = 2 if item.get_closest_marker("gpus") else 1 if item.get_closest_marker("gpu") else 0
         if need > found:
             item.add_marker(pytest.mark.skip(reason=f"needs {need} CUDA GPU(s), this machine has {found}"))
@@ -44,7 +57,8 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
     def run(*arguments: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["blockshock", *arguments])
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / "cache"))
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # main sets it: put back afterwards
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # main sets this and the next: put back afterwards
+        monkeypatch.setenv("PYTHONSAFEPATH", "1")
         code: int | str | None = 0
         try:
             main()

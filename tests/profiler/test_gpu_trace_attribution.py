@@ -133,7 +133,7 @@ def test_times_are_read_without_rounding(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_trace_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("[]")
-    with pytest.raises(ProfilerError, match="no traceEvents"):
+    with pytest.raises(ProfilerError, match="no list traceEvents"):
         read_trace(tmp_path / "x.json")
 
 
