@@ -9,13 +9,13 @@ from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensor,
-    FakeTensorMode,
     UnsupportedFakeTensorException,
     UnsupportedOperatorException,
 )
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
 from profiler.errors import TraceError
+from profiler.graph.fake_kernels import FaithfulFakeTensorMode
 from profiler.graph.regions import Recorder, Region
 
 _UNFAITHFUL = {  # operators whose fake kernel describes other outputs than the real one gives
@@ -32,7 +32,7 @@ class Fakes:
     """
 
     def __init__(self) -> None:
-        self.mode = FakeTensorMode(
+        self.mode = FaithfulFakeTensorMode(
             allow_non_fake_inputs=True,
             shape_env=ShapeEnv(allow_dynamic_output_shape_ops=False),
             static_shapes=True,
