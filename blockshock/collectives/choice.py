@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from blockshock.collectives.product_sum import FEWEST_ROWS, Multiply, ProductSum, Total, alone, most_chunks
+from blockshock.collectives.matmul_all_reduce import FEWEST_ROWS, MatmulAllReduce, Multiply, Total, alone, most_chunks
 from blockshock.collectives.reductions import GPU_NAMES, REDUCTIONS
 from blockshock.collectives.symmetric import SymmetricBuffer, symmetric_buffer
 from blockshock.dtypes import DTYPES, torch_name
@@ -52,7 +52,7 @@ class Chosen:
     ms: dict[str, float] = field(default_factory=dict)  # product and sum, by "implementation/chunks", where measured
 
     def describe(self) -> dict[str, Any]:
-        if not isinstance(self.total, ProductSum):
+        if not isinstance(self.total, MatmulAllReduce):
             return {}
         collective = self.total.describe()
         if self.impossible:
@@ -105,7 +105,7 @@ def choose(
         return Chosen(alone)
     ranks = dist.get_world_size(group)
     if dist.get_backend(group) != "nccl":
-        return Chosen(ProductSum(REDUCTIONS["gloo"].build(group, width, None), options.overlap_chunks or 1))
+        return Chosen(MatmulAllReduce(REDUCTIONS["gloo"].build(group, width, None), options.overlap_chunks or 1))
     size = batch * width * dtype.itemsize
     names = list(GPU_NAMES) if options.collective == "auto" else [options.collective]
     whys = {name: REDUCTIONS[name].unsupported(ranks, dtype, size) for name in names}
@@ -125,7 +125,7 @@ def choose(
     if options.overlap_chunks is not None:
         counts = [options.overlap_chunks]
     ways = {
-        f"{name}/{chunks}": ProductSum(REDUCTIONS[name].build(group, width, buffer), chunks)
+        f"{name}/{chunks}": MatmulAllReduce(REDUCTIONS[name].build(group, width, buffer), chunks)
         for name in names
         for chunks in counts
     }
@@ -144,7 +144,11 @@ def choose(
 
 
 def _measure(
-    ways: dict[str, ProductSum], multiply: Multiply, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+    ways: dict[str, MatmulAllReduce],
+    multiply: Multiply,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> dict[str, float]:
     """Milliseconds of product and sum by each way, on random data; the slowest rank's."""
     x = torch.randn(*shape, device=device).to(dtype)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from blockshock.collectives.product_sum import Total, alone
+from blockshock.collectives.matmul_all_reduce import Total, alone
 from blockshock.kernels.kernel import Kernel
 
 
@@ -18,7 +18,7 @@ class _PackedLinear(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, values: torch.Tensor, kernel: Kernel, total: Total) -> torch.Tensor:
         ctx.save_for_backward(x, values)
         ctx.kernel = kernel
-        return total(x, lambda rows, out: kernel.product(rows, values, out))
+        return total(x, lambda rows, out: kernel.matmul(rows, values, out))
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
@@ -35,7 +35,7 @@ class _MaskedLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(x, values)
         ctx.kernel = kernel
-        return total(x, lambda rows, out: kernel.product(rows, values, out))
+        return total(x, lambda rows, out: kernel.matmul(rows, values, out))
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None, None]:

@@ -95,4 +95,4 @@ def _time(kernel: Kernel, half: Half) -> float:
     shape = half.shape
     x = torch.randn(shape.batch, shape.features, device=half.device).to(kernel.dtype)
     values = kernel.adopt(torch.randn(shape.rows, shape.features // 2, device=half.device).to(kernel.dtype))
-    return quick_time_ms(partial(kernel.product, x, values), half.device)
+    return quick_time_ms(partial(kernel.matmul, x, values), half.device)

@@ -109,7 +109,7 @@ class CuSparseLt(Kernel):
             return super().values_grad(dy, x)
         return self._blocks.to_row_major(self._blocks.values_grad(dy, x))
 
-    def product(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    def matmul(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         assert self._buffer is not None
         assert values.data_ptr() == self._buffer.data_ptr(), "the packed weight was moved out of its buffer"
         return multiply(self._buffer, x, self.algorithm, out)

@@ -34,8 +34,8 @@ class Gather(Kernel):
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "mask": mask_key(self.layout)}
 
-    def product(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        return self.layout.product(x, values, out)
+    def matmul(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        return self.layout.matmul(x, values, out)
 
     def input_grad(self, dy: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         return self.layout.input_grad(dy, values)

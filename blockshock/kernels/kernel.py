@@ -102,7 +102,7 @@ class Kernel(ABC):
         values.copy_(self.layout.pack(dense))
 
     @abstractmethod
-    def product(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    def matmul(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """(B, K), (R, K/2) -> (B, R), written into `out` (contiguous) where one is given."""
 
     def input_grad(self, dy: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -168,7 +168,7 @@ class BlockLayout:
         """(R, K) -> (G, R/G, K)."""
         return self.from_row_major(dense.contiguous()).view(self.blocks, self.rows // self.blocks, self.features)
 
-    def product(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    def matmul(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """(B, K), (R, K/2) -> (B, R) = x Wᵀ, half of the dense work."""
         taken = take(x, self.columns)
         if self.blocks == 1:

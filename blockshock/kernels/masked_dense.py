@@ -12,5 +12,5 @@ class MaskedDense(Kernel):
     def worth_trying(cls, shape: Shape) -> bool:
         return not shape.blocks
 
-    def product(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    def matmul(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         return torch.mm(x, self.layout.unpack(values).t(), out=out)

@@ -8,7 +8,7 @@ from blockshock.kernels.kernel import Kernel, into
 class Reference(Kernel):
     name = "reference"
 
-    def product(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    def matmul(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         return into(out, (x.double() @ self.layout.unpack(values).double().t()).to(x.dtype))
 
     def input_grad(self, dy: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

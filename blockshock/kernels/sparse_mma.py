@@ -11,7 +11,7 @@ import torch
 from blockshock.dtypes import short_name, torch_name
 from blockshock.errors import ConfigError
 from blockshock.kernels.gpu import nvrtc
-from blockshock.kernels.gpu.sparse_mma_launch import STEP, MmaTiles, MmaWorkspace, arrange, product
+from blockshock.kernels.gpu.sparse_mma_launch import STEP, MmaTiles, MmaWorkspace, arrange, matmul
 from blockshock.kernels.gpu.tuning import Tuned, for_batch
 from blockshock.kernels.kernel import FEW_ROWS, Half, Kernel, Shape
 from blockshock.kernels.layouts import PackedLayout
@@ -81,7 +81,7 @@ class SparseMma(Kernel):
         x = torch.randn(batch, layout.features, device=device).to(dtype)
         values = torch.randn(layout.rows, layout.features // 2, device=device).to(dtype)
         out = torch.empty(batch, layout.rows, device=device, dtype=dtype)
-        run = partial(product, x, values, self._metadata, out)
+        run = partial(matmul, x, values, self._metadata, out)
         work = partial(_workspace, rows=layout.rows, device=device)
         choices = for_batch(fitting(layout.rows, layout.features, device), batch)
         if not choices:
@@ -89,10 +89,10 @@ class SparseMma(Kernel):
             raise ConfigError("method.kernel", self.name, problem)
         self.tuned = Tuned("sparse_mma", choices, key, device, run, work)
 
-    def product(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    def matmul(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         if out is None:
             out = x.new_empty(len(x), self.layout.rows)
-        return product(x, values, self._metadata, out, self.tuned.tiles, self.tuned.work(len(x)))
+        return matmul(x, values, self._metadata, out, self.tuned.tiles, self.tuned.work(len(x)))
 
     @property
     def weight_bytes(self) -> int:

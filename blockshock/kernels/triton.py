@@ -103,20 +103,20 @@ class Blocks(Triton, Gather):
         out = torch.empty(batch, layout.rows, device=device, dtype=dtype)
         work = partial(_workspace, rows=layout.rows, device=device)
         choices = for_blocks(layout, batch)
-        self.tuned = Tuned("triton", choices, key, device, partial(self._product, x, values, out), work)
+        self.tuned = Tuned("triton", choices, key, device, partial(self._matmul, x, values, out), work)
 
-    def _product(
+    def _matmul(
         self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor, tiles: StridedTiles | GemmTiles, work: Workspace
     ) -> torch.Tensor:
         columns, block_rows = self.layout.columns, self.layout.block_rows
         if isinstance(tiles, GemmTiles):
-            return block_gemm.product(x, values, columns, block_rows, out, tiles)
-        return strided.product(x, values, columns, block_rows, out, tiles, work)
+            return block_gemm.matmul(x, values, columns, block_rows, out, tiles)
+        return strided.matmul(x, values, columns, block_rows, out, tiles, work)
 
-    def product(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    def matmul(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         if out is None:
             out = x.new_empty(len(x), self.layout.rows)
-        return self._product(x, values, out, self.tuned.tiles, self.tuned.work(len(x)))
+        return self._matmul(x, values, out, self.tuned.tiles, self.tuned.work(len(x)))
 
     def describe(self) -> dict[str, Any]:
         variant = "block_gemm" if isinstance(self.tuned.tiles, GemmTiles) else "strided"
@@ -149,14 +149,14 @@ class Decompress(Triton):
         x = torch.randn(batch, layout.features, device=device).to(dtype)
         values = torch.randn(layout.rows, layout.features // 2, device=device).to(dtype)
         out = torch.empty(batch, layout.rows, device=device, dtype=dtype)
-        run = partial(decompress.product, x, values, self.flags, out)
+        run = partial(decompress.matmul, x, values, self.flags, out)
         work = partial(_workspace, rows=layout.rows, device=device)
         self.tuned = Tuned("triton", for_batch(fitting, batch), key, device, run, work)
 
-    def product(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    def matmul(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         if out is None:
             out = x.new_empty(len(x), self.layout.rows)
-        return decompress.product(x, values, self.flags, out, self.tuned.tiles, self.tuned.work(len(x)))
+        return decompress.matmul(x, values, self.flags, out, self.tuned.tiles, self.tuned.work(len(x)))
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "variant": "decompress", **asdict(self.tuned.tiles)}

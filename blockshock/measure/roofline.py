@@ -27,7 +27,7 @@ class Cost:
         )
 
 
-def product(m: int, n: int, k: float, bytes_a: float, bytes_b: float, bytes_out: float) -> Cost:
+def matmul(m: int, n: int, k: float, bytes_a: float, bytes_b: float, bytes_out: float) -> Cost:
     """(m, k) times (k, n), with the bytes of each operand as it lies in memory."""
     return Cost(2.0 * m * n * k, bytes_a + bytes_b + bytes_out)
 

@@ -76,9 +76,9 @@ class BlockShockLinear(HalvesLinear):
             return masked_linear(x, self.weights[half], self.compressed[half], self.kernels[half], total)
         return packed_linear(x, self.weights[half], self.kernels[half], total)
 
-    def product(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    def matmul(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         values = self.compressed[0] if self.compressed else self.weights[0]
-        return self.kernels[0].product(x, values, out)
+        return self.kernels[0].matmul(x, values, out)
 
     def after_optimizer_step(self, step: int) -> None:
         """Compress again after optimizer step number `step` (from 1), where the method says so."""

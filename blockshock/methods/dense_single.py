@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from blockshock.errors import ConfigError
-from blockshock.measure.roofline import Cost, product
+from blockshock.measure.roofline import Cost, matmul
 from blockshock.methods import ParallelLinear
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def dense_costs(B: int, N: int, K: int, itemsize: int) -> dict[str, Cost]:
     """The three products of a dense (N, K) linear layer on B rows."""
     x, w, y = B * K * itemsize, N * K * itemsize, B * N * itemsize
     return {
-        "forward": product(B, N, K, x, w, y),
-        "backward_input": product(B, K, N, y, w, x),
-        "backward_weight": product(N, K, B, y, x, w),
+        "forward": matmul(B, N, K, x, w, y),
+        "backward_input": matmul(B, K, N, y, w, x),
+        "backward_weight": matmul(N, K, B, y, x, w),
     }

@@ -19,7 +19,7 @@ from blockshock.errors import ConfigError
 from blockshock.measure.roofline import Cost, all_reduce
 from blockshock.methods import ParallelLinear, ring_roundings
 from blockshock.methods.dense_single import dense_costs
-from blockshock.methods.shared.dense_linear import dense_linear, product
+from blockshock.methods.shared.dense_linear import dense_linear, matmul
 from blockshock.ranks import distributed
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class DenseTpRowLinear(ParallelLinear):
         self.weight = nn.Parameter(weight[:, self.columns].contiguous())  # (N, K/P)
         self.collective = choose(
             options,
-            partial(product, weight=self.weight),
+            partial(matmul, weight=self.weight),
             dist.group.WORLD,
             batch=problem.B,
             features=width,

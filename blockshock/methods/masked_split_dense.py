@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from blockshock.methods import ParallelLinear
-from blockshock.methods.shared.dense_linear import dense_linear, product
+from blockshock.methods.shared.dense_linear import dense_linear, matmul
 from blockshock.methods.shared.halves import HalvesLinear, HalvesOptions, check_halves
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ class MaskedSplitLinear(HalvesLinear):
     def multiply(self, x: torch.Tensor, half: int) -> torch.Tensor:
         return dense_linear(x, self.weights[half], self.collective.total, self.masks[half])
 
-    def product(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        return product(x, out, weight=self.weights[0])
+    def matmul(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        return matmul(x, out, weight=self.weights[0])
 
     def dense_half(self, part: torch.Tensor, half: int) -> torch.Tensor:
         return part

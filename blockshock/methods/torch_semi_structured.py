@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.sparse import SparseSemiStructuredTensor, SparseSemiStructuredTensorCUSPARSELT, to_sparse_semi_structured
 
-from blockshock.collectives.product_sum import Total
+from blockshock.collectives.matmul_all_reduce import Total
 from blockshock.dtypes import DTYPES
 from blockshock.errors import ConfigError
 from blockshock.kernels.cusparselt import flop_formulas
@@ -140,11 +140,11 @@ class _SemiStructuredLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight, mask)
 
-        def product(rows: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+        def matmul(rows: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
             y = torch.nn.functional.linear(rows, sparse())
             return into(out, y).contiguous()  # some versions of PyTorch return a transpose, which NCCL refuses to sum
 
-        return total(x, product)
+        return total(x, matmul)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from blockshock.collectives import reductions
 from blockshock.collectives.choice import CollectiveOptions, choose
-from blockshock.collectives.product_sum import ProductSum
+from blockshock.collectives.matmul_all_reduce import MatmulAllReduce
 from blockshock.collectives.symmetric import live_bytes, symmetric_buffer
 from blockshock.jobs.correctness import MARGIN, CheckFailed
 from blockshock.measure.timing import capture
@@ -128,7 +128,9 @@ def every_way(info: RankInfo, name: str, dtype_name: str, group_size: int, say: 
     torch.use_deterministic_algorithms(True, warn_only=True)  # then torch.empty is full of NaN
     try:
         for chunks in (1, 2, 4, 8):
-            layers = [ProductSum(reductions.REDUCTIONS[name].build(group, width, buffer), chunks) for width in WIDTHS]
+            layers = [
+                MatmulAllReduce(reductions.REDUCTIONS[name].build(group, width, buffer), chunks) for width in WIDTHS
+            ]
             for how, calls in (("eager", _eagerly(layers, dtype)), ("graph", _in_graph(layers, dtype))):
                 for call, results in enumerate(calls):
                     for width, y in zip(WIDTHS, results, strict=True):
@@ -152,7 +154,7 @@ def _late(call: int) -> None:
         torch.cuda._sleep(2_000_000)
 
 
-def _eagerly(layers: list[ProductSum], dtype: torch.dtype) -> list[list[torch.Tensor]]:
+def _eagerly(layers: list[MatmulAllReduce], dtype: torch.dtype) -> list[list[torch.Tensor]]:
     kept = []
     for call in range(CALLS):
         inputs = [operands(distributed.rank(), call, width, dtype) for width in WIDTHS]
@@ -162,7 +164,7 @@ def _eagerly(layers: list[ProductSum], dtype: torch.dtype) -> list[list[torch.Te
     return kept
 
 
-def _in_graph(layers: list[ProductSum], dtype: torch.dtype) -> list[list[torch.Tensor]]:
+def _in_graph(layers: list[MatmulAllReduce], dtype: torch.dtype) -> list[list[torch.Tensor]]:
     """Both layers in one graph; replayed without waiting for the host between."""
     fixed = [operands(distributed.rank(), 0, width, dtype) for width in WIDTHS]
     results: list[torch.Tensor] = []

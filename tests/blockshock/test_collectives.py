@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockshock.collectives import reductions
-from blockshock.collectives.product_sum import most_chunks, row_chunks
+from blockshock.collectives.matmul_all_reduce import most_chunks, row_chunks
 from tests.blockshock import collective_tasks
 
 

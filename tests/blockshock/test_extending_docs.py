@@ -46,7 +46,7 @@ def test_the_pages_kernel_multiplies_by_the_masked_matrix(monkeypatch):
     weight, x = (torch.randn(rows, 16, generator=generator, dtype=torch.float64) for rows in (12, 5))
     kernel = make("by_rows", mask, None, 5, torch.float64)
     values = kernel.adopt(kernel.layout.pack(weight))
-    torch.testing.assert_close(kernel.product(x, values), x @ (weight * mask).t(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(kernel.matmul(x, values), x @ (weight * mask).t(), rtol=0, atol=1e-12)
 
 
 def test_the_pages_all_reduce_is_a_reduction_under_its_name():

@@ -34,7 +34,7 @@ def test_cusparselt_multiplies_packed_values_with_exact_zeros_right(kind, dtype)
     values = kernel.adopt(kernel.layout.pack(weight))
     exact = x.double() @ weight.double().t()
     dense = x @ weight.t()
-    error, dense_error = (float((y.double() - exact).norm() / exact.norm()) for y in (kernel.product(x, values), dense))
+    error, dense_error = (float((y.double() - exact).norm() / exact.norm()) for y in (kernel.matmul(x, values), dense))
     assert error <= 1.2 * dense_error
 
 
@@ -49,7 +49,7 @@ def test_values_updated_in_place_multiply_bit_for_bit_as_a_fresh_compression(kin
         optimizer.zero_grad()
         packed_linear(x, values, kernel).square().mean().backward()
         optimizer.step()
-    ours = kernel.product(x, values.detach())
+    ours = kernel.matmul(x, values.detach())
     fresh = torch._cslt_compress(kernel.layout.unpack(values.detach())).view(kernel._shape)
     theirs = multiply(fresh, x, kernel.algorithm)
     assert torch.equal(ours, theirs)
@@ -83,7 +83,7 @@ def test_gradients_are_right_after_masked_weights_with_zeros_were_compressed_aga
     values = kernel.adopt(kernel.layout.pack(torch.zeros_like(weight)))
     kernel.recompress(values, weight)
     for got, dense, exact in (
-        (kernel.product(x, values), x @ weight.t(), x.double() @ weight.double().t()),
+        (kernel.matmul(x, values), x @ weight.t(), x.double() @ weight.double().t()),
         (kernel.input_grad(dy, values), dy @ weight, dy.double() @ weight.double()),
     ):
         assert float((got.double() - exact).norm()) <= 1.2 * float((dense.double() - exact).norm())

@@ -38,7 +38,7 @@ class Loop(Kernel):
     def worth_trying(cls, shape: Shape) -> bool:
         return True
 
-    def product(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    def matmul(self, x: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         columns = [(x * row).sum(1) for row in self.layout.unpack(values)]
         return torch.stack(columns, 1) if out is None else out.copy_(torch.stack(columns, 1))
 
@@ -56,7 +56,7 @@ def test_a_kernel_that_is_only_listed_is_built_rejected_and_tried_like_the_other
     x = torch.randn(4, 16, generator=generator, dtype=torch.float64)
     kernel = make("loop", mask, None, 4, torch.float64)
     values = kernel.adopt(kernel.layout.pack(weight))
-    torch.testing.assert_close(kernel.product(x, values), x @ weight.t(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(kernel.matmul(x, values), x @ weight.t(), rtol=0, atol=1e-12)
 
     done = cli("method=block_shock", "method.kernel=loop", "model.N=30", "model.K=32", "hydra.job.chdir=false")
     assert done.code == 2  # N=30 is the mask's to reject: the kernel's name is known

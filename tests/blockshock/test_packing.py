@@ -71,7 +71,7 @@ def test_every_kernel_multiplies_by_the_masked_matrix_forward_and_backward(case,
     dy = torch.randn(batch, rows, generator=generator, dtype=torch.float64)
     kernel = make(kernel_name, mask, period, batch, torch.float64)
     values = kernel.adopt(kernel.layout.pack(weight))
-    torch.testing.assert_close(kernel.product(x, values), x @ weight.T, rtol=0, atol=1e-12)
+    torch.testing.assert_close(kernel.matmul(x, values), x @ weight.T, rtol=0, atol=1e-12)
     torch.testing.assert_close(kernel.input_grad(dy, values), dy @ weight, rtol=0, atol=1e-12)
     dense_dw = torch.where(mask, dy.T @ x, 0.0)
     torch.testing.assert_close(kernel.layout.unpack(kernel.values_grad(dy, x)), dense_dw, rtol=0, atol=1e-12)

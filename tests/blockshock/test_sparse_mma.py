@@ -115,7 +115,7 @@ def test_product_is_right_and_always_the_same(tiles, dtype):
         work = sparse_mma_launch.MmaWorkspace(tiles, 384, B, device)
         outs = [torch.full((B, 384), float("nan"), dtype=dtype, device=device) for _ in range(3)]
         for out in outs:
-            sparse_mma_launch.product(x, values, metadata, out, tiles, work)
+            sparse_mma_launch.matmul(x, values, metadata, out, tiles, work)
         exact = x.double() @ weight.double().t()
         error, dense_error = (float((y.double() - exact).norm() / exact.norm()) for y in (outs[0], x @ weight.t()))
         assert error <= 1.2 * dense_error

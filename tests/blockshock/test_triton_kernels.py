@@ -81,7 +81,7 @@ def test_a_product_on_strided_columns_is_that_of_the_masked_matrix(kind, dtype, 
     first = None
     for _ in range(3):  # a launch must leave its counters as it found them
         out = torch.full((batch, rows), float("nan"), dtype=dtype, device=DEVICE)
-        strided.product(x, values, layout.columns, layout.block_rows, out, tiles, work)
+        strided.matmul(x, values, layout.columns, layout.block_rows, out, tiles, work)
         assert bool(((out.double() - exact).abs() <= one_rounding(exact, dtype)).all())
         first = out if first is None else first
         assert torch.equal(out, first)
@@ -101,7 +101,7 @@ def test_a_product_of_blocks_is_that_of_the_masked_matrix(kind, dtype, how):
     weight, x = draw(rows, features, seed=1, dtype=dtype), draw(batch, features, seed=2, dtype=dtype)
     exact = x.double() @ (weight.double() * mask).t()
     out = torch.full((batch, rows), float("nan"), dtype=dtype, device=DEVICE)
-    assert block_gemm.product(x, layout.pack(weight), layout.columns, layout.block_rows, out, tiles) is out
+    assert block_gemm.matmul(x, layout.pack(weight), layout.columns, layout.block_rows, out, tiles) is out
     assert bool(((out.double() - exact).abs() <= one_rounding(exact, dtype)).all())
 
 
@@ -115,7 +115,7 @@ def test_rows_of_blocks_that_are_no_neighbours_come_to_their_places(block_rows, 
     values, x = draw(rows, features // 2, seed=1, dtype=dtype), draw(batch, features, seed=2, dtype=dtype)
     exact = x.double() @ layout.unpack(values).double().t()
     out = torch.full((batch, rows), float("nan"), dtype=dtype, device=DEVICE)
-    block_gemm.product(x, values, layout.columns, block_rows, out, tiles)
+    block_gemm.matmul(x, values, layout.columns, block_rows, out, tiles)
     assert bool(((out.double() - exact).abs() <= one_rounding(exact, dtype)).all())
 
 
@@ -130,7 +130,7 @@ def test_a_product_that_decompresses_is_that_of_the_masked_matrix(kind, dtype, s
     weight, x = draw(rows, features, seed=1, dtype=dtype), draw(batch, features, seed=2, dtype=dtype)
     tiles = StridedTiles(64, 16, decompress.LANES, split, 4, 2)
     out = torch.full((batch, rows), float("nan"), dtype=dtype, device=DEVICE)
-    decompress.product(x, layout.pack(weight), layout.flags, out, tiles, Workspace(tiles, rows, batch, DEVICE))
+    decompress.matmul(x, layout.pack(weight), layout.flags, out, tiles, Workspace(tiles, rows, batch, DEVICE))
     exact = x.double() @ (weight.double() * mask).t()
     assert bool(((out.double() - exact).abs() <= one_rounding(exact, dtype)).all())
 
@@ -185,10 +185,10 @@ def test_a_captured_product_follows_its_input_replay_by_replay(name, kind, batch
     kernel = make(name, mask, PERIODS[kind], batch, dtype)
     values = kernel.adopt(kernel.layout.pack(draw(rows, features, seed=1, dtype=dtype)))
     x, out = draw(batch, features, seed=2, dtype=dtype), torch.empty(batch, rows, dtype=dtype, device=DEVICE)
-    kernel.product(x, values, out)
-    graph = capture(lambda: kernel.product(x, values, out))
+    kernel.matmul(x, values, out)
+    graph = capture(lambda: kernel.matmul(x, values, out))
     for seed in range(3, 8):
         x.copy_(draw(batch, features, seed=seed, dtype=dtype))
         out.fill_(float("nan"))
         graph.replay()
-        assert torch.equal(out, kernel.product(x, values))
+        assert torch.equal(out, kernel.matmul(x, values))

@@ -45,7 +45,7 @@ class GemmTiles:
         return whole and (not self.both or len(columns) == 2)
 
 
-def product(
+def matmul(
     x: torch.Tensor,
     values: torch.Tensor,
     columns: Places,
@@ -63,7 +63,7 @@ def product(
     count = triton.cdiv(B, tiles.batch) * (R // tiles.rows) // (2 if tiles.both else 1)
     if tiles.persistent and x.device.type == "cuda":
         count = min(count, torch.cuda.get_device_properties(x.device).multi_processor_count)
-    _product[(count,)](
+    _matmul[(count,)](
         source, weight, out, B, R, K,
         E0=e, E1=f, G0=g, G1=h, PARTS=len(columns), EARLY=early,
         BOTH=tiles.both, PERSISTENT=tiles.persistent, BATCH=tiles.batch, ROWS=tiles.rows, STEP=tiles.step,
@@ -141,7 +141,7 @@ if triton is not None:
             tl.store(out + b[:, None].to(tl.int64) * R + r[None, :], y, mask=(b < B)[:, None])
 
     @triton.jit
-    def _product(
+    def _matmul(
         x, values, out, B, R, K,
         E0: tl.constexpr, E1: tl.constexpr, G0: tl.constexpr, G1: tl.constexpr,
         PARTS: tl.constexpr, EARLY: tl.constexpr, BOTH: tl.constexpr, PERSISTENT: tl.constexpr,

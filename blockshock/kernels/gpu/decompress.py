@@ -41,14 +41,14 @@ def places_of(flags: torch.Tensor) -> torch.Tensor:
     return torch.stack([first, second], -1).to(torch.uint8).view(T, -1)
 
 
-def product(
+def matmul(
     x: torch.Tensor, values: torch.Tensor, flags: torch.Tensor, out: torch.Tensor, tiles: StridedTiles, work: Workspace
 ) -> torch.Tensor:
     """(B, K), (R, K/2), flags (R, K/32) -> out (B, R)."""
     B, K = x.shape
     R = len(values)
     grid = (R // tiles.rows, triton.cdiv(B, tiles.batch), tiles.split)
-    _product[grid](
+    _matmul[grid](
         x, values.view(torch.int32), flags, out, work.partial, work.arrived, B, R, K,
         ROWS=tiles.rows, BATCH=tiles.batch, LANES=LANES, SPLIT=tiles.split, UPCAST=INTERPRETED, STAGES=tiles.stages,
         num_warps=tiles.warps,
@@ -91,7 +91,7 @@ if triton is not None:
         return tl.reshape(tl.join(even, odd), (ROWS, 4 * LANES)).to(dtype, bitcast=True)
 
     @triton.jit
-    def _product(
+    def _matmul(
         x, words, flags, out, partial, arrived, B, R, K,
         ROWS: tl.constexpr, BATCH: tl.constexpr, LANES: tl.constexpr, SPLIT: tl.constexpr, UPCAST: tl.constexpr,
         STAGES: tl.constexpr,

@@ -2,7 +2,7 @@
 
     metadata = arrange(places)                                  # once for a mask: uint8 (R, K/2) -> int32 (R, K/32)
     work = MmaWorkspace(tiles, R, B, device)                       # once for a shape
-    product(x, values, metadata, out, tiles, work)              # out (B, R) = x (B, K) · Wᵀ, one launch
+    matmul(x, values, metadata, out, tiles, work)              # out (B, R) = x (B, K) · Wᵀ, one launch
 
 The kernel (sparse_mma.cu) is bound by the bytes of the weight: K values and K/4 bytes of metadata a row, 9/16 of dense.
 It feeds mma.sp.m16n8k32 (PTX ISA, "Matrix fragments for sparse mma.m16n8k32 with .f16 and .bf16 types"), on GPUs of
@@ -89,7 +89,7 @@ def arrange(places: torch.Tensor) -> torch.Tensor:
     return octets.permute(0, 3, 2, 5, 4, 1, 6).reshape(-1).view(torch.int32).view(R // 16, kept // 64, 32, 2)
 
 
-def product(
+def matmul(
     x: torch.Tensor,
     values: torch.Tensor,
     metadata: torch.Tensor,

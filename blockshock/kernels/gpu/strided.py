@@ -56,7 +56,7 @@ class Workspace:
         self.arrived = torch.zeros(programs, dtype=torch.int32, device=device)
 
 
-def product(
+def matmul(
     x: torch.Tensor,
     values: torch.Tensor,
     columns: Places,
@@ -71,7 +71,7 @@ def product(
     (a, b), (c, d) = columns[0], columns[-1]
     (e, f), (g, h) = block_rows[0][:2], block_rows[-1][:2]
     grid = (R // tiles.rows, triton.cdiv(B, tiles.batch), tiles.split)
-    _product[grid](
+    _matmul[grid](
         x, values, out, work.partial, work.arrived, B, R, K,
         A0=a, A1=b, C0=c, C1=d, E0=e, E1=f, G0=g, G1=h, PARTS=len(columns),
         ROWS=tiles.rows, BATCH=tiles.batch, GROUPS=tiles.groups, SPLIT=tiles.split, UPCAST=INTERPRETED,
@@ -108,7 +108,7 @@ if triton is not None:
                 tl.store(arrived + tile, 0)
 
     @triton.jit
-    def _product(
+    def _matmul(
         x, values, out, partial, arrived, B, R, K,
         A0: tl.constexpr, A1: tl.constexpr, C0: tl.constexpr, C1: tl.constexpr,
         E0: tl.constexpr, E1: tl.constexpr, G0: tl.constexpr, G1: tl.constexpr, PARTS: tl.constexpr,

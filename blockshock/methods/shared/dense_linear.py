@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from blockshock.collectives.product_sum import Total
+from blockshock.collectives.matmul_all_reduce import Total
 
 
 def dense_linear(x: torch.Tensor, weight: torch.Tensor, total: Total, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -22,7 +22,7 @@ def dense_linear(x: torch.Tensor, weight: torch.Tensor, total: Total, mask: torc
     return _DenseLinear.apply(x, weight, total, mask)
 
 
-def product(x: torch.Tensor, out: torch.Tensor | None = None, *, weight: torch.Tensor) -> torch.Tensor:
+def matmul(x: torch.Tensor, out: torch.Tensor | None = None, *, weight: torch.Tensor) -> torch.Tensor:
     """(B, K), (R, K) -> (B, R), written into `out` where one is given."""
     return torch.mm(x, weight.t(), out=out)
 
@@ -33,7 +33,7 @@ class _DenseLinear(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, total: Total, mask: torch.Tensor | None
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight, mask)
-        return total(x, partial(product, weight=weight))
+        return total(x, partial(matmul, weight=weight))
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:

@@ -20,7 +20,7 @@ import torch
 from blockshock.collectives.choice import CollectiveOptions, check_collective, choose
 from blockshock.collectives.gradients import gather_columns, sum_gradient
 from blockshock.errors import ConfigError, one_of
-from blockshock.measure.roofline import Cost, all_gather, all_reduce, product
+from blockshock.measure.roofline import Cost, all_gather, all_reduce, matmul
 from blockshock.methods import ParallelLinear, ring_roundings
 from blockshock.ranks import distributed
 
@@ -100,7 +100,7 @@ class HalvesLinear(ParallelLinear, ABC):
         """Decide how the pair's products are summed: a collective, in which `kernel` says what multiplies."""
         self.collective = choose(
             options,
-            self.product,
+            self.matmul,
             self.sum_group,
             batch=self.batch,
             features=self.features,
@@ -123,7 +123,7 @@ class HalvesLinear(ParallelLinear, ABC):
         differentiable."""
 
     @abstractmethod
-    def product(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    def matmul(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """Rows of this rank's X -> their rows of Y: the first local half's product alone, into `out` where given."""
 
     @abstractmethod
@@ -154,9 +154,9 @@ class HalvesLinear(ParallelLinear, ABC):
         read = K / 2 if self.sharded_grad else K  # columns of X that one half needs
         x, y, w = B * read * self.itemsize, B * rows * self.itemsize, self.half_bytes()
         one = {
-            "forward": product(B, rows, K / 2, x, w, y),
-            "backward_input": product(B, rows, K / 2, y, w, x),
-            "backward_weight": product(B, rows, K / 2, y, x, w),
+            "forward": matmul(B, rows, K / 2, x, w, y),
+            "backward_input": matmul(B, rows, K / 2, y, w, x),
+            "backward_weight": matmul(B, rows, K / 2, y, x, w),
         }
         costs = {
             name: Cost(count * cost.flops, count * cost.memory_bytes, count * cost.link_bytes)

@@ -133,7 +133,7 @@ class Law(LayerBenchmark):
             x = layer.shard_input(problem.inputs())
             yield built.entry(partial(_without_gradients, layer, x))
             if isinstance(layer, HalvesLinear):
-                yield Entry(built.key, "sparse_half", partial(_without_gradients, layer.product, x))
+                yield Entry(built.key, "sparse_half", partial(_without_gradients, layer.matmul, x))
             else:
                 weight = problem.weight()
                 half = weight[:, : x.shape[1]].contiguous()

@@ -107,11 +107,11 @@ class Product(KernelBenchmark):
         for built in self._built(execution, weight):
             with naming(built.name):
                 out.fill_(float("nan"))
-                built.kernel.product(x, built.values, out)
+                built.kernel.matmul(x, built.values, out)
                 half = built.kernel.layout.unpack(built.values)
                 checked = judged(out, x @ half.t(), x.double() @ half.double().t(), problem.K)
                 del half
-            step = partial(built.kernel.product, x, built.values)
+            step = partial(built.kernel.matmul, x, built.values)
             about = built.about() | checked | {"copy_gbs": execution.rates.copy_gbs}
             yield Entry(built.name, built.mask, step, built.asked, about)
 

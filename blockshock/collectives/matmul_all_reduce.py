@@ -1,6 +1,6 @@
 """Y = Σ over a group of each rank's product, whole or in chunks of X's rows whose sums overlap the next product.
 
-    total = ProductSum(reduction, chunks=4)
+    total = MatmulAllReduce(reduction, chunks=4)
     y = total(x, multiply)            # multiply(x_rows, out) -> (rows, R), written into `out` where one is given
 
 With chunks, on a GPU: the products follow one another on the current stream, and each chunk's sum runs on a stream of
@@ -42,7 +42,7 @@ def alone(x: torch.Tensor, multiply: Multiply) -> torch.Tensor:
     return multiply(x, None)
 
 
-class ProductSum:
+class MatmulAllReduce:
     """The `Total` by `reduction`, in `chunks` chunks of rows. Its result is ordinary memory, new in every call."""
 
     def __init__(self, reduction: Reduction, chunks: int = 1) -> None:
