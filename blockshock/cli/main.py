@@ -40,7 +40,9 @@ def main() -> None:
     resolvers.register()
     _show_trace = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and we explain
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         resolvers.use_run_id(resolvers.new_run_id())
         if ranks.launched():
@@ -71,8 +73,19 @@ def refuse(error: Exception) -> None:
     sys.exit(REFUSED)
 
 
-def _terminated(*_: object) -> None:
+_interrupted = False
+
+
+def _interrupt(*_: object) -> None:
+    global _interrupted
+    _interrupted = True
     raise KeyboardInterrupt
+
+
+def _heed_interrupt() -> None:
+    """Raise one that an import, or a callback of the garbage collector's, has swallowed."""
+    if _interrupted:
+        raise KeyboardInterrupt
 
 
 class RefuseEarly(Callback):
@@ -90,6 +103,7 @@ class RefuseEarly(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
+            _heed_interrupt()
             if ranks.launched():
                 problem = "a sweep starts its own ranks: run it without torchrun or srun"
                 raise ConfigError("hydra.mode", "MULTIRUN", problem)
@@ -152,7 +166,9 @@ def run(cfg: DictConfig) -> float | None:
     with folder.claim(wait_s=0.0) if first and not sweep else nullcontext(True) as ours:
         if not ours:
             raise ConfigError("hydra.run.dir", folder.path, "another run is writing there; choose another folder")
-        outcome = execute(config.load_job(cfg), node.runtime.output_dir, resolvers.run_id(), say)
+        job = config.load_job(cfg)
+        _heed_interrupt()
+        outcome = execute(job, node.runtime.output_dir, resolvers.run_id(), say)
     if outcome.status == "ok" or (sweep and outcome.status == "oom"):
         if first and outcome.status == "ok" and not folder.has_records():
             raise JobFailed(f"failed: its folder was deleted while it ran ({folder.path})")

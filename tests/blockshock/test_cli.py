@@ -567,6 +567,30 @@ def test_an_interrupt_ends_every_rank_and_keeps_what_had_finished(tmp_path, inte
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
 
 
+def test_an_interrupt_that_an_import_swallows_is_not_lost(tmp_path):
+    """`except:` and callbacks of the garbage collector do that."""
+    code = (
+        "import os, signal, sys\n"
+        "class Swallow:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch._C':\n"
+        "            try:\n"
+        "                os.kill(os.getpid(), signal.SIGINT)\n"
+        "                signal.sigtimedwait((), 60)\n"
+        "            except KeyboardInterrupt:\n"
+        "                print('swallowed')\n"
+        "from blockshock.cli.main import main\n"
+        "sys.meta_path.insert(0, Swallow())\n"
+        "main()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, *SMALL]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "swallowed\n")
+    assert done.stderr == "blockshock: interrupted; what had finished is kept\n"
+    assert not list(tmp_path.rglob("status.json"))
+
+
 def test_an_interrupt_while_pytorch_is_imported_shows_nothing_of_pytorchs(tmp_path):
     """What PyTorch registers to log at exit is held back by a level that it sets last in its import."""
     code = (
