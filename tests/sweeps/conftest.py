@@ -109,7 +109,7 @@ def benchmarked(write_run) -> Path:
 
 
 def benchmark_rows(world_size: int, sizes: Sequence[tuple[int, int]] = SIZES) -> list[dict[str, Any]]:
-    """Lines as `python -m blockshock.bench` writes them. No two times of a cell are alike."""
+    """Lines as `python -m blockshock.bench` wrote them. phase=benchmark has more fields. No two times are alike."""
     masks = ("complement_1100_0011", "complement_1010_0101", "complement_1001_0110", "checkerboard", "random_2of4")
     layers = ("dtensor_row", "dense_tp_row", "torch_semi_structured", "block_shock/1100", "block_shock/checkerboard")
     law = ("dense_tp_row", "dense", "half_k_dense", "block_shock", "sparse_half", "all_reduce")

@@ -147,6 +147,37 @@ def test_a_cpus_times_are_shown_and_not_judged(write_run, tmp_path, monkeypatch,
     assert not (tmp_path / "out" / "table.csv").exists()
 
 
+def test_a_job_for_each_cell_is_read_like_the_one_folder_that_the_command_of_its_own_wrote(write_run, tmp_path):
+    rows = benchmark_rows(2)
+    one = targets(benchmarks(load_runs([write_run("one", rows)])))
+    cells = defaultdict(list)
+    for line in rows:
+        divisor = {"baseline": BASELINE.get(line["part"], ""), "phase": "benchmark", "workload": "gaussian"}
+        cells[line["part"], line["N"], line["B"]].append(line | divisor | {"dtype": "bf16"})
+    folder = tmp_path / "sweep" / "jobs"
+    for (part, N, B), lines_of_cell in cells.items():
+        write_run(f"jobs/{part}_{N}_{B}", lines_of_cell)
+    pd.testing.assert_frame_equal(targets(benchmarks(load_runs([folder]))), one)
+
+
+def test_inputs_and_shapes_of_other_kinds_are_judged_apart(write_run, tmp_path):
+    """Same N, B and contenders in each; the second has other inputs, the third a K of its own, all twice as slow."""
+    rows = [line | {"phase": "benchmark"} for line in benchmark_rows(1, [(64, 16)]) if line["part"] == "product"]
+    slower = [
+        line | {"p50_us": line["p50_us"] * (1 if line["method"] == "half_k_dense" else 2), "timestamp_unix": 9.0}
+        for line in rows
+    ]
+    write_run("gaussian", [line | {"workload": "gaussian"} for line in rows])
+    write_run("uniform", [line | {"workload": "uniform"} for line in slower])
+    write_run("wide", [line | {"workload": "gaussian", "K": 128} for line in slower])
+    judged = targets(benchmarks(load_runs([tmp_path])))
+    worst = judged[judged["target"] == "matmul, checkerboard, over half-K dense: worst cell"].set_index("workload")
+    assert worst.loc["uniform", "cells"] == 1
+    assert worst.loc["gaussian", "cells"] == 2
+    assert worst.loc["gaussian", "worst cell"].startswith("N=64 B=16 K=128: ")
+    assert set(figures(tmp_path)["bench_product"]["K"]) == {64}
+
+
 def test_types_are_named_as_they_are_typed(write_run, tmp_path):
     names = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
     for name in names:

@@ -22,7 +22,7 @@ def rows(part: str, times: dict[str, dict[tuple[int, int], float]], **given: Any
     return pd.DataFrame(
         {
             **{"part": part, "method": name.split("/")[0], "variant": name.partition("/")[2], "world_size": 2},
-            **{"N": N, "B": B, "p50_us": time, "copy_gbs": 4000.0, **given},
+            **{"N": N, "K": N, "B": B, "p50_us": time, "copy_gbs": 4000.0, **given},
         }
         for name, of_cells in times.items()
         for (N, B), time in of_cells.items()
@@ -116,7 +116,7 @@ def test_records_that_lack_contenders_give_no_verdict_on_them():
 
 def test_a_cell_measured_twice_counts_with_its_median():
     table = pd.concat([rows("train", {"a": {(64, 16): time}}) for time in (1.0, 5.0, 2.0)])
-    assert math.isclose(ratios(table, "train").loc[(2, 64, 16), "a"], 2.0)
+    assert math.isclose(ratios(table, "train").loc[(2, 64, 16, 64), "a"], 2.0)
 
 
 MICROSECONDS = st.floats(1.0, 1e5)
@@ -127,7 +127,16 @@ CELLS = [(2, 64, 16), (2, 64, 32), (2, 128, 16), (4, 64, 16)]
 def forwards(draw: st.DrawFn) -> pd.DataFrame:
     """Part forward: cells of two and of four ranks, in each of which both took their turns."""
     lines = [
-        {"part": "forward", "method": method, "variant": variant, "world_size": P, "N": N, "B": B, "p50_us": time}
+        {
+            "part": "forward",
+            "method": method,
+            "variant": variant,
+            "world_size": P,
+            "N": N,
+            "K": N,
+            "B": B,
+            "p50_us": time,
+        }
         for P, N, B in CELLS
         for method, variant in (("block_shock", "1100"), ("dtensor_row", ""))
         for time in [draw(MICROSECONDS)]

@@ -38,10 +38,10 @@ FIRST = {
 
 
 def select(measured: ReportData, part: str) -> pd.DataFrame:
-    """The ratios of the part's contenders that DRAWN names, and `limit` where there is one."""
+    """The ratios of the part's contenders that DRAWN names, of square weights, and `limit` where there is one."""
     table = measured.benchmarks
     drawn = table["contender"].astype(str).str.fullmatch(DRAWN[part]) & table["method"].ne(table["baseline"])
-    data = table[table["part"].eq(part) & drawn & table["ratio"].notna()]
+    data = table[table["part"].eq(part) & drawn & table["ratio"].notna() & table["K"].eq(table["N"])]
     data = data[[*CELL, "contender", "quantity", "p50_us", *RATIOS]]
     limit, whose = WORST_CELL.get(part, (np.nan, ()))
     judged = data["contender"].isin(list(whose)) & data["device"].ne("cpu")

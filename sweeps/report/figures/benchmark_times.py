@@ -25,9 +25,9 @@ HIDDEN = ("dense_tp_row/nccl", "block_shock/nccl")  # of the host's cost: the sa
 
 
 def select_all_reduce(measured: ReportData) -> pd.DataFrame:
-    """A row an implementation, size and world size."""
+    """A row an implementation, size and world size, where there is NCCL to compare with."""
     table = measured.benchmarks
-    data = table[table["part"] == "all_reduce"]
+    data = table[table["part"].eq("all_reduce") & table["ratio"].notna()]
     kept = ["bytes", "method", "p50_us", "eager_p50_us", "ratio", "ratio_lo", "ratio_hi", "chosen"]
     return data[[*SETTING, "world_size", *kept]].sort_values([*SETTING, "world_size", "method", "bytes"])
 
@@ -68,9 +68,11 @@ def all_reduce(data: pd.DataFrame) -> Figure:
 
 
 def select_law(measured: ReportData) -> pd.DataFrame:
-    """Predicted and measured ratio of each cell, as targets.law computes them."""
+    """Predicted and measured ratio of each cell with a square weight, as targets.law computes them."""
     table = measured.benchmarks
-    return by_setting(table[table["part"] == "law"], lambda rows: targets.law(rows).reset_index())
+    return by_setting(
+        table[table["part"].eq("law") & table["K"].eq(table["N"])], lambda rows: targets.law(rows).reset_index()
+    )
 
 
 def law(data: pd.DataFrame) -> Figure:
@@ -127,7 +129,8 @@ def law(data: pd.DataFrame) -> Figure:
 def select_host(measured: ReportData) -> pd.DataFrame:
     """Forward with both times, at the smallest and the largest N, and the smallest and the largest B of each."""
     table = measured.benchmarks
-    data = table[table["part"].eq("forward") & table["eager_p50_us"].notna() & ~table["contender"].isin(HIDDEN)]
+    forward = table["part"].eq("forward") & table["K"].eq(table["N"])
+    data = table[forward & table["eager_p50_us"].notna() & ~table["contender"].isin(HIDDEN)]
     for key in ("N", "B"):
         by = data.groupby([*SETTING, "world_size", *(["N"] if key == "B" else [])])[key]
         data = data[data[key].eq(by.transform("min")) | data[key].eq(by.transform("max"))]
@@ -151,7 +154,7 @@ def host(data: pd.DataFrame) -> Figure:
         rows = rows.set_index("contender").reindex([name for name in order if name in set(rows["contender"])])
         _dumbbells(axis, rows, colours)
         one = rows.iloc[0]
-        axis.set_title(f"{_title(data, setting[:3])}, N = {one['N']}, B = {one['B']}", fontsize="small")
+        axis.set_title(f"{_title(data, setting[: len(SETTING) + 1])}, N = {one['N']}, B = {one['B']}", fontsize="small")
     style: dict[str, Any] = {"ls": "", "marker": "o", "color": INK}
     legend(figure, [Line2D([], [], label="CUDA graph", **style), Line2D([], [], mfc="none", label="eager", **style)])
     return figure

@@ -39,6 +39,7 @@ def benchmark_table(table: pd.DataFrame) -> pd.DataFrame:
         "chunks": table["chunks"],
         **{name: table[name] for name in SETTING if table[name].nunique() > 1},
         "N": table["N"],
+        **({"K": table["K"]} if table["K"].ne(table["N"]).any() else {}),
         "B": table["B"],
         "P": table["world_size"],
         clock(table): table["p50_us"].map(number),

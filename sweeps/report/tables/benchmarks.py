@@ -15,7 +15,7 @@ import pandas as pd
 from sweeps.report.tables.targets import verdicts
 
 PHASES = ("benchmark", "bench")  # the second: `python -m blockshock.bench`, which measured many cells in one folder
-SETTING = ["device", "dtype"]  # never to be mixed
+SETTING = ["device", "dtype", "workload"]  # never to be mixed
 CELL = [*SETTING, "part", "world_size", "N", "K", "B"]
 # Part -> what its times are divided by, for records of `bench`; those of `benchmark` say it. Part law has a
 # prediction instead (sweeps.report.tables.targets.law).
@@ -52,6 +52,7 @@ def benchmarks(runs: pd.DataFrame) -> pd.DataFrame:
     table = rows.reindex(columns=[*CELL, *TEXTS, *NUMBERS, "rounds_us", "chosen"])
     table["run"] = rows["folder"].map(ended)
     table["dtype"] = table["dtype"].replace(DTYPES)
+    table["workload"] = table["workload"].astype(object).fillna("gaussian")  # of `bench`, whose records don't say it
     table[TEXTS] = table[TEXTS].astype(object).fillna("")
     sizes = ["world_size", "N", "K", "B"]
     table[sizes] = table[sizes].astype(int)  # beside records without them they had become floats
@@ -83,7 +84,7 @@ def latest(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def targets(table: pd.DataFrame) -> pd.DataFrame:
-    """`sweeps.report.tables.targets.verdicts` of each device and dtype, with these two in front.
+    """`sweeps.report.tables.targets.verdicts` of each SETTING, with its columns in front.
 
     The targets are for GPUs: what was measured on a CPU shows that it works, and is not judged.
     """
@@ -91,12 +92,12 @@ def targets(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_setting(table: pd.DataFrame, judge: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
-    """What `judge` makes of the rows of each device and dtype, with these two in front; empty if it made nothing."""
+    """What `judge` makes of the rows of each SETTING, with its columns in front; empty if it made nothing."""
     found = []
-    for (device, dtype), rows in table.groupby(SETTING):
+    for setting, rows in table.groupby(SETTING):
         made = judge(rows)
-        made.insert(0, "device", str(device))
-        made.insert(1, "dtype", str(dtype))
+        for place, (name, value) in enumerate(zip(SETTING, setting, strict=True)):
+            made.insert(place, name, str(value))
         if not made.empty:
             found.append(made)
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()

@@ -26,7 +26,7 @@ WORST_CELL: dict[str, tuple[float, tuple[str, ...]]] = {
 }
 SHARE_WITHIN, WITHIN = 0.9, 0.05  # of the prediction: so many cells within so much
 
-CELL = ["world_size", "N", "B"]
+CELL = ["world_size", "N", "B", "K"]
 
 
 def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
@@ -73,8 +73,12 @@ def _verdict(
         "limit": limit,
         "met": value >= limit if least else value <= limit,
         "cells": len(ratio),
-        "worst cell": f"N={worst[1]} B={worst[2]}: {ratio.iloc[place]:.3f}",
+        "worst cell": f"{_size(*worst[1:4])}: {ratio.iloc[place]:.3f}",
     }
+
+
+def _size(N: int, B: int, K: int) -> str:
+    return f"N={N} B={B}" + (f" K={K}" if K != N else "")
 
 
 def _over(times: pd.DataFrame, mine: str, other: str) -> pd.Series:
@@ -105,9 +109,9 @@ def _random(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
     auto = _latest(times["random_2of4/auto"])
     small = auto[auto.index.get_level_values("B") <= 64]
     if len(small):
-        N, B = small.index.get_level_values("N"), small.index.get_level_values("B")
+        N, B, K = (small.index.get_level_values(name) for name in ("N", "B", "K"))
         rate = float(rows["copy_gbs"].max()) * 1e3  # bytes a µs
-        floor = (N * N * 2 * 9 / 16 + 4 * B * N) / rate  # two bytes an element: values, metadata, X and Y
+        floor = (N * K * 2 * 9 / 16 + 2 * B * (N + K)) / rate  # two bytes an element: values, metadata, X and Y
         yield _verdict(small / floor, "matmul, random 2-of-4, B <= 64, over the bytes floor", 1.25)
     vendor = _over(times, "random_2of4/auto", "random_2of4/cusparselt")
     if len(vendor):
