@@ -80,7 +80,7 @@ def _report(arguments: argparse.Namespace) -> None:
     if data.is_empty:
         ended = ", ".join(f"{count} {status}" for status, count in counts(ran).items())
         runs = "run" if len(ran) == 1 else "runs"
-        _refuse(f"{listed(arguments.folders)}: no records in {ended} {runs}; why stands in {written}")
+        _refuse(f"{listed(arguments.folders)}: no records in {ended} {runs}; the reasons are in {written}")
     _print(data, written)
 
 

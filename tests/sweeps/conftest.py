@@ -17,13 +17,18 @@ SIZES = ((64, 16), (64, 32), (128, 16), (128, 32))
 
 @pytest.fixture
 def write_run(tmp_path: Path) -> WriteRun:
-    """`write_run("name", records=[...], status="ok")`: a run folder below tmp_path/sweep; the path of it.
+    """`write_run("name", records=[...], status="ok")`: a run folder below tmp_path/sweep; the path of it."""
+    return writer(tmp_path / "sweep")
+
+
+def writer(top: Path) -> WriteRun:
+    """What writes run folders below `top`.
 
     A run that is `ok` has a record, of its own if none is given.
     """
 
     def write(name: str, records: list[dict[str, Any]] | None = None, status: str = "ok", reason: str = "") -> Path:
-        folder = tmp_path / "sweep" / name
+        folder = top / name
         folder.mkdir(parents=True)
         records = [make_record("phase1_forward", "dense_single")] if records is None and status == "ok" else records
         ended = None if status == "running" else "2026-01-02T03:05:00.000+00:00"
@@ -75,30 +80,30 @@ def make_record(phase: str, method: str, **given: Any) -> dict[str, Any]:
 @pytest.fixture
 def checkpointed() -> Callable[..., dict[str, Any]]:
     """`checkpointed("recompute_optimal", peak, step_ms, budget=0.5, ...)`: a line of phase=checkpoint, in MiB."""
+    return make_checkpointed
 
-    def make(method: str, peak: float, step_ms: float, **given: Any) -> dict[str, Any]:
-        mib = 2**20
-        budget, backend, added = given.pop("budget", None), given.pop("backend", None), given.pop("added_ms", 1.0)
-        line: dict[str, Any] = {
-            **{"schema": 1, "phase": "checkpoint", "method": method, "workload": "tiny_gpt2", "N": None, "K": None},
-            **{"B": 8, "dtype": "fp32", "world_size": 1, "device": "cpu", "mask": None},
-            "timings_ms": {"total_step": {"p50_ms": step_ms, "p95_ms": step_ms, "min_ms": step_ms, "max_ms": step_ms}},
-            "memory": {
-                **{"peak_bytes": peak * mib, "static_bytes": 10 * mib, "above_static_bytes": (peak - 10) * mib},
-                "baseline_peak_bytes": 80 * mib,
-            },
-            "proof": {"identical": True},
-            "method_config": {"memory_budget": budget, "backend": backend},
+
+def make_checkpointed(method: str, peak: float, step_ms: float, **given: Any) -> dict[str, Any]:
+    mib = 2**20
+    budget, backend, added = given.pop("budget", None), given.pop("backend", None), given.pop("added_ms", 1.0)
+    line: dict[str, Any] = {
+        **{"schema": 1, "phase": "checkpoint", "method": method, "workload": "tiny_gpt2", "N": None, "K": None},
+        **{"B": 8, "dtype": "fp32", "world_size": 1, "device": "cpu", "mask": None},
+        "timings_ms": {"total_step": {"p50_ms": step_ms, "p95_ms": step_ms, "min_ms": step_ms, "max_ms": step_ms}},
+        "memory": {
+            **{"peak_bytes": peak * mib, "static_bytes": 10 * mib, "above_static_bytes": (peak - 10) * mib},
+            "baseline_peak_bytes": 80 * mib,
+        },
+        "proof": {"identical": True},
+        "method_config": {"memory_budget": budget, "backend": backend},
+    }
+    if method.startswith("recompute_"):
+        line["plan"] = {
+            **{"solver": method, "budget_bytes": 80 * mib * budget, "predicted_peak_bytes": peak * mib * 0.98},
+            **{"predicted_step_s": step_ms / 1e3, "predicted_added_s": 2e-3, "planning_s": 0.25},
+            **{"bound_added_s": added / 1e3, "recomputed": 3, "activations": 9},
         }
-        if method.startswith("recompute_"):
-            line["plan"] = {
-                **{"solver": method, "budget_bytes": 80 * mib * budget, "predicted_peak_bytes": peak * mib * 0.98},
-                **{"predicted_step_s": step_ms / 1e3, "predicted_added_s": 2e-3, "planning_s": 0.25},
-                **{"bound_added_s": added / 1e3, "recomputed": 3, "activations": 9},
-            }
-        return {**line, **given}
-
-    return make
+    return {**line, **given}
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -14,6 +15,7 @@ from sweeps.report.figures import BENCHMARK_FIGURES, FIGURES
 from sweeps.report.figures.panels import round_ticks
 from sweeps.report.figures.style import COLOURS, RECOMPUTATION, palette
 from sweeps.report.tables.report_data import ReportData, read_report_data
+from tests.sweeps.conftest import benchmark_rows, make_checkpointed, make_record, writer
 
 
 def measured(folder) -> ReportData:
@@ -21,8 +23,40 @@ def measured(folder) -> ReportData:
 
 
 @pytest.fixture
-def mixed(write_run, record, checkpointed, tmp_path):
+def mixed(tmp_path):
     """A sweep with every status, and something for every figure."""
+    write_mixed(writer(tmp_path / "sweep"))
+    return tmp_path / "sweep"
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The report of it, which no test changes."""
+    top = tmp_path_factory.mktemp("mixed")
+    write_mixed(writer(top / "sweep"))
+    return write_report([top / "sweep"], top / "out")
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """It and benchmarks, read."""
+    top = tmp_path_factory.mktemp("everything")
+    write_mixed(writer(top))
+    for ranks in (1, 2):
+        writer(top)(f"bench{ranks}", benchmark_rows(ranks))
+    return measured(top)
+
+
+@pytest.fixture(scope="module")
+def unmeasured(tmp_path_factory):
+    """A layer of which nothing was measured but its correctness."""
+    top = tmp_path_factory.mktemp("unmeasured")
+    writer(top)("a", [make_record("phase0_correctness", "dense_single")])
+    return measured(top)
+
+
+def write_mixed(write_run):
+    record, checkpointed = make_record, make_checkpointed
     sparse = {"layer": {"kernel": {"name": "cusparselt"}}}
     for n in (64, 128):
         times = [("dense_single", 1, 1.0, {}), ("dense_tp_row", 2, 0.8, {}), ("block_shock", 2, 0.9, sparse)]
@@ -46,7 +80,6 @@ def mixed(write_run, record, checkpointed, tmp_path):
     write_run("running", [], "running")
     for i in range(3):
         write_run(f"unsupported{i}", None, "unsupported", "needs two ranks")
-    return tmp_path / "sweep"
 
 
 class Resources(HTMLParser):
@@ -71,9 +104,8 @@ class Resources(HTMLParser):
                 self.ids.add(value)
 
 
-def test_every_file_is_written_and_every_link_leads_somewhere(mixed, tmp_path):
-    report = write_report([mixed], tmp_path / "out")
-    assert report == tmp_path / "out" / "report.html"
+def test_every_file_is_written_and_every_link_leads_somewhere(report):
+    assert (report.name, report.parent.name) == ("report.html", "out")
     assert "is not shown" not in report.read_text()  # as the page says of a table or a figure that fails
     page = Resources(report.read_text())
     assert {"table.csv", "table.md", "figures/throughput.png", "figures/drift.svg"} <= set(page.links)
@@ -83,8 +115,8 @@ def test_every_file_is_written_and_every_link_leads_somewhere(mixed, tmp_path):
         assert link[1:] in page.ids if link.startswith("#") else (report.parent / link).stat().st_size > 0
 
 
-def test_the_page_needs_no_other_file_and_no_network(mixed, tmp_path):
-    text = write_report([mixed], tmp_path / "out").read_text()
+def test_the_page_needs_no_other_file_and_no_network(report):
+    text = report.read_text()
     page = Resources(text)
     assert len(page.fetched) == len(FIGURES) - len(BENCHMARK_FIGURES)
     assert all(source.startswith("data:image/") for source in page.fetched)
@@ -92,25 +124,25 @@ def test_the_page_needs_no_other_file_and_no_network(mixed, tmp_path):
     assert not re.search(r"@import|url\(", text)
 
 
-def test_every_status_is_counted_and_every_reason_told(mixed, tmp_path):
-    text = write_report([mixed], tmp_path / "out").read_text()
+def test_every_status_is_counted_and_every_reason_told(report):
+    text = report.read_text()
     for chip in ("16 ok", "1 running", "1 failed", "1 oom", "1 timeout", "3 unsupported"):
         assert f">{chip}<" in text
     for told in ("out of memory", "no answer for 7 s", "3 × needs two ranks", "9.9.9+hand", "by_hand", "Hand CPU"):
         assert told in text
 
 
-def test_what_a_run_says_is_text_and_never_markup(mixed, tmp_path):
-    text = write_report([mixed], tmp_path / "out").read_text()
+def test_what_a_run_says_is_text_and_never_markup(report):
+    text = report.read_text()
     assert Resources(text).tags.count("script") == 1  # the page's own, which the policy names by its hash
     assert "&lt;script&gt;" in text
 
 
-def test_table_csv_holds_the_raw_numbers(mixed, tmp_path):
-    table = pd.read_csv(write_report([mixed], tmp_path / "out").with_name("table.csv"))
+def test_table_csv_holds_the_raw_numbers(report):
+    table = pd.read_csv(report.with_name("table.csv"))
     row = table[(table["method"] == "block_shock") & (table["N"] == 128) & (table["world_size"] == 1)].iloc[0]
     assert row[["forward_p50_ms", "speedup", "roofline_fraction"]].tolist() == [64.0, 2.0, 0.5]
-    forward = pd.read_csv(tmp_path / "out" / "tables" / "forward.csv")
+    forward = pd.read_csv(report.parent / "tables" / "forward.csv")
     assert forward["forward_p50_ms"].tolist() == table["forward_p50_ms"].dropna().tolist()
 
 
@@ -122,13 +154,6 @@ def test_a_profile_is_a_row_of_people_s_units_and_not_its_raw_record(write_run, 
     assert table[["B", "simulated peak, MiB", "measured peak, MiB", "Σ nodes, ms"]].to_numpy().tolist() == [
         [4, 3, 2, 4]
     ]
-
-
-def test_tables_of_an_earlier_report_that_have_nothing_to_show_are_removed(mixed, write_run, tmp_path):
-    write_report([mixed], tmp_path / "out")
-    assert (tmp_path / "out" / "tables" / "recomputation.md").exists()
-    write_report([write_run("alone", None, "failed", "x")], tmp_path / "out")
-    assert not list((tmp_path / "out" / "tables").iterdir())
 
 
 @pytest.mark.parametrize(("floor", "said"), [(2.0, True), (0.5, False)])
@@ -146,18 +171,16 @@ def test_a_sweep_without_any_record_still_tells_why(write_run, tmp_path):
 
 
 @pytest.mark.parametrize("plot", FIGURES, ids=lambda plot: plot.name)
-def test_nothing_is_drawn_from_an_empty_selection(plot, write_run, record, tmp_path):
-    write_run("a", [record("phase0_correctness", "dense_single")])
-    found = measured(tmp_path)
-    assert len(found.table) == 1
-    assert plot.select(found).empty
+def test_nothing_is_drawn_from_an_empty_selection(plot, unmeasured):
+    assert len(unmeasured.table) == 1
+    assert plot.select(unmeasured).empty
 
 
 @pytest.mark.parametrize("plot", FIGURES, ids=lambda plot: plot.name)
-def test_a_figure_has_labelled_axes_no_empty_panel_and_no_tick_labels_that_touch(plot, mixed, benchmarked):
+def test_a_figure_has_labelled_axes_no_empty_panel_and_no_tick_labels_that_touch(plot, everything):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure = plot.draw(plot.select(measured(mixed)))
+    figure = plot.draw(plot.select(everything))
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     assert figure.axes
@@ -171,8 +194,8 @@ def test_a_figure_has_labelled_axes_no_empty_panel_and_no_tick_labels_that_touch
             assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
 
 
-def test_the_sizes_measured_are_the_ticks(mixed):
-    figure = FIGURES[0].draw(FIGURES[0].select(measured(mixed)))
+def test_the_sizes_measured_are_the_ticks(everything):
+    figure = FIGURES[0].draw(FIGURES[0].select(everything))
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["64", "128"]
 
 
@@ -206,10 +229,10 @@ def test_long_tick_labels_of_small_errors_do_not_touch(write_run, record, tmp_pa
         assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
 
 
-def test_figures_of_an_earlier_report_that_have_nothing_to_show_are_removed(mixed, write_run, tmp_path):
-    write_report([mixed], tmp_path / "out")
+def test_figures_and_tables_of_an_earlier_report_that_have_nothing_to_show_are_removed(report, write_run, tmp_path):
+    shutil.copytree(report.parent, tmp_path / "out")
     write_report([write_run("alone", None, "failed", "x")], tmp_path / "out")
-    assert not list((tmp_path / "out" / "figures").iterdir())
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["report.html"]
 
 
 def test_a_method_has_one_colour_everywhere_and_no_two_share_one():
@@ -237,11 +260,10 @@ def test_the_command_prints_a_table_and_where_the_report_is(mixed, monkeypatch, 
     assert re.search(r"block_shock +cusparselt +128 +8 +1 +64\.0 +2\.00×", out)
 
 
-def test_the_report_of_a_sweep_does_not_change_the_next_one(mixed, monkeypatch):
-    run_cli(monkeypatch, mixed)
-    first = (mixed / "report" / "table.csv").read_text()
+def test_the_report_of_a_sweep_does_not_change_the_next_one(mixed, report, monkeypatch):
+    shutil.copytree(report.parent, mixed / "report")
     assert run_cli(monkeypatch, mixed) == 0
-    assert (mixed / "report" / "table.csv").read_text() == first
+    assert (mixed / "report" / "table.csv").read_text() == (report.parent / "table.csv").read_text()
 
 
 @pytest.mark.parametrize("case", ["missing", "no runs", "no records", "no argument", "out is a file"])

@@ -202,7 +202,7 @@ def _span(ratios: pd.Series, of_what: str) -> str:
 
 def _open(found: pd.DataFrame, text: str, limit: float = 1.0) -> tuple[str, str, pd.DataFrame]:
     repeated = found["lo"].notna().all()
-    why = f"inconclusive: confidence intervals include {limit}" if repeated else "not every comparison was repeated"
+    why = f"confidence intervals include {limit}" if repeated else "not every comparison was repeated"
     return UNDECIDED, f"{why}; {text}", found
 
 
