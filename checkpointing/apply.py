@@ -47,7 +47,7 @@ def apply_activation_checkpointing(
     budget.check(memory_budget)
     step = trace_train_step(model, loss_fn, optimizer, batch)
     profiler = GraphProfiler(step)
-    with preserved(step):
+    with preserved(step, batch):
         profiler.run(*batch, warmup_iters=warmup_iters, profile_iters=profile_iters)
         problem = problem_of(profiler, unsteady_operators(step, batch, (Region.FORWARD, Region.LOSS)))
         plan = decide_checkpoints(problem, memory_budget, solver)

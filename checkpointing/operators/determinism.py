@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from checkpointing.operators.purity import may_draw, of_pytorch, updates_running_statistics
+from checkpointing.operators.purity import draws_from_own_generator, may_draw, of_pytorch, updates_running_statistics
 from checkpointing.operators.replay import generator_state, replay
 from profiler import Region, TracedStep
 from profiler.costs.profile import run_nodes
@@ -47,7 +47,9 @@ def unsteady_operators(step: TracedStep, batch: Sequence[Any], regions: Collecti
 
 def _can_run_twice(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
-    return schema is not None and not schema.is_mutable and not updates_running_statistics(node)
+    if schema is None or schema.is_mutable or draws_from_own_generator(node):
+        return False
+    return not updates_running_statistics(node)
 
 
 def tensors_in(value: Any) -> list[Tensor]:

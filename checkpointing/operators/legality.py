@@ -7,7 +7,7 @@ operators and batch norm are made so by `purity`.
 
 from collections.abc import Collection
 
-from checkpointing.operators.purity import updates_running_statistics
+from checkpointing.operators.purity import draws_from_own_generator, updates_running_statistics
 from profiler import Region, Storage, StorageAnalysis
 from profiler.costs.storage import written
 
@@ -78,6 +78,8 @@ def _obstacle(analysis: StorageAnalysis, rank: int, unsteady: Collection[str]) -
     node = analysis.nodes[rank]
     if node.op != "call_function":
         return f"{node.name} is an input"
+    if draws_from_own_generator(node):
+        return f"{node.name} draws from a generator of its own"
     if str(node.target) in unsteady:
         return f"{node.name} gave two results for the same inputs"
     statistics = written(node) if updates_running_statistics(node) else []  # the second run is given none

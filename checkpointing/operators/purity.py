@@ -13,15 +13,14 @@ import torch
 from torch import fx
 
 from profiler.costs.storage import BATCH_NORMS
+from profiler.graph.fake_tensors import draws_random_numbers
 
 _PYTORCHS_OWN = ("aten", "prims", "prim")
 
 
-def consumes_randomness(node: fx.Node) -> bool:
-    """Whether the node draws random numbers. Attention with a `dropout_p` of 0 draws none."""
-    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
-        return False
-    return bool(_argument(node, "dropout_p", default=1.0) != 0)
+def draws_from_own_generator(node: fx.Node) -> bool:
+    """Whether the node draws from a generator that the user made, and not from the device's."""
+    return node.kwargs.get("generator") is not None
 
 
 def of_pytorch(node: fx.Node) -> bool:
@@ -34,7 +33,7 @@ def of_pytorch(node: fx.Node) -> bool:
 
 def may_draw(node: fx.Node) -> bool:
     """Whether the node draws random numbers, or is a custom operator, which may do so without a tag that says it."""
-    return consumes_randomness(node) or (node.op == "call_function" and not of_pytorch(node))
+    return draws_random_numbers(node) or (node.op == "call_function" and not of_pytorch(node))
 
 
 def updates_running_statistics(node: fx.Node) -> bool:
@@ -55,13 +54,3 @@ def without_running_statistics(node: fx.Node) -> tuple[Any, tuple[Any, ...]]:
     if node.target is torch.ops.aten._native_batch_norm_legit.default:
         return torch.ops.aten._native_batch_norm_legit.no_stats, (*args[:3], True, *args[6:])
     return node.target, tuple(args)
-
-
-def _argument(node: fx.Node, name: str, default: Any) -> Any:
-    """The value of the argument `name` of the node's operator; `default` where the operator has none such."""
-    target: Any = node.target
-    for position, parameter in enumerate(target._schema.arguments):
-        if parameter.name == name:
-            given = node.args[position] if position < len(node.args) else node.kwargs.get(name)
-            return parameter.default_value if given is None else given
-    return default

@@ -24,9 +24,12 @@ def generator_state(device: torch.device) -> torch.Generator:
 
 
 def replay(
-    state: torch.Generator, device: torch.device, function: Callable[..., Any], *args: Any, **kwargs: Any
+    state: torch.Generator, device: torch.device, function: Callable[..., Any], /, *args: Any, **kwargs: Any
 ) -> Any:
-    """`function(*args, **kwargs)` drawing from `state`; the device's generator is where it was afterwards."""
+    """`function(*args, **kwargs)` drawing from `state`; the device's generator is where it was afterwards.
+
+    The arguments may have a `device=` of their own, as those of torch.rand have.
+    """
     generator = generator_of(device)
     now = generator.get_state()
     generator.set_state(state.get_state())

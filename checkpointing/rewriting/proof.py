@@ -91,7 +91,7 @@ def compare(baseline: TracedStep, rewritten: TracedStep, batch: Sequence[Any]) -
     """Run both steps on `batch` from the present state, which is put back afterwards."""
     import pandas as pd
 
-    with preserved(baseline, where_there_is_room(baseline)) as state, deterministic_algorithms():
+    with preserved(baseline, batch, where_there_is_room(baseline)) as state, deterministic_algorithms():
         unsteady = set[str]().union(*(unsteady_operators(baseline, batch) for _ in range(TRIES)))
         restore(baseline, state)
         known: dict[str, tuple[list[Tensor], Any]] = {}

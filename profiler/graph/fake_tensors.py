@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,11 +14,13 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+from torch.utils import _pytree as pytree
 
 from profiler.errors import TraceError
 from profiler.graph.fake_kernels import FaithfulFakeTensorMode
 from profiler.graph.regions import Recorder, Region
 
+_CHANGE_STORAGE = (torch.ops.aten.set_, torch.ops.aten.resize_, torch.ops.aten.set_data)
 _UNFAITHFUL = {  # operators whose fake kernel describes other outputs than the real one gives
     "aten.mkldnn_rnn_layer.default": "trace and run inside `torch.backends.mkldnn.flags(enabled=False)`",
 }
@@ -61,19 +64,55 @@ def refuse_unfaithful(graph: fx.Graph) -> None:
     does not.
     """
     for node in graph.nodes:
-        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        random = random and "backward" not in str(node.target)  # attention's: tagged, but given the forward's seed
-        if random and node.meta["region"] is Region.BACKWARD:
+        if node.op != "call_function":
+            continue
+        place = f"in the {node.meta['region'].value}, module {node.meta['module']}"
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
             raise TraceError(
-                f"in the backward, module {node.meta['module']}: {node.target} would draw other random "
-                "numbers than the forward did: take torch.utils.checkpoint out of this module, or its dropout"
+                f"{place}: {node.target} holds graphs of its own, whose nodes can be neither measured nor "
+                "planned: compute both branches and choose with torch.where, or write the loop in Python"
+            )
+        if getattr(node.target, "overloadpacket", None) in _CHANGE_STORAGE:
+            raise TraceError(
+                f"{place}: {node.target} gives a tensor another storage: write into the tensor with copy_(), or assign "
+                "a new tensor to the attribute"
+            )
+        for value in pytree.tree_leaves(node.meta.get("val")):
+            if isinstance(value, Tensor) and value.layout is not torch.strided:
+                raise TraceError(
+                    f"{place}: {node.target} makes a tensor of layout {value.layout}, which has no storage to plan: "
+                    "compute with dense tensors, or with index tensors and index_add"
+                )
+        # attention's backward is tagged, but is given the forward's seed
+        again = node.meta["region"] is Region.BACKWARD and "backward" not in str(node.target)
+        if again and draws_random_numbers(node):
+            raise TraceError(
+                f"{place}: {node.target} would draw other random numbers than the forward did: take "
+                "torch.utils.checkpoint out of this module, or its dropout"
             )
         advice = _UNFAITHFUL.get(str(node.target))
         if advice is not None:
             raise TraceError(
-                f"in the {node.meta['region'].value}, module {node.meta['module']}: {node.target} gives "
-                f"other outputs than its fake kernel promises, so its graph would not run: {advice}"
+                f"{place}: {node.target} gives other outputs than its fake kernel promises, so its graph would not "
+                f"run: {advice}"
             )
+
+
+def draws_random_numbers(node: fx.Node) -> bool:
+    """Whether the node draws random numbers. Attention with a `dropout_p` of 0 draws none."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    return argument(node, "dropout_p", default=1.0) != 0
+
+
+def argument(node: fx.Node, name: str, default: Any) -> Any:
+    """The value of the argument `name` of the node's operator; `default` where the operator has none such."""
+    target: Any = node.target
+    for position, parameter in enumerate(target._schema.arguments):
+        if parameter.name == name:
+            given = node.args[position] if position < len(node.args) else node.kwargs.get(name)
+            return parameter.default_value if given is None else given
+    return default
 
 
 @contextmanager
@@ -98,6 +137,12 @@ def explained(recorder: Recorder) -> Iterator[None]:
             "give it a fake kernel with torch.library.register_fake, or replace it"
         ) from error
     except (RuntimeError, TypeError, AttributeError, ValueError, AssertionError) as error:
+        if type(error).__name__ == "UncapturedHigherOrderOpError":  # of torch._dynamo, which takes a second to import
+            raise TraceError(
+                f"in {_place(recorder)}: control flow operators (torch.cond, map, scan, while_loop) and flex_attention "
+                "hold graphs of their own, whose nodes can be neither measured nor planned: compute both branches and "
+                "choose with torch.where, write the loop in Python, or use scaled_dot_product_attention"
+            ) from error
         raise TraceError(
             f"in {_place(recorder)}: {_first(error)} (while running on fake tensors, which have no "
             "values: if the step runs in eager, keep what fails here out of it, such as numpy, printing of "

@@ -1,16 +1,10 @@
-"""Turns parameters, buffers and optimizer state into inputs of a function, and back.
+"""The tensors that a step reads or updates, and where in the user's objects each of them is found again.
 
-    state = lift(model, optimizer)              # one Lifted for each tensor that a step reads or updates
-    with swapped(model, optimizer, {id(item.tensor): stand_in for ...}):
-        ...                                     # the model and the optimizer now hold the stand-ins
-
-Nothing of the user's objects has changed afterwards: every attribute of every module is put back.
+state = lift(model, optimizer)              # one Lifted for each parameter, buffer and optimizer state
+state[0].current(optimizer)                 # the tensor that is there now
 """
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -47,14 +41,37 @@ class Lifted:
     tensor: Tensor
     holder: Any  # parameters, buffers: the module's dict; state: the parameter; groups: the group
     key: str
+    signature: tuple[Any, ...] = field(init=False)  # shape, stride, dtype and device at the trace
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "signature", _signature(self.tensor))
 
     def current(self, optimizer: Optimizer) -> Tensor:
         """The tensor that is there now (a checkpoint may have been loaded since the trace)."""
         holder = optimizer.state[self.holder] if isinstance(self.holder, Tensor) else self.holder
-        tensor = holder.get(self.key)
-        if not isinstance(tensor, Tensor):
+        now = holder.get(self.key)
+        if not isinstance(now, Tensor):
             raise StaleStepError(f"{self.kind.value} {self.name} is no longer there: trace again")
-        return tensor
+        if self.kind is NodeType.PARAM and now is not self.tensor:
+            raise StaleStepError(
+                f"parameter {self.name} is another object than when the step was traced, and the optimizer does not "
+                "know it (load_state_dict without assign=True keeps the parameters): trace again"
+            )
+        if _signature(now) != self.signature:
+            raise StaleStepError(
+                f"{self.kind.value} {self.name} was {_in_words(self.signature)} when the step was traced and is now "
+                f"{_in_words(_signature(now))}: convert it back, or trace again"
+            )
+        return now
+
+
+def _signature(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+def _in_words(signature: tuple[Any, ...]) -> str:
+    shape, stride, dtype, device = signature
+    return f"{dtype} of shape {tuple(shape)} and stride {stride} on {device}"
 
 
 def lift(model: nn.Module, optimizer: Optimizer) -> list[Lifted]:
@@ -90,39 +107,3 @@ def lift(model: nn.Module, optimizer: Optimizer) -> list[Lifted]:
                 name = f"group{index}.{key}"
                 found.append(Lifted(NodeType.OPT_STATE, name, OPTIMIZER, value, group, key))
     return found
-
-
-@contextmanager
-def swapped(model: nn.Module, optimizer: Optimizer, stand_in: Mapping[int, Tensor]) -> Iterator[None]:
-    """Inside, `model` and `optimizer` hold `stand_in[id(tensor)]` for each of their tensors that is in it."""
-
-    def replace(value: Any) -> Any:
-        return stand_in.get(id(value), value)
-
-    modules = list(model.modules())
-    before = [(dict(m.__dict__), dict(m._parameters), dict(m._buffers)) for m in modules]
-    groups, state = optimizer.param_groups, optimizer.state
-    try:
-        for module in modules:
-            for tensors in (module._parameters, module._buffers):
-                for key, tensor in tensors.items():
-                    tensors[key] = replace(tensor)
-            if isinstance(module, nn.RNNBase):  # keeps a second list of its weights
-                module.__dict__["_flat_weights"] = [replace(weight) for weight in module._flat_weights]
-        optimizer.param_groups = [
-            {key: [replace(p) for p in value] if key == "params" else replace(value) for key, value in group.items()}
-            for group in groups
-        ]
-        optimizer.state = defaultdict(dict)
-        for parameter, values in state.items():
-            optimizer.state[replace(parameter)] = {key: replace(value) for key, value in values.items()}
-        yield
-    finally:
-        optimizer.param_groups, optimizer.state = groups, state
-        for module, (attributes, parameters, buffers) in zip(modules, before, strict=True):
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            module._parameters.clear()
-            module._parameters.update(parameters)
-            module._buffers.clear()
-            module._buffers.update(buffers)

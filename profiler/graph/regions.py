@@ -12,7 +12,7 @@ notes the number at each module border and, before an autograd node runs, looks 
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from typing import Any
@@ -42,10 +42,11 @@ BATCH = "(batch)"
 class Recorder:
     """Stamps `node.meta["region"]` and `node.meta["module"]` on each node while a step is traced."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, owners: Mapping[int, str]) -> None:
         self.region = Region.FORWARD
-        self._names = {module: name or ROOT for name, module in model.named_modules()}
-        self._owner = {id(p): name for module, name in self._names.items() for p in module._parameters.values()}
+        self.names = {module: name or ROOT for name, module in model.named_modules()}
+        self.leaves: list[torch.Tensor] = []  # whose gradients the backward accumulates
+        self._owner = owners  # id of the tensor that stands for a parameter → path of its module
         self._stack: list[str] = []
         self._backward_module = LOSS_FN
         self._since_return: list[fx.Node] = []  # forward nodes created since a module of the model returned
@@ -80,7 +81,7 @@ class Recorder:
         with ExitStack() as stack:
             tracer.create_node = stamped
             stack.callback(tracer.__dict__.pop, "create_node")
-            for module in self._names:
+            for module in self.names:
                 if not isinstance(module, torch.jit.ScriptModule):
                     stack.callback(module.register_forward_pre_hook(self._enter, prepend=True).remove)
                     stack.callback(module.register_forward_hook(self._leave).remove)
@@ -100,6 +101,9 @@ class Recorder:
             if autograd_node in seen or autograd_node is None:
                 continue
             seen.add(autograd_node)
+            variable = getattr(autograd_node, "variable", None)
+            if variable is not None:
+                self.leaves.append(variable)
             module = self._created_in(autograd_node)
             autograd_node.register_prehook(lambda _grads, module=module: self._differentiate(module))
             pending += [successor for successor, _ in autograd_node.next_functions]
@@ -118,11 +122,11 @@ class Recorder:
     def _enter(self, module: nn.Module, _args: Any) -> None:
         self._called = True
         self._since_return.clear()
-        self._stack.append(self._names[module])
+        self._stack.append(self.names[module])
         self._border()
 
     def _leave(self, module: nn.Module, _args: Any, _output: Any) -> None:
-        name = self._names[module]
+        name = self.names[module]
         left = self._stack.pop()
         while left != name:  # one that an exception has left, which the model caught
             left = self._stack.pop()

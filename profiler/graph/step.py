@@ -13,58 +13,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 
-from profiler.errors import BatchMismatchError, StaleStepError
+from profiler.errors import StaleStepError
+from profiler.graph.batch import BatchSignature
 from profiler.graph.lift import Lifted
-
-
-@dataclass(frozen=True)
-class BatchSignature:
-    """Structure of a batch, and shape, stride, dtype and device of each tensor in it."""
-
-    spec: pytree.TreeSpec
-    leaves: tuple[Any, ...]  # (shape, stride, dtype, device) of a tensor, otherwise the constant itself
-
-    @classmethod
-    def of(cls, batch: Sequence[Any]) -> "BatchSignature":
-        leaves, spec = pytree.tree_flatten(tuple(batch))
-        return cls(spec, tuple(_describe(leaf) for leaf in leaves))
-
-    def check(self, batch: Sequence[Any]) -> list[Tensor]:
-        """The tensors of `batch` in order. Raises BatchMismatchError unless it is like the traced one."""
-        leaves, spec = pytree.tree_flatten(tuple(batch))
-        if spec != self.spec:
-            raise BatchMismatchError(
-                f"this step was traced with a batch of structure {self.spec}, and got {spec}: trace again for it"
-            )
-        for index, (leaf, expected) in enumerate(zip(leaves, self.leaves, strict=True)):
-            given = _describe(leaf)
-            if given != expected:
-                raise BatchMismatchError(
-                    f"tensor {index} of the batch was traced as {_in_words(expected)}, and is "
-                    f"{_in_words(given)}: give a batch like the traced one, or trace again for this one"
-                )
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def _describe(leaf: Any) -> Any:
-    return (tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
-
-
-def _in_words(leaf: Any) -> str:
-    if isinstance(leaf, tuple):
-        shape, stride, dtype, device = leaf
-        return f"shape {shape}, stride {stride}, {dtype} on {device}"
-    return f"the constant {leaf!r}"
+from profiler.graph.staleness import Assumptions
 
 
 @dataclass
 class TracedStep:
     """One training step as one graph.
 
-    The placeholders of `graph_module` are `lifted` (parameters, buffers, optimizer state) in order, then the
-    tensors of the batch; its output is the loss. Each node has `meta["region"]` (a `Region`),
+    The placeholders of `graph_module` are `lifted` (parameters, buffers, optimizer state, other tensors that the step
+    reads) in order, then the tensors of the batch; its output is the loss. Each node has `meta["region"]` (a `Region`),
     `meta["module"]` (a path) and, if it makes a value, `meta["val"]` (fake tensors with shape, dtype, device
     and storage).
     """
@@ -79,7 +40,8 @@ class TracedStep:
     gradients: dict[str, fx.Node]  # name of a parameter → the node whose output is its gradient
     device: torch.device  # of the parameters
     constants: list[dict[str, Any]]  # per parameter group, the numbers that are written into the graph
-    training: bool
+    assumptions: Assumptions  # about the model's modules
+    generators: list[torch.Generator]  # that the step draws from, besides the device's
     trace_seconds: float
     steps_run: int = 0
 
@@ -124,11 +86,7 @@ class TracedStep:
     def _check_constants(self) -> None:
         if self.is_fake:
             raise StaleStepError("this step was traced with fake tensors: it can be forecast, not run")
-        if self.model.training != self.training:
-            raise StaleStepError(
-                f"the step was traced in {'train' if self.training else 'eval'} mode and the model is now in "
-                "the other: set the mode back, or trace again"
-            )
+        self.assumptions.check()
         groups = self.optimizer.param_groups
         if len(groups) != len(self.constants):
             raise StaleStepError(
