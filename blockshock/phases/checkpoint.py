@@ -16,6 +16,7 @@ import torch
 from blockshock.dtypes import DTYPES
 from blockshock.errors import ConfigError, at_least, one_of
 from blockshock.jobs.correctness import CheckFailed
+from blockshock.jobs.eager_match import compare_with_eager
 from blockshock.jobs.execution import Execution
 from blockshock.measure import timing
 from blockshock.measure.summarize import summarize
@@ -56,6 +57,8 @@ class CheckpointStep(OptimizerOptions):
         plan: Plan | None = getattr(step, "plan", None)
         if plan is not None:
             _save_plan(execution, step, plan)
+        traced = self.verify and hasattr(step, "matches_eager")
+        match = compare_with_eager(execution, step, problem.batch) if traced else None
         execution.log("timing %d steps", self.timed_iters)
         started = time.perf_counter()
         float(step(*problem.batch))  # compiles, where the step is compiled; reading the loss waits for the device
@@ -86,6 +89,7 @@ class CheckpointStep(OptimizerOptions):
             step={"variant": getattr(step, "variant", ""), "first_s": first_s},
             plan=None if plan is None else _plan_fields(plan),
             proof=None if proof is None else _proof_fields(proof),
+            matches_eager=match,
         )
         if proof is not None and not proof.passed and getattr(job.method, "exact", False):
             raise CheckFailed(f"the recomputed step differs from the unchanged one: {proof.summary().splitlines()[-1]}")

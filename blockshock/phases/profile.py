@@ -16,6 +16,7 @@ import torch
 from blockshock.dtypes import DTYPES
 from blockshock.errors import ConfigError, at_least, one_of
 from blockshock.jobs.correctness import CheckFailed
+from blockshock.jobs.eager_match import compare_with_eager
 from blockshock.jobs.execution import Execution
 from blockshock.measure import timing
 from blockshock.measure.summarize import summarize
@@ -35,6 +36,7 @@ class ProfileStep(OptimizerOptions):
     profile_iters: int = 3
     timed_iters: int = 20  # plain steps, for the step time beside the nodes' times
     timing: str = "sync"  # each step by itself, as the profile sees it; cuda_events: steps queued, as in training
+    check_eager: bool = True  # one eager and one traced step from the same state leave the same bits
 
     def check(self, job: Job) -> None:
         self.check_optimizer()
@@ -66,6 +68,7 @@ class ProfileStep(OptimizerOptions):
         optimizer.zero_grad(set_to_none=True)
         execution.log("tracing")
         step = job.method.build_step(problem, optimizer)
+        match = compare_with_eager(execution, step, problem.batch) if self.check_eager else None
         execution.log("timing %d traced steps", self.timed_iters)
         step_ms, step_peak = self._time(execution, lambda: step(*problem.batch))
         profiler = GraphProfiler(step)
@@ -97,6 +100,7 @@ class ProfileStep(OptimizerOptions):
                 "step_peak_bytes": step_peak,
                 "eager": {**summarize(eager_ms), "peak_bytes": eager_peak},
                 "cuda_graph": summarize(graph_ms) if graph_ms else None,
+                "matches_eager": match,
                 "sign_off": [dataclasses.asdict(check) for check in checks],
             },
         )

@@ -6,6 +6,7 @@ plan = read_plan("ac_decisions_bs64.csv", problem)
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -37,7 +38,7 @@ class Decision(StrEnum):
     RECOMPUTE = "RECOMPUTE"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """Which forward values (storages of `problem`) are kept, and where copies are made anew.
 
@@ -138,6 +139,17 @@ class Plan:
         target.parent.mkdir(parents=True, exist_ok=True)
         self.table().to_csv(target, index=False)
         return target
+
+    def __repr__(self) -> str:
+        recomputed, activations = len(self.recomputed), len(self.problem.activations)
+        return f"<Plan of {self.solver}: {recomputed} of {activations} activations recomputed>"
+
+    def __str__(self) -> str:
+        return f"{self.summary()}\n\n{self.table().to_string(index=False)}"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return f"<pre>{html.escape(self.summary())}</pre>{self.table().to_html(index=False)}"
 
     def summary(self) -> str:
         """The plan in a few lines."""

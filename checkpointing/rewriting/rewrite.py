@@ -24,7 +24,7 @@ from checkpointing.rewriting.proof import RECOMPUTED_FROM, Proof, compare
 from profiler import Region, TracedStep
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class CheckpointedStep(TracedStep):
     """A traced step that keeps and makes again what `plan` says. `baseline` is the step as it was."""
 

@@ -16,11 +16,12 @@ from torch.optim import Optimizer
 
 from profiler.errors import StaleStepError
 from profiler.graph.batch import BatchSignature
+from profiler.graph.eager_check import EagerMatch, matches_eager
 from profiler.graph.lift import Lifted
 from profiler.graph.staleness import Assumptions
 
 
-@dataclass
+@dataclass(repr=False)
 class TracedStep:
     """One training step as one graph.
 
@@ -33,6 +34,7 @@ class TracedStep:
     graph_module: fx.GraphModule
     first_graph_module: fx.GraphModule | None  # a first step that differs (SGD with dampening), otherwise None
     model: nn.Module
+    loss_fn: Callable[..., Tensor]
     optimizer: Optimizer
     lifted: list[Lifted]
     batch: BatchSignature
@@ -70,6 +72,14 @@ class TracedStep:
             loss: Tensor = self.executable()(*self.arguments(batch))
         self.steps_run += 1
         return loss
+
+    def matches_eager(self, batch: Sequence[Any]) -> EagerMatch:
+        """Whether one step leaves what an eager step leaves, bit for bit; see `eager_check`. Everything is put back."""
+        return matches_eager(self, batch)
+
+    def __repr__(self) -> str:
+        kinds = f"{type(self.model).__name__}, {type(self.optimizer).__name__}"
+        return f"<{type(self).__name__} of {kinds}: {len(self.nodes)} nodes on {self.device}>"
 
     def executable(self) -> Callable[..., Tensor]:
         """The function that the next call runs; it takes `arguments(batch)`."""

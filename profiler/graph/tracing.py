@@ -35,7 +35,9 @@ from profiler.graph.step import TracedStep, constants_of
 from profiler.graph.tidy import tidy
 
 
-def trace_train_step(model: nn.Module, loss_fn: LossFn, optimizer: Optimizer, batch: Sequence[Any]) -> TracedStep:
+def trace_train_step(
+    model: nn.Module, loss_fn: LossFn, optimizer: Optimizer, batch: Sequence[Any], check: bool = False
+) -> TracedStep:
     """Trace `loss_fn(model, *batch)`, its backward and `optimizer.step()` as one graph.
 
     `loss_fn` returns a scalar tensor. `optimizer` is torch.optim SGD, Adam or AdamW, with or without state.
@@ -43,6 +45,9 @@ def trace_train_step(model: nn.Module, loss_fn: LossFn, optimizer: Optimizer, ba
     shapes and learning rates become part of the graph. Nothing runs and nothing of the user's objects changes, except
     that an optimizer without state gets the state with which its first step would start. The model may hold fake
     tensors: then there is a graph to analyse and nothing to run.
+
+    With `check`, one eager step and one traced step run from the present state and must leave the same bits; everything
+    is put back.
 
     Raises TraceError, with the module or operator in it, for what cannot be written as one graph.
     """
@@ -71,10 +76,11 @@ def trace_train_step(model: nn.Module, loss_fn: LossFn, optimizer: Optimizer, ba
             gradients = gradients or dict(zip(trace.graded, found, strict=True))
     real += [item for item, _ in reached]
     own = {key: value for key, value in result.read.items() if (id(vars(value[0])), value[1]) not in result.changed}
-    return TracedStep(
+    step = TracedStep(
         graph_module=result.module,
         first_graph_module=first.module if first else None,
         model=model,
+        loss_fn=loss_fn,
         optimizer=optimizer,
         lifted=real,
         batch=BatchSignature.of(batch),
@@ -86,6 +92,11 @@ def trace_train_step(model: nn.Module, loss_fn: LossFn, optimizer: Optimizer, ba
         generators=result.generators,
         trace_seconds=time.perf_counter() - started,
     )
+    if check:
+        match = step.matches_eager(batch)
+        if not match:
+            raise TraceError(f"{match.summary()}: what makes it differ cannot be written as one graph")
+    return step
 
 
 def _as_lifted(tracer: StepTrace, traces: Sequence[TraceResult]) -> list[tuple[Lifted, Any]]:

@@ -16,6 +16,7 @@ from checkpointing import (
     apply_activation_checkpointing,
     decide_checkpoints,
     read_plan,
+    rewrite_graph_with_recomputation,
 )
 from checkpointing.budget import in_bytes
 from profiler.models import build
@@ -182,3 +183,15 @@ def test_a_file_that_recomputes_what_may_not_be_is_refused(tmp_path: Path) -> No
     table.to_csv(path, index=False)
     with pytest.raises(IllegalPlanError, match=f"{name} may not be recomputed: it .* plan it as CHECKPOINT"):
         read_plan(path, problem)
+
+
+def test_a_plan_and_its_step_are_shown_in_a_line_and_the_plan_prints_a_table(plan: Plan) -> None:
+    recomputed, activations = len(plan.recomputed), len(plan.problem.activations)
+    assert repr(plan) == f"<Plan of {plan.solver}: {recomputed} of {activations} activations recomputed>"
+    step = rewrite_graph_with_recomputation(small_case(2, 12, random_times(2)).step, plan)
+    assert len(repr(step)) < 120
+    assert "CheckpointedStep" in repr(step)
+    name = plan.problem.storage_names[plan.recomputed[0]]
+    assert name in str(plan)
+    assert plan.summary() in str(plan)
+    assert f"<td>{name}</td>" in plan._repr_html_()
