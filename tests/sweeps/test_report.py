@@ -12,8 +12,8 @@ import pytest
 
 from sweeps.report.command import main, write_report
 from sweeps.report.figures import BENCHMARK_FIGURES, FIGURES
-from sweeps.report.figures.panels import round_ticks
-from sweeps.report.figures.style import COLOURS, RECOMPUTATION, palette
+from sweeps.report.figures.shared.panels import round_ticks
+from sweeps.report.figures.shared.style import COLOURS, RECOMPUTATION, palette
 from sweeps.report.tables.report_data import ReportData, read_report_data
 from tests.sweeps.conftest import benchmark_rows, make_checkpointed, make_record, writer
 

@@ -12,11 +12,11 @@ from sweeps.report.figures.accuracy import DRIFT, ERRORS
 from sweeps.report.figures.all_reduce import ALLREDUCE
 from sweeps.report.figures.benchmark_maps import BENCHMARK_MAPS
 from sweeps.report.figures.benchmark_times import BENCHMARK_ALL_REDUCE, BENCHMARK_HOST, BENCHMARK_LAW
-from sweeps.report.figures.figure import FigureSpec
 from sweeps.report.figures.law import LAW
 from sweeps.report.figures.recomputation import RECOMPUTATION_FIGURES
 from sweeps.report.figures.roofline import FLOOR
 from sweeps.report.figures.scaling import SCALING, SPEEDUP_OVER_DENSE, SPEEDUP_OVER_ROW, STEP_SCALING
+from sweeps.report.figures.shared.figure import FigureSpec
 from sweeps.report.figures.throughput import THROUGHPUT
 from sweeps.report.figures.training_step import TRAINING_STEP
 from sweeps.report.tables.report_data import ReportData

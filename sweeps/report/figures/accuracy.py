@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from sweeps.report.figures.figure import FigureSpec, ordered
-from sweeps.report.figures.panels import (
+from sweeps.report.figures.shared.figure import FigureSpec, ordered
+from sweeps.report.figures.shared.panels import (
     KEYS,
     canvas,
     cut,
@@ -18,7 +18,7 @@ from sweeps.report.figures.panels import (
     panels,
     rank_handles,
 )
-from sweeps.report.figures.style import palette
+from sweeps.report.figures.shared.style import palette
 from sweeps.report.tables.layers import QUANTITIES
 from sweeps.report.tables.report_data import ReportData
 

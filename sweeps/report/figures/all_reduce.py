@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from sweeps.report.figures.figure import FigureSpec, ordered
-from sweeps.report.figures.panels import (
+from sweeps.report.figures.shared.figure import FigureSpec, ordered
+from sweeps.report.figures.shared.panels import (
     KEYS,
     canvas,
     cut,
@@ -19,7 +19,7 @@ from sweeps.report.figures.panels import (
     rank_handles,
     size_axis,
 )
-from sweeps.report.figures.style import marker, palette
+from sweeps.report.figures.shared.style import marker, palette
 from sweeps.report.tables.report_data import ReportData
 from sweeps.text import byte_size
 

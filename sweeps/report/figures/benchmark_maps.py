@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from sweeps.report.figures.figure import FigureSpec
-from sweeps.report.figures.heat_map import ratio_map
-from sweeps.report.figures.panels import canvas
+from sweeps.report.figures.shared.figure import FigureSpec
+from sweeps.report.figures.shared.heat_map import ratio_map
+from sweeps.report.figures.shared.panels import canvas
 from sweeps.report.tables.benchmarks import CELL, RATIOS, SETTING
 from sweeps.report.tables.report_data import ReportData
 from sweeps.report.tables.targets import BLOCKS, JUDGED, WORST_CELL

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sweeps.report.figures.figure import FigureSpec, ordered
-from sweeps.report.figures.panels import canvas, legend, log_axes, size_axis
-from sweeps.report.figures.style import COLLECTIVES, marker, palette
+from sweeps.report.figures.shared.figure import FigureSpec, ordered
+from sweeps.report.figures.shared.panels import canvas, legend, log_axes, size_axis
+from sweeps.report.figures.shared.style import COLLECTIVES, marker, palette
 from sweeps.report.tables import targets
 from sweeps.report.tables.benchmarks import SETTING, by_setting
 from sweeps.report.tables.report_data import ReportData

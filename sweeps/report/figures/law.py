@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from sweeps.report.figures.figure import FigureSpec
-from sweeps.report.figures.panels import canvas, cut, legend, log_axes, panels
+from sweeps.report.figures.shared.figure import FigureSpec
+from sweeps.report.figures.shared.panels import canvas, cut, legend, log_axes, panels
 from sweeps.report.tables.report_data import ReportData
 
 if TYPE_CHECKING:

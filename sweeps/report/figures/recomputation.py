@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from sweeps.report.figures.figure import FigureSpec
-from sweeps.report.figures.panels import canvas, cut, legend
-from sweeps.report.figures.style import RECOMPUTATION, palette
+from sweeps.report.figures.shared.figure import FigureSpec
+from sweeps.report.figures.shared.panels import canvas, cut, legend
+from sweeps.report.figures.shared.style import RECOMPUTATION, palette
 from sweeps.report.tables.recomputation import KEEP_ALL, SETTING, bound, smallest
 from sweeps.report.tables.report_data import ReportData
 

@@ -6,9 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sweeps.report.figures.figure import FigureSpec, ordered
-from sweeps.report.figures.panels import KEYS, canvas, cut, legend, log_axes, method_handles, panels, rank_handles
-from sweeps.report.figures.style import marker, palette
+from sweeps.report.figures.shared.figure import FigureSpec, ordered
+from sweeps.report.figures.shared.panels import (
+    KEYS,
+    canvas,
+    cut,
+    legend,
+    log_axes,
+    method_handles,
+    panels,
+    rank_handles,
+)
+from sweeps.report.figures.shared.style import marker, palette
 from sweeps.report.tables.report_data import ReportData
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from sweeps.report.figures.figure import FigureSpec, fastest, ordered
-from sweeps.report.figures.heat_map import ratio_map
-from sweeps.report.figures.panels import (
+from sweeps.report.figures.shared.figure import FigureSpec, fastest, ordered
+from sweeps.report.figures.shared.heat_map import ratio_map
+from sweeps.report.figures.shared.panels import (
     KEYS,
     canvas,
     cut,
@@ -22,7 +22,7 @@ from sweeps.report.figures.panels import (
     panels,
     size_axis,
 )
-from sweeps.report.figures.style import marker, palette
+from sweeps.report.figures.shared.style import marker, palette
 from sweeps.report.tables.layers import TRAINING
 from sweeps.report.tables.report_data import ReportData
 from sweeps.text import ranks

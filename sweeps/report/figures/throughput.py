@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from sweeps.report.figures.figure import FigureSpec, fastest, in_rows, ordered
-from sweeps.report.figures.panels import (
+from sweeps.report.figures.shared.figure import FigureSpec, fastest, in_rows, ordered
+from sweeps.report.figures.shared.panels import (
     KEYS,
     canvas,
     cut,
@@ -20,7 +20,7 @@ from sweeps.report.figures.panels import (
     rank_handles,
     size_axis,
 )
-from sweeps.report.figures.style import dashes, marker, palette
+from sweeps.report.figures.shared.style import dashes, marker, palette
 from sweeps.report.tables.report_data import ReportData
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from sweeps.report.figures.figure import FigureSpec, fastest, in_rows
-from sweeps.report.figures.panels import KEYS, canvas, cut, legend, name_rows, panels
-from sweeps.report.figures.style import INSIDE, PARTS, palette
+from sweeps.report.figures.shared.figure import FigureSpec, fastest, in_rows
+from sweeps.report.figures.shared.panels import KEYS, canvas, cut, legend, name_rows, panels
+from sweeps.report.figures.shared.style import INSIDE, PARTS, palette
 from sweeps.report.tables.layers import COLLECTIVES, TRAINING
 from sweeps.report.tables.report_data import ReportData
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sweeps.report.figures.style import dashes, marker
+from sweeps.report.figures.shared.style import dashes, marker
 from sweeps.text import ranks
 
 if TYPE_CHECKING:

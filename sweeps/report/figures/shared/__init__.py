@@ -1,0 +1,1 @@
+"""What several figures are made of: panels, axes, colours, and what a figure is."""
