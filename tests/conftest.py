@@ -23,11 +23,12 @@ settings.load_profile("shared_machine")
 
 
 # What `make quick` leaves out beside the tests that are marked themselves: these files start sweeps, ranks, SLURM or a
-# browser, train, or solve, each for longer than ten seconds.
+# browser, train, solve or draw, each for longer than about six seconds.
 SLOW = {
     *("test_benchmark", "test_checkpoint_phase", "test_cli", "test_correctness", "test_methods", "test_peers"),
     *("test_profile_phase", "test_ranks", "test_torch_compile", "test_trace_phase", "test_triton_kernels"),
     *("test_planners", "test_proof", "test_rewrite", "test_rewritten_step_equals_eager"),
+    *("test_budgets_and_files", "test_kernel_traces", "test_odd_records", "test_packed"),
     *("test_forecast", "test_memory_model", "test_profile", "test_recompute", "test_traced_step_equals_eager"),
     *("test_traces_docs", "test_browser", "test_launch", "test_report", "test_slurm"),
 }
