@@ -95,6 +95,9 @@ class RefuseEarly(Callback):
         if not ranks.launched() and not config.hydra.job.env_set:  # the ranks have to see what is set there
             ranks.start_forking_server()  # it imports torch while this process does, to check the configuration
         try:
+            preset = config.hydra.runtime.choices.get("sweep")
+            if preset is not None:
+                raise ConfigError("+sweep", preset, f"a sweep needs -m: blockshock -m +sweep={preset} ...")
             job = check(config)
             writable("hydra.run.dir", config.hydra.run.dir)
             _check_run_folder(config.hydra.run.dir, job)

@@ -62,6 +62,17 @@ def in_use(gpu: str) -> bool:
         return False
 
 
+def uuid_of(gpu: str) -> str:
+    """A GPU's name on this machine, whoever asks; `gpu` itself where NVML can't say. gpu: as for in_use."""
+    if pynvml is None or not gpu.isdecimal():
+        return gpu
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(int(gpu))))
+    except pynvml.NVMLError:
+        return gpu
+
+
 def driver_version() -> str | None:
     if pynvml is None:
         return None

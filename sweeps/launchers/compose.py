@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra import version
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobRuntime, JobStatus, filter_overrides
 from hydra.types import HydraContext
@@ -21,6 +24,9 @@ from sweeps.applications.task_folder import TaskFolder
 
 if TYPE_CHECKING:
     from sweeps.applications.application import Application
+
+
+SAID = 100  # jobs composed between two lines that say how far it is: some ten seconds
 
 
 @dataclass(frozen=True)
@@ -123,13 +129,40 @@ def compose(
     A job that can't run says so in its `refusal`. Raises ConfigError for one that has no folder to say it in.
     """
     before = HydraConfig.instance().cfg
+    loader = hydra_context.config_loader
+    repository = loader.repository
+    loader.repository = _ReadOnce(repository)
+    jobs = []
     try:
-        return [
-            _compose(hydra_context, config, list(overrides), first + i, application, elsewhere)
-            for i, overrides in enumerate(job_overrides)
-        ]
+        for i, overrides in enumerate(job_overrides):
+            if i % SAID == 0 and len(job_overrides) > SAID:
+                print(f"composing and checking the jobs: {i} of {len(job_overrides)}", file=sys.stderr)
+            jobs.append(_compose(hydra_context, config, list(overrides), first + i, application, elsewhere))
     finally:
         HydraConfig.instance().cfg = before
+        loader.repository = repository
+    return jobs
+
+
+class _ReadOnce(CachingConfigRepository):
+    """Hydra's cache of configuration files, for all jobs of a sweep: Hydra itself reads them anew for each."""
+
+    def __init__(self, delegate: Any, caches: dict[str, dict[str, Any]] | None = None) -> None:
+        super().__init__(delegate)
+        self._caches = {} if caches is None else caches
+        self.cache = self._caches.setdefault("", {})
+
+    def __deepcopy__(self, memo: object) -> _ReadOnce:
+        """What each composition makes of it."""
+        return _ReadOnce(self.delegate, self._caches)
+
+    def load_config(self, config_path: str) -> Any:
+        """A copy: a composition may take parts of it into the job's own configuration."""
+        return copy.deepcopy(super().load_config(config_path))
+
+    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
+        super().initialize_sources(config_search_path)
+        self.cache = self._caches.setdefault(str(config_search_path), {})
 
 
 def _compose(

@@ -1,11 +1,15 @@
-"""Which job starts next, and on which GPUs: the widest that fits, on GPUs that lie side by side. Pure logic.
+"""Which job starts next, and on which GPUs: the widest that fits, on GPUs that lie side by side.
 
 choose([1, 4, 2], free=[0, 1, 2, 3, 6])      # (1, (0, 1, 2, 3)): the job of four GPUs
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 def choose(demands: Sequence[int], free: Collection[int]) -> tuple[int, tuple[int, ...]] | None:
@@ -36,3 +40,43 @@ def share_of_cores(cores: Sequence[int], places: Collection[int], of: int) -> tu
     if len(cores) < of:
         return tuple(cores)
     return tuple(core for i, core in enumerate(cores) if i * of // len(cores) in places)
+
+
+class GpuClaims:
+    """This machine's GPUs that launchers of any user hold, each by a lock that ends with its process.
+
+    Between a job's start and its first CUDA context no one else can see which GPU it is about to use.
+    """
+
+    def __init__(self, name_of: Callable[[str], str], folder: Path | None = None) -> None:
+        """`name_of`: a GPU's name on the whole machine, whatever CUDA_VISIBLE_DEVICES calls it."""
+        self._name_of = name_of
+        self._folder = folder or Path(tempfile.gettempdir()) / "block-shock-gpus"
+        self._held: dict[str, FileLock] = {}
+
+    def claim(self, gpus: Iterable[str]) -> bool:
+        """Hold all of `gpus`, or none of them where another launcher has one."""
+        taken: list[str] = []
+        for gpu in gpus:
+            lock = self._lock(gpu)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                self.release(taken)
+                return False
+            self._held[gpu] = lock
+            taken.append(gpu)
+        return True
+
+    def release(self, gpus: Iterable[str]) -> None:
+        """Give back those of `gpus` that are held here."""
+        for gpu in gpus:
+            lock = self._held.pop(gpu, None)
+            if lock:
+                lock.release()
+
+    def _lock(self, gpu: str) -> FileLock:
+        if not self._folder.exists():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.chmod(0o1777)  # as /tmp is: other users' launchers lock here too
+        return FileLock(self._folder / f"{self._name_of(gpu)}.lock", mode=0o666)

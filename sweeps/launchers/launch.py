@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from blockshock.run_folder.folder import RunFolder
 from sweeps.launchers import slurm_queue
 from sweeps.launchers.compose import PlannedJob, compose, refuse_impossible
 from sweeps.launchers.dry_run import dry_run
-from sweeps.launchers.manifest import Manifest
+from sweeps.launchers.manifest import Manifest, check_path
 from sweeps.launchers.options import LauncherConf
 from sweeps.launchers.runner import Hydra, Runner, Sweep
 from sweeps.text import clock, shown
@@ -33,6 +32,7 @@ def launch(
     hydra: Hydra,
     job_overrides: Sequence[Sequence[str]],
     first: int,
+    shares_equal_jobs: bool = True,
 ) -> Sequence[JobReturn]:
     """Run one job for each list of overrides. Refuses them all if one can't run and none may be skipped.
 
@@ -48,15 +48,17 @@ def launch(
     jobs = compose(hydra.context, hydra.config, job_overrides, first, application, runner_class.elsewhere)
     if not options.skip_unsupported:
         refuse_impossible(jobs)
-    _refuse_doubles(jobs)
+    asked, jobs = jobs, _distinct(jobs, shares_equal_jobs)
     _refuse_occupied(jobs)
     sweeps = sorted({job.sweep for job in jobs})
+    for path in sweeps:
+        check_path(path)
     sweep = Sweep(options, hydra.run_id, jobs)
     runner = runner_class(options, hydra, sweep)
     runner.check([job for job in jobs if not job.refusal])
     if options.dry_run:
         print(dry_run(runner, jobs))
-        return [_left(job) for job in jobs]
+        return [_left(job) for job in asked]
     with ExitStack() as stack:
         for path in sweeps:
             stack.enter_context(_locked(path))
@@ -69,10 +71,10 @@ def launch(
             _refuse_while_in_slurm(sweep.manifests)
         all_ended = _run(runner, hydra.config, sweep, jobs)
     if not all_ended:
-        return [_left(job) for job in jobs]
+        return [_left(job) for job in asked]
     if options.report and sweep.board.count["ok"]:
         application.report(sweeps)
-    return [job.returned() for job in jobs]
+    return [job.returned() for job in asked]
 
 
 def _run(runner: Runner, config: DictConfig, sweep: Sweep, jobs: Sequence[PlannedJob]) -> bool:
@@ -174,7 +176,7 @@ def _outdated(path: Path, earlier: Manifest | None, jobs: dict[str, list[str]]) 
 
 def _manifest(earlier: Manifest | None, options: LauncherConf, hydra: Hydra, jobs: dict[str, list[str]]) -> Manifest:
     """The folder's manifest with these jobs added: a sweeper may launch batch after batch into one folder."""
-    arguments = sys.argv[1:] if any(jobs.values()) else ["-m"]
+    arguments = sys.argv[1:]
     bare = options.resume is not None and not hydra.config.hydra.overrides.task
     if bare and earlier:
         arguments = earlier.arguments
@@ -193,13 +195,18 @@ def _manifest(earlier: Manifest | None, options: LauncherConf, hydra: Hydra, job
     return found
 
 
-def _refuse_doubles(jobs: Sequence[PlannedJob]) -> None:
-    """Two jobs with the same folder are the same measurement, asked for twice (or a subdir of the user's own)."""
-    folders = Counter(job.folder.path for job in jobs)
-    doubled = [path for path, count in folders.items() if count > 1]
-    if doubled:
-        problem = f"{folders[doubled[0]]} jobs of the sweep are the same and would share the folder {doubled[0].name}"
-        raise ConfigError("hydra.sweep.subdir", jobs[0].config.hydra.sweep.subdir, problem)
+def _distinct(jobs: Sequence[PlannedJob], share: bool) -> list[PlannedJob]:
+    """`jobs`, each of them once. Refuses two that would share a folder, unless they are the same and may `share`."""
+    found: dict[Path, PlannedJob] = {}
+    for job in jobs:
+        path = job.folder.path
+        other = found.setdefault(path, job)
+        if other is not job and not (share and other.settled == job.settled):
+            problem = f"jobs {other.number} and {job.number} of the sweep would share the folder {path.name}"
+            if other.settled == job.settled:
+                problem = f"{problem}: they are the same"
+            raise ConfigError("hydra.sweep.subdir", job.config.hydra.sweep.subdir, problem)
+    return list(found.values())
 
 
 def _refuse_occupied(jobs: Sequence[PlannedJob]) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +16,7 @@ import psutil
 
 from blockshock.errors import ConfigError, at_least
 from sweeps.launchers import job_process
-from sweeps.launchers.gpu_placement import choose, share_of_cores
+from sweeps.launchers.gpu_placement import GpuClaims, choose, share_of_cores
 from sweeps.launchers.options import LauncherConf
 
 if TYPE_CHECKING:
@@ -61,12 +62,24 @@ class _Machine:
     cores: list[int]
     running: list[_Running] = field(default_factory=list)
 
+    @cached_property
+    def claims(self) -> GpuClaims:
+        from blockshock.measure import nvml
+
+        return GpuClaims(nvml.uuid_of)
+
     def free(self, use_busy: bool) -> list[int]:
+        """GPUs that no one uses, claimed for us (see `release`); with `use_busy` all that no job of ours has."""
         from blockshock.measure import nvml
 
         held = {gpu for job in self.running for gpu in job.gpus}
         mine = [i for i in range(len(self.gpus)) if i not in held]
-        return mine if use_busy else [i for i in mine if not nvml.in_use(self.gpus[i])]
+        if use_busy:
+            return mine
+        return [i for i in mine if not nvml.in_use(self.gpus[i]) and self.claims.claim([self.gpus[i]])]
+
+    def release(self, gpus: Iterable[int]) -> None:
+        self.claims.release(self.gpus[i] for i in gpus)
 
 
 class LocalRunner:
@@ -153,6 +166,7 @@ class LocalRunner:
         wanted = any(batch[0].needs.gpus for batch in candidates)
         free = self.machine.free(self.options.use_busy_gpus) if wanted else []
         chosen = choose([batch[0].needs.gpus for batch in candidates], free)
+        self.machine.release(set(free) - set(chosen[1] if chosen else ()))
         if chosen is None:
             self._explain_waiting(free)
             return False
@@ -211,6 +225,7 @@ class LocalRunner:
             left = one.jobs[one.position :]
             again += [left] if left else []
         self.machine.running.remove(one)
+        self.machine.release(one.gpus)
         self._tidy(one)
         return again
 
@@ -236,6 +251,7 @@ class LocalRunner:
                 time.sleep(POLL_S)
             for job in one.jobs[one.position : one.position + 1]:
                 self.sweep.ended(job, "failed", "interrupted")
+            self.machine.release(one.gpus)
             self._tidy(one)
         running.clear()
 

@@ -7,10 +7,14 @@ manifest.jobs            # {"phase1_forward_..._8a52": ["model.N=64", ...]}: als
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from hydra.core.override_parser.types import Quote, QuotedString
+
+from blockshock.errors import ConfigError
 from blockshock.run_folder.files import Unreadable, read_object, write_atomically
 from sweeps.text import shown
 
@@ -55,6 +59,27 @@ class Manifest:
 
     def resume_command(self, sweep: Path) -> str:
         """What a user types to run what is not `ok` in the folder `sweep`."""
-        resume = f"hydra.launcher.resume={shown(sweep)}"
+        resume = f"hydra.launcher.resume={hydra_quoted(shown(sweep))}"
         kept = [a for a in self.arguments if not a.lstrip("+").startswith("hydra.launcher.resume=")]
         return shlex.join([*self.command, *kept, resume])
+
+
+_PLAIN = re.compile(r"[A-Za-z_.][A-Za-z0-9_.-]*(/[A-Za-z0-9_.-]+)*|(/[A-Za-z0-9_.-]+)+")
+_WORDS = {"null", "true", "false", "inf", "nan"}
+
+
+def hydra_quoted(text: str) -> str:
+    """`text` as the value of an override that Hydra reads as just this text: quoted where its grammar asks for it."""
+    if _PLAIN.fullmatch(text) and text.lower() not in _WORDS:
+        return text
+    # OmegaConf takes ${ for the beginning of an interpolation, unless an odd number of backslashes stands before it.
+    literal = re.sub(r"(\\*)\$\{", lambda found: 2 * found.group(1) + r"\${", text)
+    return str(QuotedString(text=literal, quote=Quote.single).with_quotes())
+
+
+def check_path(sweep: Path) -> None:
+    """Refuse a folder whose path holds a pattern that submitit replaces by numbers wherever it finds it."""
+    pattern = next((pattern for pattern in ("%j", "%t", "%A", "%a") if pattern in str(sweep.absolute())), None)
+    if pattern:
+        problem = f"its path holds {pattern}, which submitit replaces by a job's number; choose a folder without"
+        raise ConfigError("hydra.sweep.dir", sweep, problem)

@@ -28,6 +28,7 @@ class JobLauncher(Launcher):
 
     def __init__(self, kind: str, **options: Any) -> None:
         self.kind, self.options = LAUNCHERS[kind], options
+        self.shares_equal_jobs = True  # as an optimiser may ask for in one batch: run once, two results
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
@@ -42,7 +43,8 @@ class JobLauncher(Launcher):
 
         hydra = Hydra(self.hydra_context, self.task_function, self.config)
         try:
-            return launch(self.kind.runner, self.kind.options(**self.options), hydra, job_overrides, initial_job_idx)
+            options = self.kind.options(**self.options)
+            return launch(self.kind.runner, options, hydra, job_overrides, initial_job_idx, self.shares_equal_jobs)
         except ConfigError as error:
             raise LaunchRefused(str(error)) from error
 
@@ -56,12 +58,14 @@ class GridSweeper(BasicSweeper):
     """Every combination of the values, as in Hydra's. Launchers of others get Hydra's whole procedure."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        if not isinstance(self.launcher, JobLauncher):
-            return super().sweep(arguments)
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        _refuse_repeated(parser.parse_overrides(arguments))
+        if not isinstance(self.launcher, JobLauncher):
+            return super().sweep(arguments)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         _refuse_nothing(overrides)
+        self.launcher.shares_equal_jobs = False  # the same value twice in a list is a slip
         returns, first = [], 0
         for batch in self.split_arguments(overrides, self.max_batch_size):
             results = self.launcher.launch(batch, initial_job_idx=first)
@@ -70,6 +74,17 @@ class GridSweeper(BasicSweeper):
             returns.append(results)
             first += len(batch)
         return returns
+
+
+def _refuse_repeated(overrides: Sequence[Override]) -> None:
+    """A key that is swept and given again: the last would silently replace the others."""
+    by_key: dict[str, list[Override]] = {}
+    for override in overrides:
+        by_key.setdefault(override.get_key_element().lstrip("+~"), []).append(override)
+    for key, given in by_key.items():
+        if len(given) > 1 and any(override.is_sweep_override() for override in given):
+            values = ",".join(str(override.input_line).partition("=")[2] for override in given)
+            raise ConfigError(key, values, f"is given {len(given)} times; give all its values at once: {key}={values}")
 
 
 def _refuse_nothing(overrides: Sequence[Override]) -> None:

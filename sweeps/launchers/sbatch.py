@@ -6,6 +6,8 @@ ids = executor.submit_calls(function, [arguments, ...])     # ["17_0", "17_1", .
 
 from __future__ import annotations
 
+import re
+import subprocess
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,9 +16,20 @@ import submitit
 from submitit.core.utils import DelayedSubmission, JobPaths
 from submitit.slurm.slurm import _make_sbatch_string
 
-from blockshock.errors import ConfigError
-
+DEFAULT_ARRAY = 1001  # SLURM's own MaxArraySize, where the cluster does not say
 PARTITION_LIMIT = 10**9  # minutes: for submitit, which wants a number; the batch script then has no --time
+
+
+def array_limit() -> int:
+    """How many jobs one array of this cluster may have, and how many its controller holds (with other users' jobs)."""
+    try:
+        shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        shown = ""
+    found = {
+        key: int(value) for key, value in re.findall(r"^(MaxArraySize|MaxJobCount)\s*= (\d+)$", shown, re.MULTILINE)
+    }
+    return max(1, min(found.get("MaxArraySize", DEFAULT_ARRAY), found.get("MaxJobCount", DEFAULT_ARRAY) - 1))
 
 
 class ArrayExecutor(submitit.SlurmExecutor):
@@ -61,11 +74,3 @@ class ArrayExecutor(submitit.SlurmExecutor):
         written = str(self.folder).replace("%", "%%")
         text: str = _make_sbatch_string(command=command, folder=written, **self.parameters)
         return text.replace(f"#SBATCH --time={PARTITION_LIMIT}\n", "")
-
-
-def check_path(path: str) -> None:
-    """Refuse a folder whose name holds a pattern that submitit replaces wherever it finds it."""
-    pattern = next((pattern for pattern in ("%j", "%t", "%A", "%a") if pattern in path), None)
-    if pattern:
-        problem = f"its path holds {pattern}, which submitit replaces by a job's number; choose a folder without"
-        raise ConfigError("hydra.sweep.dir", path, problem)

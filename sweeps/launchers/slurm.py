@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from sweeps.launchers.runner import Hydra, Sweep
     from sweeps.launchers.sbatch import ArrayExecutor
 
-ARRAY = 1000  # jobs in one array at most: SLURM's own default limit (MaxArraySize) is 1001
 LOOKS = 2  # how often in a row a job must be missing from the queue: shared file systems show its status late
 
 
@@ -45,7 +44,7 @@ class SlurmLauncherConf(LauncherConf):
     max_requeues: int = 3  # of a job that was preempted or ran out of time; it then starts over
     signal_delay_s: int = 90  # how long before the time limit a job is told
     setup: list[str] = field(default_factory=list)  # shell lines before the job: module load, source activate
-    sbatch: dict[str, Any] = field(default_factory=dict)  # further parameters: {mail-type: END, exclude: n7}
+    sbatch: Any = None  # further parameters: {mail-type: END, exclude: n7}
     poll_s: float = 5.0  # how often the queue is asked
 
 
@@ -138,12 +137,15 @@ class SlurmRunner:
 
     def _arrays(self, jobs: Sequence[PlannedJob]) -> Iterator[tuple[Path, Shape, list[PlannedJob]]]:
         """Jobs of one sweep that ask for the same, the widest first, in arrays that the cluster takes."""
+        from sweeps.launchers.sbatch import array_limit
+
+        limit = array_limit() if len(jobs) > 1 else 1
         alike: dict[tuple[Path, Shape], list[PlannedJob]] = {}
         for job in sorted(jobs, key=lambda job: (-job.needs.ranks, job.number)):
             alike.setdefault((job.sweep, self._shape(job)), []).append(job)
         for (sweep, wanted), group in alike.items():
-            for start in range(0, len(group), ARRAY):
-                yield sweep, wanted, group[start : start + ARRAY]
+            for start in range(0, len(group), limit):
+                yield sweep, wanted, group[start : start + limit]
 
     def _shape(self, job: PlannedJob) -> Shape:
         return shape(job.needs, self.options, job.application.startup_s)
@@ -256,8 +258,8 @@ class SlurmRunner:
 
 
 def _plain(options: Any) -> dict[str, Any]:
-    if not OmegaConf.is_config(options):
-        return dict(options)
+    if options is None or isinstance(options, dict):
+        return options or {}
     container = OmegaConf.to_container(options, resolve=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}

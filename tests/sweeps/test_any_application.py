@@ -85,6 +85,18 @@ def test_what_it_prints_resumes_and_runs_only_what_is_not_ok(page):
     assert len(list(folder.rglob("sweep.json"))) == 1
 
 
+def test_what_is_printed_for_a_folder_of_any_name_runs_in_a_shell(tmp_path):
+    write(tmp_path, "if not os.path.exists('again'): raise ValueError(cfg.lr)\nreturn 7", "import os")
+    name = 'it\'s 5% "of" a,b=(ü'
+    done = run(tmp_path, *LOCAL, "hydra.sweep.dir='" + name.replace("'", "\\'") + "'")
+    (command,) = re.findall(r"run what is not ok again with: (.*)", done.stderr)
+    (tmp_path / "again").touch()
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    again = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert statuses(tmp_path / name)["0"]["value"] == 7
+
+
 def test_a_dry_run_lists_jobs_folders_and_needs_and_starts_nothing(tmp_path):
     write(tmp_path, "open('started', 'w')")
     done = run(tmp_path, *LOCAL, "lr=1,2", "hydra.launcher.gpus=0", "hydra.launcher.timeout_s=90",

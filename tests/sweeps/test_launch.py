@@ -236,9 +236,9 @@ def planned(cli, monkeypatch, *arguments: str) -> list[dict]:
     plain = []
 
     def keep(self, jobs):
-        plain.extend(job.plain for job in jobs)
+        plain.extend(job.settled for job in jobs)
         for job in jobs:
-            job.folder.close(job.plain, "ok", "", "planned")
+            job.folder.close(job.settled, "ok", "", "planned")
         return True
 
     monkeypatch.setattr("sweeps.launchers.local.LocalRunner.run", keep)
@@ -291,7 +291,67 @@ def test_what_a_swept_group_does_not_have_is_said_in_one_line(cli, tmp_path, arg
 
 def test_the_same_job_asked_for_twice_is_refused(cli):
     done = cli("-m", *QUICK[1:], "model.N=8,8")
-    assert (done.code, "are the same and would share the folder" in done.err) == (2, True)
+    assert (done.code, "would share the folder" in done.err, "they are the same" in done.err) == (2, True, True)
+
+
+def test_an_optimisers_batch_may_ask_for_one_job_twice_which_then_runs_once(cli, monkeypatch):
+    """Hydra's basic sweeper stands for it: it takes the two jobs' results, as an optimiser does."""
+    jobs = planned(cli, monkeypatch, "hydra/sweeper=basic", "method=dense_single", "model.N=8,8,16")
+    assert [job["model"]["N"] for job in jobs] == [8, 16]
+
+
+@pytest.mark.parametrize("launcher", ["local", "basic"])
+def test_a_swept_key_that_is_given_again_is_refused(cli, tmp_path, launcher):
+    done = cli("-m", f"hydra/launcher={launcher}", "hardware=cpu", "model.N=8,16", "model.N=32")
+    expected = "blockshock: model.N=8,16,32: is given 2 times; give all its values at once: model.N=8,16,32\n"
+    assert (done.code, done.err) == (2, expected)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_preset_without_m_is_refused(cli, tmp_path):
+    done = cli("+sweep=n", "hardware=cpu")
+    assert (done.code, done.err) == (2, "blockshock: +sweep=n: a sweep needs -m: blockshock -m +sweep=n ...\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_jobs_that_share_one_reading_of_the_files_are_composed_as_hydra_composes_each(cli, monkeypatch):
+    sweep = (
+        "method=dense_single,block_shock",
+        "mask=checkerboard,random_2of4",
+        "workload=gaussian,uniform",
+        "model.N=64",
+    )
+    together = planned(cli, monkeypatch, *sweep, "experiment.name=one")
+    monkeypatch.setattr("sweeps.launchers.compose._ReadOnce", lambda repository: repository)
+    assert planned(cli, monkeypatch, *sweep, "experiment.name=one", "hydra.sweep.dir=two") == together
+    assert len(together) == 8
+
+
+def test_composing_many_jobs_says_how_far_it_is(cli, monkeypatch):
+    monkeypatch.setattr("sweeps.launchers.compose.SAID", 2)
+    done = cli("-m", "hardware=cpu", "method=dense_single", "model.N=4,8,12", "hydra.launcher.dry_run=true")
+    assert done.err.splitlines() == [f"composing and checking the jobs: {i} of 3" for i in (0, 2)]
+    assert "dry run: 3 jobs, none started" in done.out
+
+
+@pytest.mark.slow
+def test_joblibs_launcher_runs_our_jobs(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    code, err = run(
+        tmp_path, *QUICK[:-1], "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "model.N=8,16", "model.B=8"
+    )
+    assert code == 0, err
+    assert counts(tmp_path) == {"ok": 2}
+
+
+def test_a_numbered_folder_that_holds_another_configurations_result_is_refused_and_kept(cli, tmp_path, monkeypatch):
+    numbered = ("method=dense_single", "hydra.sweep.dir=here", "hydra.sweep.subdir=${hydra.job.num}")
+    planned(cli, monkeypatch, *numbered, "model.N=8,16")
+    before = (tmp_path / "here/0/status.json").read_bytes()
+    done = cli("-m", "hardware=cpu", *numbered, "model.N=24,32")
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert "holds the run of another configuration" in done.err
+    assert (tmp_path / "here/0/status.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

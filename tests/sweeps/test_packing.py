@@ -2,11 +2,14 @@
 
 import heapq
 import random
+import subprocess
+import sys
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.launchers.gpu_placement import choose, share_of_cores, side_by_side
+from sweeps.launchers.gpu_placement import GpuClaims, choose, share_of_cores, side_by_side
+from tests.launching import ROOT
 
 demands = st.lists(st.integers(0, 9), max_size=12)
 gpus = st.sets(st.integers(0, 7))
@@ -96,3 +99,27 @@ def simulate(jobs: list[tuple[int, float]], gpus: int) -> tuple[float, float, li
         now = end
         free |= set(places)
     return busy, total, runs
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from sweeps.launchers.gpu_placement import GpuClaims
+claims = GpuClaims(lambda gpu: f"GPU-{gpu}", Path(sys.argv[1]))
+assert claims.claim(["0", "1"])
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_launchers_never_choose_the_same_gpu_and_a_killed_one_gives_its_own_back(tmp_path):
+    command = [sys.executable, "-c", HOLDS, str(tmp_path)]
+    other = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    claims = GpuClaims(lambda gpu: f"GPU-{gpu}", tmp_path)
+    assert not claims.claim(["2", "1"])
+    assert claims.claim(["2"])  # nothing of the claim that failed is left
+    other.kill()
+    other.communicate()
+    assert claims.claim(["0", "1"])
+    claims.release(["0", "1", "2"])

@@ -14,6 +14,7 @@ from sweeps import load_runs
 from sweeps.launchers import slurm_queue
 from sweeps.launchers.compose import Needs
 from sweeps.launchers.manifest import Manifest
+from sweeps.launchers.sbatch import array_limit
 from sweeps.launchers.slurm import SlurmLauncherConf, shape
 from sweeps.report.command import write_report
 from sweeps.status import rows_of
@@ -200,6 +201,51 @@ def test_what_the_nodes_have_must_be_said(cli, monkeypatch):
     monkeypatch.setattr("sweeps.launchers.slurm_queue.available", lambda: True)
     done = cli("-m", "hydra/launcher=slurm", "method=dense_single", "model.B=8,16")
     assert (done.code, "say hardware=slurm (GPUs) or hardware=cpu" in done.err) == (2, True)
+
+
+def test_a_dry_run_shows_the_batch_script_with_what_was_asked_for(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("sweeps.launchers.slurm_queue.available", lambda: True)
+    sbatch = "hydra.launcher.sbatch={mail-type: END, exclude: n7}"
+    options = ("hydra.launcher.memory_gb=4", "hydra.launcher.setup=[module load cuda]", "hydra.launcher.timeout_min=20")
+    done = cli(*SLURM, "method=dense_single", "model.B=8,16", sbatch, *options, "hydra.launcher.dry_run=true")
+    assert done.code == 0, done.err
+    for line in ("--mail-type=END", "--exclude=n7", "--mem=4096M", "--time=20", "--array=0-1%2"):
+        assert f"#SBATCH {line}\n" in done.out
+    assert "\nmodule load cuda\n" in done.out
+    assert "dry run: 2 jobs, none started" in done.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_warning_that_would_come_before_the_job_starts_is_refused(cli, monkeypatch):
+    monkeypatch.setattr("sweeps.launchers.slurm_queue.available", lambda: True)
+    done = cli(*SLURM, "method=dense_single", "model.B=8,16", "hydra.launcher.timeout_min=1")
+    problem = "hydra.launcher.signal_delay_s=90: must be shorter than the time limit of a job, here 60 s"
+    assert (done.code, done.err) == (2, f"blockshock: {problem}\n")
+
+
+def test_arrays_are_as_large_as_the_cluster_says(tmp_path, monkeypatch):
+    """A scontrol that prints what SLURM's does."""
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho 'MaxArraySize            = 31'\necho 'MaxJobCount = 10000'\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert array_limit() == 31
+
+
+@needs_slurm
+def test_names_of_any_kind_and_a_setup_that_changes_folder_leave_results_where_they_belong(tmp_path):
+    name = "50% of 'it' (ü)"
+    quoted = "'" + name.replace("'", "\\'") + "'"
+    mine = (
+        "method=dense_single",
+        "phase=phase0_correctness",
+        f"experiment.name={quoted}",
+        "hydra.launcher.setup=[cd /]",
+    )
+    one = launch(tmp_path / "x", *mine, "model.B=8", "hydra.launcher.report=false")
+    code, err = one.ended()
+    assert code == 0, err
+    assert one.sweep.name == name
+    assert one.status(8)["status"] == "ok"
 
 
 @pytest.mark.parametrize(
