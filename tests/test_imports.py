@@ -17,9 +17,6 @@ IMPORTS = imports(OURS)
 OPTIONAL = {"triton", "cupti", "cuda"}  # a GPU machine has them; pyproject's extras and torch's own wheels
 WIDEST_FOLDER = 16  # python files, __init__ not counted
 
-# Imports inside functions that would close a circle at the top of a file.
-LATE_CIRCLES = {("checkpointing.planners.problem", "checkpointing.planners.schedule")}
-
 
 @pytest.fixture(scope="session")
 def imported_alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str] | None]:
@@ -64,7 +61,7 @@ def test_no_circle_of_modules() -> None:
         pytest.fail(" -> ".join(reversed(error.args[1])))
     late = {(entry.by, entry.of) for entry in IMPORTS if entry.when == "call" and entry.of in OURS}
     closing = {(module, target) for module, target in late if module in _reached(target, at_import)}
-    assert closing <= LATE_CIRCLES, f"a function's import closes a circle: {sorted(closing - LATE_CIRCLES)}"
+    assert closing == set(), "an import inside a function closes a circle"
 
 
 def test_no_folder_is_too_wide_to_read() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
 
 import blockshock
 from tests.import_graph import PACKAGES, ROOT
@@ -35,6 +38,34 @@ def test_types_are_offered_to_who_uses_the_libraries(package: str) -> None:
 def test_the_version_is_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == blockshock.__version__ == version("block-shock")
+
+
+@pytest.fixture(scope="module")
+def tracked() -> list[str]:
+    """Every committed file, from the top level."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return listed.stdout.splitlines()
+
+
+def test_no_file_names_the_host_of_a_package_registry(tracked: list[str]) -> None:
+    """A mirror or an offline machine has others; pip's own configuration says where packages come from."""
+    hosts = re.compile(r"(pypi|pythonhosted|npmjs|anaconda|crates|download\.pytorch|huggingface)\.(org|com|io|co)\b")
+    text = [ROOT / file for file in tracked if Path(file).suffix not in (".gz", ".png", ".svg")]
+    assert [str(file) for file in text if file.is_file() and hosts.search(file.read_text())] == []
+
+
+def test_the_top_level_is_short(tracked: list[str]) -> None:
+    """Folders for what a user chooses, runs and reads; files that tools look for there."""
+    folders = {*PACKAGES, "conf", "docs", "outputs", "tests", ".ci", ".github"}
+    files = {"Makefile", "pyproject.toml", "constraints.txt", "LICENSE", ".gitignore", ".pre-commit-config.yaml"}
+    pages = {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"}
+    assert {path.split("/")[0] for path in tracked} == folders | files | pages
+
+
+def test_a_citation_names_this_version() -> None:
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == blockshock.__version__
 
 
 def _files(folder: Path) -> list[Path]:

@@ -52,6 +52,8 @@ def main() -> None:
     any_terminal()
     arguments = _parser().parse_args()
     check_packages("blockshock-report")
+    if arguments.keep and not arguments.pack:
+        _refuse(f"--keep={arguments.keep[0]}: only --pack keeps files; give it too")
     try:
         if arguments.pack:
             return pack_each(arguments.folders, arguments.out, arguments.keep)

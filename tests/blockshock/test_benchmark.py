@@ -86,6 +86,14 @@ def test_a_step_says_what_a_rank_holds_and_an_all_reduce_what_a_table_chooses(fo
     assert (records(folder / "product")["copy_gbs"].dropna() > 0).all()
 
 
+def test_records_say_which_optional_contenders_are_left_out_and_why(folder):
+    why = "needs hardware.backend=nccl, not gloo"
+    symmetric = [f"{name}: collective={name}: {why}" for name in ("nccl", "one_shot", "two_shot", "copy")]
+    assert records(folder / "all_reduce").loc[0, "left_out"] == symmetric
+    assert "block_shock_outputs: is for 4 ranks or more" in records(folder / "forward").loc[0, "left_out"]
+    assert records(folder / "backward").loc[0, "left_out"] == []
+
+
 def test_the_report_reads_every_part_with_its_ratios(folder):
     table = benchmarks(load_runs([folder]))
     assert {part: set(rows["contender"]) for part, rows in table.groupby("part")} == NAMES
@@ -263,3 +271,31 @@ def test_a_sum_is_compared_with_float64_before_it_is_timed(pools, world_size, dt
     if world_size == 2:  # one addition: rounded once
         assert right["relative_error"] == pytest.approx(right["dense_relative_error"])
     assert "the sum's relative error is" in wrong
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_contenders_are_replayed_as_graphs_and_timed_eagerly_too(cli, tmp_path):
+    few = ("phase=benchmark", "phase.timed_iters=2", "phase.rounds=2", "hardware.world_size=1", "experiment.name=gpu")
+    done = cli("-m", *few, "model.N=1024", "model.B=16", "phase/part=product,backward", "hydra.launcher.report=false")
+    assert done.code == 0, done.err
+    rows = pd.concat([records(path.parent) for path in tmp_path.rglob("metrics.jsonl")])
+    assert (rows[["p50_us", "eager_p50_us"]] > 0).all(axis=None)
+    assert set(names(rows)) >= NAMES["product"] | NAMES["backward"]
+
+
+@pytest.mark.gpus
+def test_on_two_gpus_every_part_about_two_ranks_is_measured(cli, tmp_path):
+    few = ("phase=benchmark", "phase.timed_iters=2", "phase.rounds=2", "hardware.world_size=2", "experiment.name=gpus")
+    few += ("model.N=1024", "model.B=256", "hydra.launcher.reuse_ranks=true", "hydra.launcher.report=false")
+    done = cli("-m", *few, "phase/part=all_reduce,forward,train,law")
+    assert done.code == 0, done.err
+    rows = pd.concat([records(path.parent) for path in tmp_path.rglob("metrics.jsonl")])
+    found = {part: set(names(of)) for part, of in rows.groupby("part")}
+    assert found["law"] == LAW
+    assert "nccl" in found["all_reduce"]
+    assert found["train"] >= PEERS | OURS | {"torch_semi_structured"}
+    assert found["forward"] >= found["train"] | {
+        "torch_semi_structured/frozen",
+        "dense_tp_row/nccl",
+        "block_shock/nccl",
+    }

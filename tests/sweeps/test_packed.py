@@ -148,7 +148,8 @@ def test_a_packed_file_with_a_fault_is_one_line_that_says_what_to_do(fault, pack
 
 
 @pytest.mark.parametrize(
-    "case", ["two into one", "nothing to pack", "nothing to unpack", "would be lost", "there already"]
+    "case",
+    ["two into one", "nothing to pack", "nothing to unpack", "nothing to keep", "would be lost", "there already"],
 )
 def test_what_can_not_be_packed_or_unpacked_is_one_line_and_exit_2(case, sweep, packed, tmp_path, monkeypatch, capsys):
     (tmp_path / "none").mkdir()
@@ -156,6 +157,7 @@ def test_what_can_not_be_packed_or_unpacked_is_one_line_and_exit_2(case, sweep, 
         "two into one": (["--pack", sweep, tmp_path, "--out", tmp_path / "o.gz"], "one by one"),
         "nothing to pack": (["--pack", tmp_path / "none"], "no run folder here"),
         "nothing to unpack": (["--unpack", tmp_path / "none"], "no runs.jsonl.gz here"),
+        "nothing to keep": ([sweep, "--keep", "*.csv"], "only --pack keeps files"),
         "would be lost": (["--pack", sweep / "a", "--out", packed], "holds a, which is no run folder now"),
         "there already": (["--unpack", packed, "--out", sweep], "there already"),
     }[case]

@@ -49,14 +49,13 @@ class AllReduce(Benchmark):
     def admitted(self, job: Job) -> Admitted[ReductionContender]:
         return admit(self.contenders, partial(_check, job))
 
-    def entries(self, execution: Execution) -> Iterator[Entry]:
+    def entries(self, execution: Execution, admitted: Admitted[ReductionContender]) -> Iterator[Entry]:
         problem = execution.problem
         group = dist.group.WORLD
         assert group is not None
         size = problem.B * problem.N * problem.dtype.itemsize
-        admitted = self.admitted(execution.job).contenders
-        buffer = self._buffer(execution, admitted, group, size)
-        names = {key: contender.collective for key, contender in admitted.items()}
+        buffer = _buffer(execution, admitted, group, size)
+        names = {key: contender.collective for key, contender in admitted.contenders.items()}
         table = {name: time_all_reduce(name, problem.B * problem.N, problem.dtype, group) for name in names.values()}
         chosen = min(table, key=lambda name: table[name] or float("inf"))
         for key, name in names.items():
@@ -70,23 +69,6 @@ class AllReduce(Benchmark):
                 partial_sum.normal_(std=1e-3)  # what grows when it is summed in place again and again costs the same
             yield Entry(key, name, partial(_sum, reduction, partial_sum, total), "", about)
 
-    def _buffer(
-        self, execution: Execution, admitted: dict[str, ReductionContender], group: dist.ProcessGroup, size: int
-    ) -> SymmetricBuffer | None:
-        """Memory that peers read, where a contender needs it; takes those out of `admitted` that can't have it here."""
-        needing = [key for key, contender in admitted.items() if REDUCTIONS[contender.collective].symmetric]
-        if not needing:
-            return None
-        buffer, problem = symmetric_buffer(group, execution.device, size)
-        for key in needing if problem else ():
-            contender = admitted.pop(key)
-            if not contender.optional:
-                raise ConfigError(f"phase.contenders.{key}.collective", contender.collective, str(problem))
-            execution.log("without %s: %s", key, problem)
-        if not admitted:
-            raise ConfigError("phase.contenders", f"[{','.join(needing)}]", f"none can run here: {problem}")
-        return buffer
-
 
 def _check(job: Job, key: str, contender: ReductionContender) -> str:
     name, model = contender.collective, job.model
@@ -99,6 +81,25 @@ def _check(job: Job, key: str, contender: ReductionContender) -> str:
     if why:
         raise ConfigError("collective", name, why)
     return name
+
+
+def _buffer(
+    execution: Execution, admitted: Admitted[ReductionContender], group: dist.ProcessGroup, size: int
+) -> SymmetricBuffer | None:
+    """Memory that peers read, where a contender needs it. Leaves those out that can't have it on this machine."""
+    needing = {k: c for k, c in admitted.contenders.items() if REDUCTIONS[c.collective].symmetric}
+    if not needing:
+        return None
+    buffer, problem = symmetric_buffer(group, execution.device, size)
+    for key, contender in needing.items() if problem else ():
+        if not contender.optional:
+            raise ConfigError(f"phase.contenders.{key}.collective", contender.collective, str(problem))
+        execution.log("without %s: %s", key, problem)
+        admitted.left_out[key] = str(problem)
+        del admitted.contenders[key]
+    if not admitted.contenders:
+        raise ConfigError("phase.contenders", f"[{','.join(needing)}]", f"none can run here: {problem}")
+    return buffer
 
 
 def check_sum(reduction: Reduction, partial_sum: torch.Tensor, total: torch.Tensor) -> dict[str, float]:

@@ -68,8 +68,8 @@ class LayerBenchmark(Benchmark):
         found.left_out |= {key: f"is for {least} ranks or more" for key, least in few.items()}
         return found
 
-    def built(self, execution: Execution) -> Iterator[Built]:
-        for key, contender in self.admitted(execution.job).contenders.items():
+    def built(self, execution: Execution, admitted: Admitted[LayerContender]) -> Iterator[Built]:
+        for key, contender in admitted.contenders.items():
             execution.log("building and checking %s", key)
             with naming(key):
                 own = _own_job(execution.job, contender)
@@ -85,8 +85,8 @@ class Forward(LayerBenchmark):
 
     PART: ClassVar[str] = "forward"
 
-    def entries(self, execution: Execution) -> Iterator[Entry]:
-        for built in self.built(execution):
+    def entries(self, execution: Execution, admitted: Admitted[LayerContender]) -> Iterator[Entry]:
+        for built in self.built(execution, admitted):
             built.layer.requires_grad_(False)
             x = built.layer.shard_input(built.problem.inputs())
             yield built.entry(partial(_without_gradients, built.layer, x))
@@ -99,8 +99,8 @@ class Train(LayerBenchmark):
     PART: ClassVar[str] = "train"
     QUANTITIES: ClassVar[tuple[str, ...]] = correctness.QUANTITIES
 
-    def entries(self, execution: Execution) -> Iterator[Entry]:
-        for built in self.built(execution):
+    def entries(self, execution: Execution, admitted: Admitted[LayerContender]) -> Iterator[Entry]:
+        for built in self.built(execution, admitted):
             layer, problem = built.layer, built.problem
             with naming(built.key):
                 step, optimizer = TrainingOptions().make_step(layer, problem)
@@ -126,8 +126,8 @@ class Law(LayerBenchmark):
             problem = f"part law relates one contender of {' and one of '.join(self.RELATED)}"
             raise ConfigError("phase.contenders", f"[{','.join(self.contenders)}]", problem)
 
-    def entries(self, execution: Execution) -> Iterator[Entry]:
-        for built in self.built(execution):
+    def entries(self, execution: Execution, admitted: Admitted[LayerContender]) -> Iterator[Entry]:
+        for built in self.built(execution, admitted):
             layer, problem = built.layer, built.problem
             layer.requires_grad_(False)
             x = layer.shard_input(problem.inputs())

@@ -76,9 +76,10 @@ class KernelBenchmark(Benchmark):
     def name_of(mask: str, kernel: str) -> str:
         """By which records tell a contender from others."""
 
-    def _built(self, execution: Execution, weight: torch.Tensor) -> Iterator[Built]:
+    @staticmethod
+    def _built(execution: Execution, admitted: Admitted[KernelContender], weight: torch.Tensor) -> Iterator[Built]:
         problem = execution.problem
-        for key, contender in self.admitted(execution.job).contenders.items():
+        for key, contender in admitted.contenders.items():
             execution.log("building %s", key)
             with naming(key):
                 mask = _with_mask(execution.job, contender).mask
@@ -98,13 +99,13 @@ class Product(KernelBenchmark):
     def name_of(mask: str, kernel: str) -> str:
         return f"{mask}/{kernel}"
 
-    def entries(self, execution: Execution) -> Iterator[Entry]:
+    def entries(self, execution: Execution, admitted: Admitted[KernelContender]) -> Iterator[Entry]:
         problem = execution.problem
         x, weight = problem.inputs(), problem.weight()
         halved, half_weight, out = _half(x), _half(weight), x.new_empty(problem.B, problem.N)
         yield Entry("half_k_dense", "half_k_dense", partial(torch.mm, halved, half_weight.t()))
         yield Entry("dense", "dense", partial(torch.mm, x, weight.t()))
-        for built in self._built(execution, weight):
+        for built in self._built(execution, admitted, weight):
             with naming(built.name):
                 out.fill_(float("nan"))
                 built.kernel.matmul(x, built.values, out)
@@ -126,13 +127,13 @@ class Backward(KernelBenchmark):
     def name_of(mask: str, kernel: str) -> str:
         return mask  # its variants are dX and dW
 
-    def entries(self, execution: Execution) -> Iterator[Entry]:
+    def entries(self, execution: Execution, admitted: Admitted[KernelContender]) -> Iterator[Entry]:
         problem = execution.problem
         x, weight, dy = problem.inputs(), problem.weight(), problem.upstream_gradient()
         halved, half_weight = _half(x), _half(weight)
         yield Entry("half_k_dense", self.BASELINE, partial(torch.mm, dy, half_weight), "", {"quantity": "dX"})
         yield Entry("half_k_dense", self.BASELINE, partial(torch.mm, dy.t(), halved), "dW", {"quantity": "dW"})
-        for built in self._built(execution, weight):
+        for built in self._built(execution, admitted, weight):
             with naming(built.name):
                 checked = {
                     "dX": _judge_input_grad(built, problem, dy),

@@ -43,7 +43,7 @@ class Benchmark(ABC):
         """The contenders that can run in this job; ConfigError where one can't that is not optional."""
 
     @abstractmethod
-    def entries(self, execution: Execution) -> Iterable[Entry]:
+    def entries(self, execution: Execution, admitted: Admitted[Any]) -> Iterable[Entry]:
         """What is compared: built, and compared with float64. A collective."""
 
     def check(self, job: Job) -> None:
@@ -74,15 +74,15 @@ class Benchmark(ABC):
 
     def run(self, execution: Execution) -> float:
         """Record every entry's times, all at once; the fastest entry's median in ms."""
-        for contender, reason in self.admitted(execution.job).left_out.items():
+        admitted = self.admitted(execution.job)
+        for contender, reason in admitted.left_out.items():
             execution.log("without %s: %s", contender, reason)
-        entries = list(self.entries(execution))
+        entries = list(self.entries(execution, admitted))
         execution.log("timing %d contenders in %d rounds: %s", len(entries), self.rounds, _listed(entries))
         times = self._take_turns(execution, entries)
-        records = [
-            execution.record(None, {}, **self._row(entry), **found) for entry, found in zip(entries, times, strict=True)
-        ]
-        execution.append(*records)
+        left_out = [f"{contender}: {reason}" for contender, reason in admitted.left_out.items()]
+        rows = [self._row(entry) | found | {"left_out": left_out} for entry, found in zip(entries, times, strict=True)]
+        execution.append(*(execution.record(None, {}, **row) for row in rows))
         return min(found["p50_us"] for found in times) / 1e3
 
     def _row(self, entry: Entry) -> dict[str, Any]:
