@@ -209,12 +209,12 @@ def _resolve_hardware(hardware: HardwareConfig, elsewhere: bool) -> None:
         return
     from blockshock.ranks.launched import launched
 
-    found = launched()
-    if found and found.world_size != hardware.world_size:
-        problem = f"torchrun or srun has started {found.world_size} ranks; leave hardware.world_size out"
+    joined = launched()
+    if joined and joined.world_size != hardware.world_size:
+        problem = f"torchrun or srun has started {joined.world_size} ranks; leave hardware.world_size out"
         raise ConfigError("hardware.world_size", hardware.world_size, problem)
-    here = found.local_world_size if found else hardware.world_size  # other hosts hold the rest
-    if found and gpus == 1:
+    here = joined.local_world_size if joined else hardware.world_size  # other hosts hold the rest
+    if joined and gpus == 1:
         here = 1  # a launcher that shows every rank a GPU of its own
     if hardware.device == "cuda" and here > gpus:
         raise ConfigError(

@@ -45,8 +45,8 @@ def _where_it_is_now(error: Exception) -> str:
     if not asked.startswith(f"{PACKAGE.name}."):
         return ""
     stem = asked.rpartition(".")[2]
-    found = [path.relative_to(PACKAGE.parent).with_suffix("") for path in PACKAGE.rglob(f"{stem}.py")]
-    return f"; {asked} is {'.'.join(found[0].parts)} now" if len(found) == 1 else ""
+    paths = [path.relative_to(PACKAGE.parent).with_suffix("") for path in PACKAGE.rglob(f"{stem}.py")]
+    return f"; {asked} is {'.'.join(paths[0].parts)} now" if len(paths) == 1 else ""
 
 
 def _own_option(name: str, own_options: Path) -> str:

@@ -31,8 +31,8 @@ def launched_world_size() -> int:
     """The ranks that torchrun or srun has started already, else 1."""
     from blockshock.ranks.launched import launched
 
-    found = launched()
-    return found.world_size if found else 1
+    info = launched()
+    return info.world_size if info else 1
 
 
 def on_gpu(if_gpu: object, otherwise: object, *, _root_: DictConfig) -> object:

@@ -24,9 +24,9 @@ def print_summary(run_dir: str | os.PathLike[str]) -> None:
     print(f"{record['phase']} · {record['method']} · {size} · {record['world_size']} x {record['device']}")
     for name, t in record["timings_ms"].items():
         print(f"  {name:<11} p50 {t['p50_ms']:10.4f} ms   p95 {t['p95_ms']:10.4f} ms   min {t['min_ms']:10.4f} ms")
-    found = record.get("roofline")
-    if found and found["fraction"]:
-        print(f"  roofline    floor {found['floor_ms']:8.4f} ms ({found['bound']}): {found['fraction']:.0%} reached")
+    roof = record.get("roofline")
+    if roof and roof["fraction"]:
+        print(f"  roofline    floor {roof['floor_ms']:8.4f} ms ({roof['bound']}): {roof['fraction']:.0%} reached")
     for name, verdict in record.get("correctness", {}).items():
         print(f"  error {name:<5} {verdict['relative_error']:.3e}, at most {verdict['limit']:.3e}: passed")
     drift = record.get("drift")

@@ -107,9 +107,9 @@ def symmetric_buffer(
 
 def first_over_ranks(problem: str | None) -> str | None:
     """The first rank's problem, on every rank; None if no rank has one."""
-    found: list[str | None] = [None] * distributed.world_size()
-    dist.all_gather_object(found, problem)
-    return next((each for each in found if each), None)
+    problems: list[str | None] = [None] * distributed.world_size()
+    dist.all_gather_object(problems, problem)
+    return next((each for each in problems if each), None)
 
 
 def _unreachable(group: dist.ProcessGroup, device: torch.device) -> str | None:

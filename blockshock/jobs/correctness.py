@@ -78,8 +78,8 @@ def check(problem: Problem, layer: ParallelLinear, quantities: Sequence[str] = Q
             del dense, reference
     verdicts = {}
     for name, pool in pools.items():
-        found = (math.sqrt(pool.error / pool.reference), pool.largest, math.sqrt(pool.dense_error / pool.reference))
-        relative, largest, dense_error = max_over_ranks([_nan_is_worst(value) for value in found])
+        norms = (math.sqrt(pool.error / pool.reference), pool.largest, math.sqrt(pool.dense_error / pool.reference))
+        relative, largest, dense_error = max_over_ranks([_nan_is_worst(value) for value in norms])
         factor = layer.roundings()[name]
         limit = FLOAT64_LIMIT if problem.dtype == torch.float64 else MARGIN * factor * dense_error
         verdicts[name] = asdict(Check(relative, largest, dense_error, factor, limit, relative <= limit))

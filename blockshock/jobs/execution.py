@@ -95,8 +95,8 @@ class Execution:
         measured = {name: [values] for name, values in (samples or {}).items()}
         measured |= {name: [block[name] for block in blocks] for name in blocks[0]}
         timings = {
-            name: summarize_blocks([distributed.max_over_ranks(values) for values in found])
-            for name, found in sorted(measured.items())
+            name: summarize_blocks([distributed.max_over_ranks(values) for values in by_block])
+            for name, by_block in sorted(measured.items())
         }
         fields = {
             "timing_mode": phase.timing,
@@ -109,8 +109,8 @@ class Execution:
 
     def roofline(self, stages: list[Cost], measured_ms: float | None) -> dict[str, Any]:
         """The floor of `stages` on this machine and the fraction of it that `measured_ms` reaches."""
-        found = roofline.floor(stages, self.rates)
-        return {**found, "fraction": found["floor_ms"] / measured_ms if measured_ms else None}
+        least = roofline.floor(stages, self.rates)
+        return {**least, "fraction": least["floor_ms"] / measured_ms if measured_ms else None}
 
     def write(self, layer: ParallelLinear | None, timings: dict[str, Any], **fields: Any) -> None:
         """Append one line to metrics.jsonl (rank 0)."""
@@ -168,8 +168,8 @@ class Execution:
 
 def _resident_peak() -> int:
     status = Path("/proc/self/status")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return 1024 * int(found.group(1)) if found else 0
+    line = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return 1024 * int(line.group(1)) if line else 0
 
 
 def device_name(device: torch.device) -> str:

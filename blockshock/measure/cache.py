@@ -56,10 +56,10 @@ def cached_measurement(
     known = distributed.from_rank_0(known)
     if known is not None:
         return known
-    found = distributed.from_rank_0(measure())
+    result = distributed.from_rank_0(measure())
     if distributed.rank() == 0:
-        _keep(path, section, name, found)
-    return found
+        _keep(path, section, name, result)
+    return result
 
 
 def key_name(key: dict[str, Any]) -> str:
@@ -70,19 +70,19 @@ def key_name(key: dict[str, Any]) -> str:
 def load(path: Path) -> dict[str, dict[str, Any]]:
     """{section: {key: what was measured}}; empty where there is no file, or none that can be read."""
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError):  # not there, not readable, cut short: what can't be read is measured again
         return {}
-    sections = found.items() if isinstance(found, dict) else ()
+    sections = content.items() if isinstance(content, dict) else ()
     return {name: entries for name, entries in sections if isinstance(entries, dict)}
 
 
-def _keep(path: Path, section: str, name: str, found: Any) -> None:
+def _keep(path: Path, section: str, name: str, entry: Any) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock"), WAIT_S):  # jobs at the same time must not lose each other's entries
             known = load(path)
-            known.setdefault(section, {})[name] = found
+            known.setdefault(section, {})[name] = entry
             temporary = path.with_suffix(f".{os.getpid()}")
             temporary.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
             temporary.replace(path)
@@ -128,7 +128,7 @@ def _versions(device_type: str) -> tuple[str, ...]:
     kernels = Path(__file__).parents[1] / "kernels"
     sources = sorted(path for path in kernels.rglob("*") if path.suffix in (".py", ".cu"))
     ours = crc32(b"".join(path.read_bytes() for path in sources))
-    found = [
+    parts = [
         "driver",
         str(nvml.driver_version()),
         "nccl",
@@ -138,7 +138,7 @@ def _versions(device_type: str) -> tuple[str, ...]:
     ]
     if importlib.util.find_spec("triton"):
         with suppress(PackageNotFoundError):  # a build of PyTorch may carry Triton under another name
-            found += ["triton", version("triton")]
+            parts += ["triton", version("triton")]
     if torch.backends.cusparselt.is_available():
-        found += ["cusparselt", str(torch.backends.cusparselt.version())]
-    return tuple(found)
+        parts += ["cusparselt", str(torch.backends.cusparselt.version())]
+    return tuple(parts)

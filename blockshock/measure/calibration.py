@@ -80,6 +80,6 @@ def _seconds(work: Callable[[], object], device: torch.device, repeats: int = 7,
     samples: list[float] = []
     for _ in range(bursts):
         distributed.barrier()
-        found = timer.measure("total_step", work, warmup_iters=2, timed_iters=repeats)["total_step"]
-        samples += distributed.max_over_ranks(found)
+        times = timer.measure("total_step", work, warmup_iters=2, timed_iters=repeats)["total_step"]
+        samples += distributed.max_over_ranks(times)
     return min(samples) / 1e3

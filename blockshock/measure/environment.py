@@ -32,7 +32,7 @@ PACKAGES = (
 
 def describe(device: torch.device) -> dict[str, Any]:
     """JSON-ready facts of this process's machine. On a GPU it needs an initialised CUDA context."""
-    found: dict[str, Any] = {
+    content: dict[str, Any] = {
         "blockshock": __version__,
         "git_commit": _git_commit(),
         "python": platform.python_version(),
@@ -51,14 +51,14 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda,
     }
     if device.type == "cuda":
-        found |= {
+        content |= {
             "driver": driver_version(),
             "nccl": ".".join(map(str, torch.cuda.nccl.version())),
             "cusparselt": torch.backends.cusparselt.version(),
             "cudnn": torch.backends.cudnn.version(),
             "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
         }
-    return found
+    return content
 
 
 def _gpu(index: int) -> dict[str, Any]:

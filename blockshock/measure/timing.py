@@ -211,16 +211,16 @@ class Timer:
             for name, step in steps.items():
                 _warm_up(step, warmup_iters)
                 runs[name] = partial(self._round, CapturedLoop(self, "total_step", step, iters, inner=False))
-        found: dict[str, list[list[float]]] = {name: [] for name in steps}
+        by_step: dict[str, list[list[float]]] = {name: [] for name in steps}
         order = list(runs.items())
         for turn in range(rounds + 1):
             for name, run in order:
                 distributed.barrier()
                 samples = distributed.max_over_ranks(run()["total_step"])
                 if turn:
-                    found[name].append(samples)
+                    by_step[name].append(samples)
             order.append(order.pop(0))  # so that none always follows the one that heats most
-        return found
+        return by_step
 
     def _round(self, loop: CapturedLoop) -> Samples:
         loop.replay()

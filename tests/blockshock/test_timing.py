@@ -120,3 +120,11 @@ def test_blocks_are_summarised_together_and_each_keeps_its_median():
     found = summarize_blocks([[1.0, 2.0, 9.0], [4.0, 5.0, 6.0]])
     assert found["blocks_p50_ms"] == [2.0, 5.0]
     assert found == {**summarize([1.0, 2.0, 9.0, 4.0, 5.0, 6.0]), "blocks_p50_ms": [2.0, 5.0]}
+
+
+def test_a_wall_clock_that_is_set_back_changes_no_measured_time(monkeypatch):
+    moments = iter(range(10**9, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: float(next(moments)))
+    samples = Timer("sync", torch.device("cpu")).measure("total_step", lambda: time.time(), 1, 5)
+    assert len(samples["total_step"]) == 5
+    assert all(0 <= ms < 3.6e6 for ms in samples["total_step"])

@@ -53,8 +53,8 @@ class Tuned:
         if len(self._choices) > 1 and device.type == "cuda":
             among = f"{crc32(repr(self._choices).encode()):08x}"  # other choices are measured anew
             measure = partial(self._measure, run, device)
-            found = cached_measurement(section, key | {"among": among}, device, measure, ("tiles", "ms", "tried"))
-            self.tiles = next(t for t in self._choices if asdict(t) == found["tiles"])
+            fastest = cached_measurement(section, key | {"among": among}, device, measure, ("tiles", "ms", "tried"))
+            self.tiles = next(t for t in self._choices if asdict(t) == fastest["tiles"])
         self._work = workspace(self.tiles, self.batch)
 
     def _measure(self, run: Callable[[Any, Any], Any], device: torch.device) -> dict[str, Any]:

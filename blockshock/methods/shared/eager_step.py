@@ -56,23 +56,23 @@ class EagerStep:
     def _results(self, loss_of: Loss, batch: tuple[Tensor, ...]) -> dict[tuple[str, str], Tensor]:
         loss = loss_of(*batch)
         loss.backward()
-        found = {("loss", "loss"): loss.detach().clone()}
+        results = {("loss", "loss"): loss.detach().clone()}
         for name, parameter in self.problem.model.named_parameters():
             if parameter.grad is not None:
-                found["gradient", name] = parameter.grad.detach().clone()
+                results["gradient", name] = parameter.grad.detach().clone()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return found | {key: tensor.detach().clone() for key, tensor in self._state().items()}
+        return results | {key: tensor.detach().clone() for key, tensor in self._state().items()}
 
     def _state(self) -> dict[tuple[str, str], Tensor]:
         model = self.problem.model
-        found = {("PARAM", name): parameter.data for name, parameter in model.named_parameters()}
-        found |= {("BUFFER", name): buffer for name, buffer in model.named_buffers()}
+        tensors = {("PARAM", name): parameter.data for name, parameter in model.named_parameters()}
+        tensors |= {("BUFFER", name): buffer for name, buffer in model.named_buffers()}
         for name, parameter in model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
-                    found["OPT_STATE", f"{name}.{key}"] = value
-        return found
+                    tensors["OPT_STATE", f"{name}.{key}"] = value
+        return tensors
 
     def _restore(self, state: dict[tuple[str, str], Tensor], generators: tuple[Tensor, Tensor | None]) -> None:
         with torch.no_grad():
