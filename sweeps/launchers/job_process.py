@@ -60,6 +60,7 @@ class Submission:
     launcher: int | None = None  # the process whose end ends this one
     reuse_ranks: bool = False  # the jobs run one after another in the same rank processes
     max_requeues: int = 0
+    over_limit: str = "its process hung"  # the reason where the launcher ends it after its time limit
 
 
 def run(payload: bytes, path: list[str], folders: list[str]) -> None:
@@ -77,7 +78,7 @@ def run(payload: bytes, path: list[str], folders: list[str]) -> None:
         os.sched_setaffinity(0, submission.cores)
     if submission.launcher is not None:
         watching.launcher(submission.launcher)
-    watching.max_requeues = submission.max_requeues
+    watching.max_requeues, watching.over_limit = submission.max_requeues, submission.over_limit
     ranks.forget_launch(own_step=slurm_queue.own_job() is not None)
     shared: Shared = cloudpickle.loads(submission.shared)
     Singleton.set_state(shared.singletons)

@@ -196,6 +196,7 @@ class LocalRunner:
             cores=cores,
             launcher=os.getpid(),
             reuse_ranks=self.options.reuse_ranks,
+            over_limit=_over_limit(jobs),
         )
         for job in jobs:
             self.sweep.submitted(job)
@@ -274,6 +275,13 @@ def _gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
     return visible.split(",")[:count] if visible else [str(i) for i in range(count)]
+
+
+def _over_limit(jobs: Sequence[PlannedJob]) -> str:
+    """Why a process of `jobs` is ended at the limit: an application that has time to start watches its own limit."""
+    if any(job.application.startup_s for job in jobs):
+        return "its process hung"
+    return f"ran longer than {_limit_s(jobs):g} s (hydra.launcher.timeout_s)"
 
 
 def _cores(needs: Needs) -> int:

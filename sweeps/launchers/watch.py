@@ -46,6 +46,7 @@ class Watch:
     def __init__(self) -> None:
         self.now: RunFolder | None = None
         self.max_requeues = 0
+        self.over_limit = "its process hung"  # what a local launcher's SIGUSR2 means
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._thread = threading.Thread(target=self._hear, daemon=True, name="watch-signals")
@@ -88,7 +89,7 @@ class Watch:
         if number == signal.SIGUSR2 and not is_first_rank():
             return  # rank 0 speaks for all; SLURM then ends the others
         if job is None and number == signal.SIGUSR2:  # submitit's, long after hardware.timeout_s
-            self._end("timeout", "its process hung")
+            self._end("timeout", self.over_limit)
         elif job is None:
             self._end("failed", "interrupted")
         elif number == signal.SIGUSR2:
