@@ -65,7 +65,7 @@ def _rejection(problem: PlanningProblem, given: float | str, budget: int, floor:
         floor, order = plan.predicted_peak_bytes, plan.schedule.runs[plan.schedule.peak_position].rank
     asked, minimum = budgets.told_apart(budget, floor)
     where = f"{problem.names[order]} ({problem.regions[order].value}, {problem.modules[order]})"
-    fraction = (floor - static) / (peak - static)
+    fraction = (floor - static) / max(1, peak - static)
     return (
         f"memory_budget={given!r} is {asked}, below {what} {minimum} (fraction {fraction:.3f}), "
         f"set by {where}: use at least {advice}"
@@ -80,7 +80,7 @@ def _lowest(problem: PlanningProblem, given: float | str, above: int, peak: int)
     """
     static = problem.static_bytes
     advice, best = _written_as(given, 100, static, peak)[0], Plan(problem, "none", problem.default_kept)
-    low, high = max(0, (above - static) * 100 // (peak - static) - 1), 100  # per cent of the activation memory
+    low, high = max(0, (above - static) * 100 // max(1, peak - static) - 1), 100  # per cent of the activation memory
     deadline = time.process_time() + SEARCH_S
     while high - low > 1 and time.process_time() < deadline:
         middle = (low + high) // 2

@@ -1,4 +1,4 @@
-"""Phase checkpoint: what a training step needs in memory and time when activations are kept or made again.
+"""Phase checkpoint: what a training step needs in memory and time when activations are kept or recomputed.
 
 Every method is measured in the same way: the allocator's peak, each step's time, the time of its kernels, and a
 comparison of all that the step leaves with the unchanged step. A recomputed step that differs fails the run.

@@ -1,4 +1,4 @@
-"""Batch norm's output made again from the batch statistics, which are kept: one pass over the input instead of two.
+"""Batch norm's output recomputed from the batch statistics, which are kept: one pass over the input instead of two.
 
 Batch norm in training computes the mean and inverse deviation of the batch, and then scales every element by them.
 The backward keeps those two vectors anyway, so a second run needs only the second half, which is `batch_norm_elemt`.

@@ -1,4 +1,4 @@
-"""Which forward values may be made again in the backward, and why the others may not.
+"""Which forward values may be recomputed in the backward, and why the others may not.
 
 Running a node a second time gives the same value if it reads what it read the first time. That is so when none of
 the memory that it reads is written to later, and when running it changes nothing but its own results. Random
@@ -41,7 +41,7 @@ def why_not_recomputable(analysis: StorageAnalysis, unsteady: Collection[str] = 
 
 
 def _spread(analysis: StorageAnalysis, regions: list[Region], reasons: dict[int, str], active: set[int]) -> bool:
-    """Whether a value was found that is made from a temporary which is gone and cannot be made again."""
+    """Whether a value was found that is made from a temporary which is gone and cannot be recomputed."""
     found = False
     for storage in analysis.storages:
         if storage.index in reasons or storage.owned_by_user or regions[storage.created] not in _FORWARD:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from checkpointing.planners.plan import Plan
 from checkpointing.planners.problem import PlanningProblem
 
-# Operators whose results are costly to make again, as in PyTorch's selective checkpointing policies.
+# Operators whose results are costly to recompute, as in PyTorch's selective checkpointing policies.
 COSTLY = ("aten.mm.", "aten.addmm.", "aten.bmm.", "aten.baddbmm.", "aten.convolution.", "aten._scaled_dot_product_")
 
 

@@ -3,7 +3,7 @@
 The backward is cut into *stages*: stage τ begins with the first backward use of an activation. With sizes m, node
 times t and the budget M, for every value s with a decision of its own
 
-    k[s]     1 if s is kept                          (an activation is kept or made again: r[s] = 1 - k[s])
+    k[s]     1 if s is kept                          (an activation is kept or recomputed: r[s] = 1 - k[s])
     c[s,τ]   1 if a copy of s has been made by the end of stage τ; it rises with τ and ends at r[s]
     o[u,τ]   1 if a temporary u occupies memory in stage τ: it is there, and something is still to be made of it
     y[n]     1 if node n runs again
@@ -265,7 +265,7 @@ class Program:
             absent = [other for other in arriving if other is not value]
             there = _sum(*((size[other.index] / MIB, {self.k[other.index]: 1.0}) for other in absent))
             before -= sum(size[other.index] for other in absent)
-            # the value itself counts in `before`, made again or kept
+            # the value itself counts in `before`, recomputed or kept
             self._row(_sum((1, later), (1, there), (1, running)), -np.inf, self._room(before, stage))
 
     def _waiting(self) -> list[list[tuple[float, Expression]]]:

@@ -1,4 +1,4 @@
-"""The answer of every planner: what is kept, what is made again, and what that is predicted to cost.
+"""The answer of every planner: what is kept, what is recomputed, and what that is predicted to cost.
 
 plan.to_csv("ac_decisions_bs64.csv"); print(plan.summary())
 plan = read_plan("ac_decisions_bs64.csv", problem)
@@ -98,7 +98,7 @@ class Plan:
 
     @property
     def recomputed(self) -> list[int]:
-        """Activations that are made again."""
+        """Activations that are recomputed."""
         return [index for index in self.problem.activations if index not in self.kept]
 
     @property

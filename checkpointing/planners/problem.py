@@ -5,7 +5,7 @@
 
 A *forward value* is a storage that the forward makes. In the original step an activation is kept until its last
 use in the backward, and any other forward value (a temporary) is freed in the forward. A planner chooses the set
-of forward values that are kept; what the backward needs and is not kept is made again from what is.
+of forward values that are kept; what the backward needs and is not kept is recomputed from what is.
 
 Ranks and storage indices are those of the profiler's analysis. Times are in seconds, sizes in bytes.
 """
@@ -41,11 +41,11 @@ class PlanningProblem:
     owned: list[bool]  # by the user: there throughout
     writers: list[tuple[int, ...]]  # forward writers of each storage, its producer first
     activations: list[int]  # storages, in the order of their creation
-    pinned: dict[int, str]  # forward value → why it may not be made again
+    pinned: dict[int, str]  # forward value → why it may not be recomputed
     resident: int  # bytes there throughout, beyond the storages
     targets: list[str]  # the nodes' operators
     measured_memory: MeasuredMemory = field(default_factory=MeasuredMemory)
-    substitutes: dict[int, Substitute] = field(default_factory=dict)  # rank → how its value is made again
+    substitutes: dict[int, Substitute] = field(default_factory=dict)  # rank → how its value is recomputed
 
     @property
     def count(self) -> int:
@@ -70,7 +70,7 @@ class PlanningProblem:
 
     @cached_property
     def keepable(self) -> list[int]:
-        """Temporaries of the forward that a plan may keep, so that others are made again from them."""
+        """Temporaries of the forward that a plan may keep, so that others are recomputed from them."""
         active = set(self.activations)
         return [i for i in self.forward_values if i not in active and i not in self.pinned and self.size[i] > 0]
 
@@ -205,14 +205,14 @@ def problem_of(profiler: GraphProfiler, unsteady: Collection[str] = ()) -> Plann
 
     Results of the operators `unsteady` (see `operators.determinism`) are kept.
 
-    On a GPU a few kernels run, to learn whether batch norm's output can be made again elementwise.
+    On a GPU a few kernels run, to learn whether batch norm's output can be recomputed elementwise.
     """
     analysis, profile = profiler.analysis, profiler.profile
     problem = problem_from(analysis, [float(t) for t in profile.run_time_s], profile.memory, unsteady)
     for rank, substitute, statistics in elementwise_batch_norms(analysis, problem.time):
         problem.substitutes[rank] = substitute
         for index in statistics:
-            problem.pinned.setdefault(index, "lets batch norm's output be made again elementwise")
+            problem.pinned.setdefault(index, "lets batch norm's output be recomputed elementwise")
     return problem
 
 

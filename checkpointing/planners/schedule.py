@@ -120,7 +120,7 @@ class Schedule:
 def make_schedule(
     problem: PlanningProblem, kept: Collection[int], fresh: Mapping[int, Collection[int]] | None = None
 ) -> Schedule:
-    """The runs of the step when the forward values `kept` (storages) are kept and the others made again.
+    """The runs of the step when the forward values `kept` (storages) are kept and the others recomputed.
 
     `fresh` maps a forward value to backward ranks from which on a new copy is made, if one is needed there.
     """

@@ -26,7 +26,7 @@ from profiler import Region, TracedStep
 
 @dataclass(kw_only=True, repr=False)
 class CheckpointedStep(TracedStep):
-    """A traced step that keeps and makes again what `plan` says. `baseline` is the step as it was."""
+    """A traced step that keeps and recomputes what `plan` says. `baseline` is the step as it was."""
 
     plan: Plan
     baseline: TracedStep

@@ -23,7 +23,7 @@ def report(nodes: pd.DataFrame, activations: pd.DataFrame, summary: dict[str, An
         f"{summary['nodes']} nodes on {summary['device']}",
         f"peak {in_bytes(summary['simulated_peak_bytes'])} simulated, "
         f"{in_bytes(summary['measured_peak_bytes'])} measured, at {summary['peak_node']} "
-        f"(rank {summary['peak_rank']}, {summary['peak_region']})",
+        f"(node {summary['peak_rank']} of the graph, {summary['peak_region']})",
         *(f"    {name:<16}{in_bytes(size):>12}" for name, size in summary["peak_breakdown"].items()),
         *(f"no FLOPs counted for {name}: there is no formula" for name in summary["uncounted_operators"]),
         "",

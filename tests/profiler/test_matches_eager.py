@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from profiler import TraceError, trace_train_step
 from profiler.models import build
@@ -109,3 +110,20 @@ def test_a_step_is_shown_in_one_line() -> None:
     model = Net()
     step = trace_train_step(model, loss_of, torch.optim.SGD(model.parameters(), lr=0.05), (torch.randn(16, 6),))
     assert repr(step) == f"<TracedStep of Net, SGD: {len(step.nodes)} nodes on cpu>"
+
+
+def test_check_rejects_a_model_that_takes_another_path_while_it_is_traced() -> None:
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x) * (2 if isinstance(x, FakeTensor) else 1)
+
+    model, batch = Asks(), (torch.randn(4, 6),)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TraceError, match="differs from an eager one in the loss"):
+        trace_train_step(model, loss_of, optimizer, batch, check=True)
+    assert same(before, model.state_dict())
