@@ -241,10 +241,13 @@ class LocalRunner:
     def _end_all(self) -> None:
         """End every process; a job that has not said so itself is recorded as interrupted."""
         running = self.machine.running
-        processes = [p for one in running for p in _family(one.pid)]
-        for one in running:
-            _tell(one.pid, signal.SIGTERM)  # the controller passes it on
-        _, alive = psutil.wait_procs(processes, timeout=GRACE_S)
+        deadline = time.monotonic() + GRACE_S
+        alive = {process for one in running for process in _family(one.pid)}
+        while alive and time.monotonic() < deadline:
+            for one in running:  # the controller passes it on; again, since it forgets one while it starts its task
+                _tell(one.pid, signal.SIGTERM)
+                alive |= set(_family(one.pid))
+            alive = set(psutil.wait_procs(alive, timeout=1.0)[1])
         for process in alive:
             process.kill()
         for one in running:
