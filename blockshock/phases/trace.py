@@ -42,8 +42,8 @@ from profiler.traces import (
     step_table,
 )
 from profiler.traces.graph_steps import graph_flops, labelled
-from profiler.traces.memory_snapshot import memory_snapshot
 from profiler.traces.modules import rank_path, save_records
+from profiler.traces.recording.memory_snapshot import memory_snapshot
 
 if TYPE_CHECKING:
     from blockshock.config import Job

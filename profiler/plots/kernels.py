@@ -10,8 +10,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from profiler.errors import ProfilerError
 from profiler.plots.style import PASS_COLOUR, cpu_note, in_nanoseconds, light_grid, nanosecond_unit, save, style
-from profiler.traces.collector import KernelDataCollector
 from profiler.traces.kernel_names import short_names
+from profiler.traces.recording.collector import KernelDataCollector
 
 _COMPUTE = PASS_COLOUR["forward"]
 _NUMBERED = 12  # points of the scatter that carry a number

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 
 from profiler.errors import MismatchedTracesError
 from profiler.plots.style import PASS_COLOUR, cpu_note, light_grid, nanosecond_unit, save, style
-from profiler.traces.collector import KernelDataCollector
+from profiler.traces.recording.collector import KernelDataCollector
 from profiler.traces.records import KernelLaunch
 from profiler.traces.stacks import StackFrame, StacktraceCollector
 

@@ -13,12 +13,12 @@ profile.save("out")
 plot_bottleneck_analysis(collector, path="out/bottlenecks.png")
 """
 
-from profiler.traces.collector import KernelDataCollector
-from profiler.traces.cupti import finalize_cupti_kernels, setup_cupti_kernels
 from profiler.traces.flop_count import FlopCount, count_flops
-from profiler.traces.memory_snapshot import memory_snapshot
 from profiler.traces.modules import ModuleProfile
-from profiler.traces.peak_rate import measure_peak_tflops
+from profiler.traces.recording.collector import KernelDataCollector
+from profiler.traces.recording.cupti import finalize_cupti_kernels, setup_cupti_kernels
+from profiler.traces.recording.memory_snapshot import memory_snapshot
+from profiler.traces.recording.peak_rate import measure_peak_tflops
 from profiler.traces.records import MEMCPY_KIND_STR, KernelLaunch, MemoryCopy, is_communication
 from profiler.traces.stacks import StackFrame, StacktraceCollector
 from profiler.traces.steps import read_steps, step_table

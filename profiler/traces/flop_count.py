@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 
 from profiler.flops import formula_flops, has_formula, uncounted
-from profiler.traces.hooks import module_names
+from profiler.traces.recording.hooks import module_names
 from profiler.traces.records import OUTSIDE
 
 Formulas = Mapping[Any, Callable[..., int]]

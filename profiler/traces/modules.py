@@ -22,8 +22,8 @@ import pandas as pd
 
 from profiler.errors import EmptyTraceError
 from profiler.traces.attribution import OwnedRange
-from profiler.traces.collector import KernelDataCollector
 from profiler.traces.flop_count import FlopCount
+from profiler.traces.recording.collector import KernelDataCollector
 from profiler.traces.records import NOBODY, OPTIMIZER, OUTSIDE, ROOT, KernelLaunch, MemoryCopy
 from profiler.traces.steps import step_table
 

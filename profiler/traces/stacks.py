@@ -20,7 +20,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from profiler.errors import EmptyTraceError, ProfilerError
-from profiler.traces.collector import KernelDataCollector
+from profiler.traces.recording.collector import KernelDataCollector
 
 
 @dataclass(slots=True)

@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 
 from profiler.errors import EmptyTraceError
-from profiler.traces.collector import KernelDataCollector
 from profiler.traces.intervals import clip, intersect, length, subtract, union
+from profiler.traces.recording.collector import KernelDataCollector
 from profiler.traces.records import NOBODY, REGIONS, KernelLaunch, MemoryCopy, together
 
 STEP_COLUMNS = [

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from profiler.errors import CuptiError
-from profiler.traces import KernelDataCollector, cupti, finalize_cupti_kernels, setup_cupti_kernels
+from profiler.traces import KernelDataCollector, finalize_cupti_kernels, setup_cupti_kernels
+from profiler.traces.recording import cupti
 
 OFFSET = 5_000_000_000  # of the stand-in's clock
 

@@ -25,9 +25,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from profiler.errors import EmptyTraceError, ProfilerError
 from profiler.traces.attribution import STEP, Attribution, attribute
-from profiler.traces.cupti import finalize_cupti_kernels, setup_cupti_kernels
-from profiler.traces.hooks import marking, module_names
 from profiler.traces.read_trace import RawTrace, read_trace
+from profiler.traces.recording.cupti import finalize_cupti_kernels, setup_cupti_kernels
+from profiler.traces.recording.hooks import marking, module_names
 from profiler.traces.records import KernelLaunch, MemoryCopy, together
 
 BACKENDS = ("kineto", "cupti")

@@ -1,0 +1,1 @@
+"""What runs while a step is recorded: collectors, hooks on modules, the allocator's snapshot, the peak rate."""
