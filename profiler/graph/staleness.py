@@ -84,7 +84,14 @@ class Assumptions:
 
 
 def _hooks(attributes: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(tuple(attributes[kind]) for kind in _HOOKS if attributes[kind])
+    """The user's hooks: those of `profiler.traces` only mark when a forward runs."""
+    return tuple(
+        key
+        for kind in _HOOKS
+        if attributes[kind]
+        for key, hook in attributes[kind].items()
+        if not str(getattr(hook, "__module__", "")).startswith("profiler.traces.")
+    )
 
 
 def _hooks_of_parameter(parameter: Any) -> int:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from torch.utils.flop_counter import FlopCounterMode
 
 from profiler import trace_train_step
-from profiler.errors import EmptyTraceError, ProfilerError
+from profiler.errors import EmptyTraceError, ProfilerError, StaleStepError
 from profiler.models import NAMES, build
 from profiler.traces import KernelDataCollector, ModuleProfile, StacktraceCollector, count_flops
 from profiler.traces.graph_steps import graph_flops, labelled
@@ -316,3 +316,15 @@ def test_what_a_collector_refuses() -> None:
         KernelDataCollector(backend="cupti", with_stack=True)
     with pytest.raises(ProfilerError, match="must be positive"):
         StacktraceCollector(interval_s=0)
+
+
+def test_a_collector_that_marks_the_model_leaves_its_traced_step_up_to_date() -> None:
+    net, batch = nn.Linear(6, 3), (torch.randn(4, 6),)
+    step = trace_train_step(net, lambda m, x: m(x).square().mean(), torch.optim.SGD(net.parameters(), lr=0.1), batch)
+    collector = KernelDataCollector(net, device="cpu")
+    with collector, collector.step():
+        step(*batch)
+    assert collector.kernels
+    net.register_forward_hook(lambda *_: None)
+    with pytest.raises(StaleStepError, match="a hook of module"):
+        step(*batch)
