@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from profiler.errors import TraceError
 from profiler.graph.batch import Structure
 from profiler.graph.comparison import comes_from_constants, same_graph
+from profiler.graph.decisions import Decision, decide, untold_of_tracing
 from profiler.graph.fake_tensors import Fakes, explained, refuse_unfaithful
 from profiler.graph.lift import Lifted, NodeType
 from profiler.graph.optimizer_state import use_eager_implementation
@@ -46,6 +47,7 @@ class TraceResult:
     graded: list[str] = field(default_factory=list)  # the parameters that got a gradient, in the order of their nodes
     captured: list[Captured] = field(default_factory=list)
     generators: list[torch.Generator] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)  # by the values of the batch
     read: Read = field(default_factory=dict)
     names: dict[nn.Module, str] = field(default_factory=dict)  # of every module that ran
     changed: set[tuple[int, Any]] = field(default_factory=set)  # (id of a container, key) that the step itself changes
@@ -105,13 +107,18 @@ class StepTrace:
             assert mode is not None, "make_fx traces this function"
             tracked.append(mode.tracer.tensor_tracker)
             known = {id(item.tensor): tensor for item, tensor in zip(self.lifted, static, strict=True)}
-            stand_ins = StandIns(self.fakes, known, mode.tracer, self.fake_model)
             owners = {
                 id(tensor): item.module
                 for item, tensor in zip(self.lifted, static, strict=True)
                 if item.kind is NodeType.PARAM
             }
             recorder = Recorder(self.model, owners)
+            real = [*(None for _ in self.lifted), *(self.leaves[i] for i in self._batch_at)]
+
+            def ask(tensor: Tensor) -> Decision | None:
+                return decide(tensor, mode.tracer, real, recorder.module)
+
+            stand_ins = StandIns(self.fakes, known, mode.tracer, self.fake_model, ask)
             with recorder.recording(), explained(recorder), stand_ins.active(), self._following(recorder, stand_ins):
                 use_eager_implementation(self.optimizer)
                 for index in undampened:
@@ -129,6 +136,7 @@ class StepTrace:
                     raise TraceError(f"the step changes requires_grad of {item.name}: freeze it outside of the step")
             result.graded.extend(gradients)
             result.captured.extend(stand_ins.captured.values())
+            result.decisions.extend(one for one in stand_ins.decisions if one.reads)
             result.generators.extend(stand_ins.generators)
             result.names |= recorder.names
             return [loss, *gradients.values()]
@@ -195,6 +203,8 @@ class StepTrace:
 
         with ExitStack() as stack:
             stack.callback(register_module_forward_pre_hook(enter).remove)
+            if not self.fake_model and not any(isinstance(leaf, FakeTensor) for leaf in self.leaves):
+                stack.enter_context(untold_of_tracing())
             yield
 
     def _write_back(self, stand_ins: StandIns, result: TraceResult) -> list[Change]:

@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from profiler.errors import TraceError
+from profiler.graph.decisions import Decision
 from profiler.graph.fake_tensors import Fakes
 
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
@@ -46,13 +47,22 @@ class Captured:
 class StandIns(TorchFunctionMode):
     """Exchanges the tensors of the user's for fakes in every call of a torch function. `captured` fills as it goes."""
 
-    def __init__(self, fakes: Fakes, known: Mapping[int, Tensor], tracer: Any, fake_model: bool) -> None:
+    def __init__(
+        self,
+        fakes: Fakes,
+        known: Mapping[int, Tensor],
+        tracer: Any,
+        fake_model: bool,
+        decide: Callable[[Tensor], Decision | None],
+    ) -> None:
         super().__init__()
         self.captured: dict[int, Captured] = {}
         self.generators: list[torch.Generator] = []
         self.moved: list[tuple[Tensor, Tensor]] = []  # a fake whose `.data` was set, and what it was before
         self._fakes, self._tracer, self._fake_model = fakes, tracer, fake_model
         self._known = dict(known)
+        self._decide = decide
+        self.decisions: list[Decision] = []
         self._create_arg: Callable[[Any], Any] = tracer.create_arg
         self._depth = torch._C._len_torch_dispatch_stack()
         self._fresh = False
@@ -64,6 +74,11 @@ class StandIns(TorchFunctionMode):
         kwargs = {key: self._exchanged(value) for key, value in (kwargs or {}).items()}
         if func == _SET_DATA:
             return self._set_data(*args)
+        if func is Tensor.__bool__:
+            decision = self._decide(args[0])
+            if decision is not None:
+                self.decisions.append(decision)
+                return decision.answer
         if func is Tensor.__format__:
             return UNKNOWN_NUMBER
         return func(*args, **kwargs)

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from profiler.errors import StaleStepError
 from profiler.graph.batch import BatchSignature
+from profiler.graph.decisions import Decision
 from profiler.graph.eager_check import EagerMatch, matches_eager
 from profiler.graph.lift import Lifted
 from profiler.graph.staleness import Assumptions
@@ -43,6 +44,7 @@ class TracedStep:
     device: torch.device  # of the parameters
     constants: list[dict[str, Any]]  # per parameter group, the numbers that are written into the graph
     assumptions: Assumptions  # about the model's modules
+    decisions: list[Decision]  # that the model took by the values of the batch
     generators: list[torch.Generator]  # that the step draws from, besides the device's
     trace_seconds: float
     steps_run: int = 0
@@ -91,6 +93,8 @@ class TracedStep:
         """The tensors for the placeholders, in order, looked up in the user's objects. Checks the batch."""
         tensors = self.batch.check(batch)
         self._check_constants()
+        for decision in self.decisions:
+            decision.check(tensors)
         return [item.current(self.optimizer) for item in self.lifted] + tensors
 
     def _check_constants(self) -> None:

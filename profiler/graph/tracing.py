@@ -89,6 +89,7 @@ def trace_train_step(
         device=next(p for p in model.parameters() if p.requires_grad).device,
         constants=constants_of(optimizer),
         assumptions=Assumptions.of(result.names, real, own),
+        decisions=result.decisions,
         generators=result.generators,
         trace_seconds=time.perf_counter() - started,
     )
