@@ -25,13 +25,13 @@ class Decision:
 
     condition: fx.GraphModule
     reads: tuple[int, ...]  # places among the tensors of the batch
-    answer: bool
+    answer: Any  # a bool, an int, or lists of them
     module: str
 
     def check(self, tensors: Sequence[Tensor]) -> None:
         """Raise BatchMismatchError if the model would now take another branch."""
         with torch.no_grad():
-            now = bool(self.condition(*(tensors[index] for index in self.reads)))
+            now = self.condition(*(tensors[index] for index in self.reads)).tolist()
         if now != self.answer:
             raise BatchMismatchError(
                 f"module {self.module} decides by the values of the batch (such as: has a mask padding?), and decided "
@@ -40,7 +40,7 @@ class Decision:
 
 
 def decide(tensor: Tensor, tracer: Any, batch: Sequence[Tensor | None], module: str) -> Decision | None:
-    """What `bool(tensor)` is in eager, if it depends on nothing but constants and the batch; otherwise None.
+    """What `tensor.tolist()` is in eager, if it depends on nothing but constants and the batch; otherwise None.
 
     `batch` has a real tensor for each placeholder of the graph that is one of the batch's, and None for the others.
     """
@@ -62,7 +62,7 @@ def decide(tensor: Tensor, tracer: Any, batch: Sequence[Tensor | None], module: 
     graph.output(copies[node])
     with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
         condition = fx.GraphModule(tracer.root, graph)
-        answer = bool(condition(*(real[one] for one in placeholders if one in needed)))
+        answer = condition(*(real[one] for one in placeholders if one in needed)).tolist()
     return Decision(condition, tuple(reads), answer, module)
 
 

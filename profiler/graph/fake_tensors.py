@@ -21,6 +21,10 @@ from profiler.graph.fake_kernels import FaithfulFakeTensorMode
 from profiler.graph.regions import Recorder, Region
 
 _CHANGE_STORAGE = (torch.ops.aten.set_, torch.ops.aten.resize_, torch.ops.aten.set_data)
+_EXPERTS = (
+    "choose a mixture of experts whose shapes do not depend on data: "
+    'model.set_experts_implementation("batched_mm"), or "grouped_mm" with a model in bfloat16'
+)
 _UNFAITHFUL = {  # operators whose fake kernel describes other outputs than the real one gives
     "aten.mkldnn_rnn_layer.default": "trace and run inside `torch.backends.mkldnn.flags(enabled=False)`",
 }
@@ -127,8 +131,7 @@ def explained(recorder: Recorder) -> Iterator[None]:
         what = f"the operator {operator}" if operator else "a Python condition on a tensor's value"
         raise TraceError(
             f"in {_place(recorder)}: {what} depends on data, so that no one graph holds the step "
-            f"({_first(error)}): use torch.where or masks in the place of conditions and of "
-            "data-dependent shapes, or decide outside the model and pass a constant in the batch"
+            f"({_first(error)}): {_way_out(error)}"
         ) from error
     except (UnsupportedOperatorException, UnsupportedFakeTensorException) as error:
         operator = getattr(error, "func", None) or _first(error)
@@ -137,6 +140,8 @@ def explained(recorder: Recorder) -> Iterator[None]:
             "give it a fake kernel with torch.library.register_fake, or replace it"
         ) from error
     except (RuntimeError, TypeError, AttributeError, ValueError, AssertionError) as error:
+        if "inputs of BF16 type" in str(error):  # grouped_mm, whose fake kernel takes no other
+            raise TraceError(f"in {_place(recorder)}: {_first(error)}: {_EXPERTS}") from error
         if type(error).__name__ == "UncapturedHigherOrderOpError":  # of torch._dynamo, which takes a second to import
             raise TraceError(
                 f"in {_place(recorder)}: control flow operators (torch.cond, map, scan, while_loop) and flex_attention "
@@ -148,6 +153,22 @@ def explained(recorder: Recorder) -> Iterator[None]:
             "values: if the step runs in eager, keep what fails here out of it, such as numpy, printing of "
             "values, compiled or scripted parts)"
         ) from error
+
+
+def _way_out(error: BaseException) -> str:
+    """What to change, by the code in which the values were asked for."""
+    files, traceback = set[str](), error.__traceback__
+    while traceback is not None:
+        files.add(f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_frame.f_code.co_name}".replace("\\", "/"))
+        traceback = traceback.tb_next
+    if any("torch/distributions/" in name for name in files):
+        return "build the torch.distributions object with validate_args=False, which checks no values"
+    if any("transformers/" in name and "experts" in name for name in files):
+        return _EXPERTS
+    return (
+        "use torch.where or masks in the place of conditions and of data-dependent shapes, keep numbers as tensors "
+        "(not float(x)), or decide outside the model and pass a constant in the batch"
+    )
 
 
 def _place(recorder: Recorder) -> str:

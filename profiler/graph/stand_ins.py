@@ -32,6 +32,16 @@ from profiler.graph.fake_tensors import Fakes
 
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 _SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
+# Methods that ask for a tensor's values, and how their answer is made of the tensor's `tolist()`
+_VALUES: dict[Any, Callable[[Any], Any]] = {
+    Tensor.__bool__: lambda value: bool(_only(value)),
+    Tensor.__contains__: bool,
+    Tensor.__int__: lambda value: int(_only(value)),
+    Tensor.__index__: lambda value: int(_only(value)),
+    Tensor.__float__: lambda value: float(_only(value)),
+    Tensor.item: lambda value: _only(value),
+    Tensor.tolist: lambda value: value,
+}
 UNKNOWN_NUMBER = "<unknown while tracing>"
 
 
@@ -74,11 +84,14 @@ class StandIns(TorchFunctionMode):
         kwargs = {key: self._exchanged(value) for key, value in (kwargs or {}).items()}
         if func == _SET_DATA:
             return self._set_data(*args)
-        if func is Tensor.__bool__:
-            decision = self._decide(args[0])
-            if decision is not None:
+        if func in _VALUES:
+            decision = self._decide((args[0] == args[1]).any() if func is Tensor.__contains__ else args[0])
+            # a number of the batch stays one: item() gives a symbol, with which the graph computes
+            if decision is not None and not (
+                func is Tensor.item and decision.reads and args[0].dtype is not torch.bool
+            ):
                 self.decisions.append(decision)
-                return decision.answer
+                return _VALUES[func](decision.answer)
         if func is Tensor.__format__:
             return UNKNOWN_NUMBER
         return func(*args, **kwargs)
@@ -215,6 +228,13 @@ class StandIns(TorchFunctionMode):
         tracker[tensor] = tracker[value]
         if all(tensor is not known for known, _ in self.moved):
             self.moved.append((tensor, before))
+
+
+def _only(value: Any) -> Any:
+    """The one number in lists of one element."""
+    while isinstance(value, list):
+        (value,) = value
+    return value
 
 
 def unsupported(tensor: Tensor) -> str | None:

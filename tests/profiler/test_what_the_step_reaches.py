@@ -383,6 +383,11 @@ REFUSED: dict[str, Callable[[], tuple[nn.Module, Loss, str]]] = {
         r"torch\.where",
     ),
     "sparse inside": lambda: (net(), lambda m, x: torch.sparse.mm(torch.eye(16).to_sparse(), m(x)).mean(), "dense"),
+    "a distribution that checks its values": lambda: (
+        net(),
+        lambda m, x: torch.distributions.Categorical(logits=m(x)).entropy().mean(),
+        "validate_args=False",
+    ),
     "scripted": lambda: (torch.jit.script(net()), square, "is scripted"),
     "lazy": lambda: (nn.Sequential(nn.LazyLinear(3)), square, "one forward of the model first"),
     "frozen inside": lambda: (net(), lambda m, x: square(m.requires_grad_(False), x * 1), "trainable"),
@@ -504,6 +509,56 @@ def test_tensors_in_a_dataclass_or_mapping_are_inputs(hold: Any, read: Any) -> N
     assert found == [eager_step(twin, loss_fn, optimizer, (hold(x),)) for (x,) in batches()]
     with pytest.raises(BatchMismatchError, match="structure"):
         step((batches()[0][0],))
+
+
+def masked(model: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
+    """Skips the mask if it is all ones, as attention does."""
+    positions = torch.arange(16)
+    assert (positions.diff() == 1).all(), "a condition on constants"
+    if mask.all():
+        return model(x).square().mean()
+    return (model(x) * mask[:, None]).square().mean()
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_condition_on_the_batch_takes_eagers_branch_and_is_asked_again_of_every_batch(full: bool) -> None:
+    (x,) = batches()[0]
+    ones = torch.ones(16)
+    padded = ones.clone()
+    padded[3:] = 0
+    mask, other = (ones, padded) if full else (padded, ones)
+    torch.manual_seed(0)
+    model = net()
+    step = trace(model, masked, (x, mask))
+    multiplied = any("mul" in str(node.target) and node.meta["region"] == "loss" for node in step.nodes)
+    assert multiplied is not full
+    with pytest.raises(BatchMismatchError, match=f"decided {full} when the step was traced and {not full}"):
+        step(x, other)
+    torch.manual_seed(0)
+    twin = net()
+    assert step(x, mask) == eager_step(twin, masked, sgd(twin), (x, mask))
+
+
+def test_hugging_faces_stock_attention_is_traced_on_eagers_path() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=50, n_positions=16, use_cache=False)
+
+    def make() -> Made:
+        return transformers.GPT2Model(config), lambda m, x: m(x.mul(9).abs().long())[0].square().mean(), None
+
+    assert_equal_to_eager(make)
+
+
+def test_experts_in_fp32_are_told_of_the_implementation_that_can_be_traced() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.MixtralConfig(**sizes, num_key_value_heads=2, num_local_experts=2, vocab_size=50)
+    model = transformers.MixtralModel(config)
+    ids = torch.arange(8)[None]
+    with pytest.raises(TraceError, match=r'set_experts_implementation\("batched_mm"\)'):
+        trace(model, lambda m, ids: m(ids)[0].mean(), (ids,))
+    model.set_experts_implementation("batched_mm")
+    assert trace(model, lambda m, ids: m(ids)[0].mean(), (ids,))(ids).isfinite()
 
 
 class Opaque:
