@@ -21,9 +21,9 @@ from torch.optim import Optimizer
 
 from profiler.errors import TraceError
 from profiler.graph.batch import BatchSignature
+from profiler.graph.capture.python_random import PythonGenerators
+from profiler.graph.capture.user_objects import UserObjects
 from profiler.graph.lift import Lifted
-from profiler.graph.python_random import PythonGenerators
-from profiler.graph.user_objects import UserObjects
 
 Results = dict[str, Tensor]  # name → what a step left
 

@@ -23,16 +23,16 @@ from torch.optim import Optimizer
 
 from profiler.errors import TraceError
 from profiler.graph.batch import Structure
-from profiler.graph.comparison import comes_from_constants, same_graph
-from profiler.graph.decisions import Decision, decide, untold_of_tracing
+from profiler.graph.capture.comparison import comes_from_constants, same_graph
+from profiler.graph.capture.decisions import Decision, decide, untold_of_tracing
+from profiler.graph.capture.python_random import SEEDS, PythonGenerators
+from profiler.graph.capture.stand_ins import Captured, StandIns, describe
+from profiler.graph.capture.user_objects import MISSING, Change, UserObjects, empty_caches
 from profiler.graph.fake_tensors import Fakes, explained, refuse_unfaithful
 from profiler.graph.lift import Lifted, NodeType
 from profiler.graph.optimizer_state import use_eager_implementation
-from profiler.graph.python_random import SEEDS, PythonGenerators
 from profiler.graph.regions import Recorder, Region
 from profiler.graph.staleness import Read, noting_attributes
-from profiler.graph.stand_ins import Captured, StandIns, describe
-from profiler.graph.user_objects import MISSING, Change, UserObjects, empty_caches
 
 LossFn = Callable[..., Tensor]
 

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from profiler.errors import StaleStepError
 from profiler.graph.batch import BatchSignature
-from profiler.graph.decisions import Decision
+from profiler.graph.capture.decisions import Decision
 from profiler.graph.eager_check import EagerMatch, matches_eager
 from profiler.graph.lift import Lifted
 from profiler.graph.staleness import Assumptions

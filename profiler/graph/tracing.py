@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from profiler.errors import TraceError
 from profiler.graph.batch import BatchSignature, check_leaves, flatten
+from profiler.graph.capture.stand_ins import unsupported
 from profiler.graph.fake_tensors import Fakes
 from profiler.graph.lift import Lifted, NodeType, lift
 from profiler.graph.one_trace import LossFn, StepTrace, TraceResult, is_wrapper, refuse_wrapper
@@ -30,7 +31,6 @@ from profiler.graph.optimizer_state import (
 )
 from profiler.graph.regions import ROOT
 from profiler.graph.staleness import Assumptions
-from profiler.graph.stand_ins import unsupported
 from profiler.graph.step import TracedStep, constants_of
 from profiler.graph.tidy import tidy
 

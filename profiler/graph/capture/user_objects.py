@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import Optimizer
 
-from profiler.graph.python_random import is_generator
+from profiler.graph.capture.python_random import is_generator
 
 _LIBRARIES = {"torch", "numpy", *sys.stdlib_module_names} - {"__main__"}
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, Tensor, types.ModuleType, torch.dtype, torch.device)

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from profiler.errors import TraceError
-from profiler.graph.decisions import Decision
+from profiler.graph.capture.decisions import Decision
 from profiler.graph.fake_tensors import Fakes
 
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
