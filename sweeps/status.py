@@ -26,8 +26,8 @@ from blockshock.run_folder.files import Unreadable, printable
 from blockshock.run_folder.folder import RunFolder, process_start
 from sweeps.applications.application import application_named
 from sweeps.launchers import slurm_queue
-from sweeps.launchers.manifest import NAME, Manifest
-from sweeps.launchers.progress import COLOURS
+from sweeps.launchers.sweep.manifest import NAME, Manifest
+from sweeps.launchers.sweep.progress import COLOURS
 from sweeps.text import any_terminal, clock, counted, shown
 
 SHOWN = 10  # lines a section

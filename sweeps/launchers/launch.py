@@ -18,11 +18,11 @@ from blockshock.locks import locked
 from blockshock.run_folder.files import Unreadable
 from blockshock.run_folder.folder import RunFolder
 from sweeps.launchers import slurm_queue
-from sweeps.launchers.compose import PlannedJob, compose, refuse_impossible
-from sweeps.launchers.dry_run import dry_run
-from sweeps.launchers.manifest import Manifest, check_path
 from sweeps.launchers.options import LauncherConf
 from sweeps.launchers.runner import Hydra, Runner, Sweep
+from sweeps.launchers.sweep.compose import PlannedJob, compose, refuse_impossible
+from sweeps.launchers.sweep.dry_run import dry_run
+from sweeps.launchers.sweep.manifest import Manifest, check_path
 from sweeps.text import clock, shown
 
 

@@ -22,8 +22,8 @@ from sweeps.launchers.options import LauncherConf
 if TYPE_CHECKING:
     import submitit
 
-    from sweeps.launchers.compose import Needs, PlannedJob
     from sweeps.launchers.runner import Hydra, Sweep
+    from sweeps.launchers.sweep.compose import Needs, PlannedJob
 
 POLL_S = 0.05
 RETRY_S = 0.5  # between two tries to start a job while none has ended

@@ -18,11 +18,11 @@ from omegaconf import DictConfig
 from blockshock.cli.resolvers import run_id
 from blockshock.errors import ConfigError
 from sweeps.applications.application import Application, application_named
-from sweeps.launchers.compose import PlannedJob
 from sweeps.launchers.job_process import Shared, Submission
-from sweeps.launchers.manifest import Manifest
 from sweeps.launchers.options import LauncherConf
-from sweeps.launchers.progress import Board
+from sweeps.launchers.sweep.compose import PlannedJob
+from sweeps.launchers.sweep.manifest import Manifest
+from sweeps.launchers.sweep.progress import Board
 
 FINAL = ("ok", "oom", "unsupported", "failed", "timeout")
 

@@ -23,9 +23,9 @@ from sweeps.launchers.options import LauncherConf
 from sweeps.text import counted, shown
 
 if TYPE_CHECKING:
-    from sweeps.launchers.compose import Needs, PlannedJob
     from sweeps.launchers.runner import Hydra, Sweep
     from sweeps.launchers.sbatch import ArrayExecutor
+    from sweeps.launchers.sweep.compose import Needs, PlannedJob
 
 LOOKS = 2  # how often in a row a job must be missing from the queue: shared file systems show its status late
 

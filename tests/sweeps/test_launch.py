@@ -322,13 +322,13 @@ def test_jobs_that_share_one_reading_of_the_files_are_composed_as_hydra_composes
         "model.N=64",
     )
     together = planned(cli, monkeypatch, *sweep, "experiment.name=one")
-    monkeypatch.setattr("sweeps.launchers.compose._ReadOnce", lambda repository: repository)
+    monkeypatch.setattr("sweeps.launchers.sweep.compose._ReadOnce", lambda repository: repository)
     assert planned(cli, monkeypatch, *sweep, "experiment.name=one", "hydra.sweep.dir=two") == together
     assert len(together) == 8
 
 
 def test_composing_many_jobs_says_how_far_it_is(cli, monkeypatch):
-    monkeypatch.setattr("sweeps.launchers.compose.SAID", 2)
+    monkeypatch.setattr("sweeps.launchers.sweep.compose.SAID", 2)
     done = cli("-m", "hardware=cpu", "method=dense_single", "model.N=4,8,12", "hydra.launcher.dry_run=true")
     assert done.err.splitlines() == [f"composing and checking the jobs: {i} of 3" for i in (0, 2)]
     assert "dry run: 3 jobs, none started" in done.out

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from blockshock.errors import ConfigError
-from sweeps.launchers.manifest import Manifest, check_path
+from sweeps.launchers.sweep.manifest import Manifest, check_path
 
 names = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=20)
 

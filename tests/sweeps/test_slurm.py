@@ -12,10 +12,10 @@ import pytest
 
 from sweeps import load_runs
 from sweeps.launchers import slurm_queue
-from sweeps.launchers.compose import Needs
-from sweeps.launchers.manifest import Manifest
 from sweeps.launchers.sbatch import array_limit
 from sweeps.launchers.slurm import SlurmLauncherConf, shape
+from sweeps.launchers.sweep.compose import Needs
+from sweeps.launchers.sweep.manifest import Manifest
 from sweeps.report.command import write_report
 from sweeps.status import rows_of
 from tests.launching import environment, needs_slurm, statuses, wait_until, write_method

@@ -10,7 +10,7 @@ import pytest
 from blockshock.run_folder.files import Unreadable
 from blockshock.run_folder.folder import process_start
 from sweeps.launchers import slurm_queue
-from sweeps.launchers.manifest import Manifest
+from sweeps.launchers.sweep.manifest import Manifest
 from sweeps.status import main, rows_of
 
 

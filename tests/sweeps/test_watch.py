@@ -13,7 +13,7 @@ from submitit.core.utils import DelayedSubmission
 
 from blockshock.run_folder.folder import RunFolder
 from sweeps.launchers import slurm_queue
-from sweeps.launchers.manifest import Manifest
+from sweeps.launchers.sweep.manifest import Manifest
 from sweeps.status import rows_of
 from tests.launching import NO_SLURM, environment, slurm_answers, statuses, wait_until, write_method
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from sweeps.text import clock, counted, shown
 
 if TYPE_CHECKING:
-    from sweeps.launchers.compose import PlannedJob
     from sweeps.launchers.runner import Runner
+    from sweeps.launchers.sweep.compose import PlannedJob
 
 
 def dry_run(runner: Runner, jobs: Sequence[PlannedJob]) -> str:
