@@ -385,7 +385,7 @@ REFUSED: dict[str, Callable[[], tuple[nn.Module, Loss, str]]] = {
     "sparse inside": lambda: (net(), lambda m, x: torch.sparse.mm(torch.eye(16).to_sparse(), m(x)).mean(), "dense"),
     "a distribution that checks its values": lambda: (
         net(),
-        lambda m, x: torch.distributions.Categorical(logits=m(x)).entropy().mean(),
+        lambda m, x: torch.distributions.Categorical(logits=m(x), validate_args=True).entropy().mean(),
         "validate_args=False",
     ),
     "scripted": lambda: (torch.jit.script(net()), square, "is scripted"),
