@@ -77,12 +77,13 @@ class GridSweeper(BasicSweeper):
 
 
 def _refuse_repeated(overrides: Sequence[Override]) -> None:
-    """A key that is swept and given again: the last would silently replace the others."""
+    """A key that is swept and then given again, whose values would silently be lost. Of plain values the last counts,
+    as everywhere in Hydra: a sweep may follow one."""
     by_key: dict[str, list[Override]] = {}
     for override in overrides:
         by_key.setdefault(override.get_key_element().lstrip("+~"), []).append(override)
     for key, given in by_key.items():
-        if len(given) > 1 and any(override.is_sweep_override() for override in given):
+        if len(given) > 1 and any(override.is_sweep_override() for override in given[:-1]):
             values = ",".join(str(override.input_line).partition("=")[2] for override in given)
             raise ConfigError(key, values, f"is given {len(given)} times; give all its values at once: {key}={values}")
 
