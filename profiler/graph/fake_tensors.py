@@ -39,11 +39,8 @@ class Fakes:
     """
 
     def __init__(self) -> None:
-        self.mode = FaithfulFakeTensorMode(
-            allow_non_fake_inputs=True,
-            shape_env=ShapeEnv(allow_dynamic_output_shape_ops=False),
-            static_shapes=True,
-        )
+        self.shapes = ShapeEnv(allow_dynamic_output_shape_ops=False)
+        self.mode = FaithfulFakeTensorMode(allow_non_fake_inputs=True, shape_env=self.shapes, static_shapes=True)
 
     def of(self, tensor: Tensor) -> Tensor:
         """A fake of `tensor`, a parameter if it is one; tensors that share a storage give fakes that do."""

@@ -29,6 +29,7 @@ from profiler.graph.capture.python_random import SEEDS, PythonGenerators
 from profiler.graph.capture.stand_ins import Captured, StandIns, describe
 from profiler.graph.capture.user_objects import MISSING, Change, UserObjects, empty_caches
 from profiler.graph.fake_tensors import Fakes, explained, refuse_unfaithful
+from profiler.graph.group_numbers import GroupNumbers
 from profiler.graph.lift import Lifted, NodeType
 from profiler.graph.optimizer_state import use_eager_implementation
 from profiler.graph.regions import Recorder, Region
@@ -70,6 +71,7 @@ class StepTrace:
         self.objects = UserObjects(self.model, self.loss_fn, self.optimizer)
         self.generators = PythonGenerators(self.objects.generators)
         self._stand_in = [self.fakes.of(item.tensor) for item in self.lifted]
+        self.numbers = GroupNumbers(self.optimizer)
         self._trackers: list[Any] = []  # tensor → node, of each trace; holds no tensor alive
         self._batch_at = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor)]
         self._inputs = self._stand_in + [self.fakes.unaliased(self.leaves[i]) for i in self._batch_at]
@@ -169,6 +171,9 @@ class StepTrace:
                         "build its module with sparse=False"
                     )
             recorder.region = Region.OPTIMIZER
+            mode = get_proxy_mode()
+            assert mode is not None, "make_fx traces this function"
+            self.numbers.become_symbols(mode.tracer, self.fakes.shapes)
             self.optimizer.step()
             return result
 

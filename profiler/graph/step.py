@@ -18,6 +18,7 @@ from profiler.errors import StaleStepError
 from profiler.graph.batch import BatchSignature
 from profiler.graph.capture.decisions import Decision
 from profiler.graph.eager_check import EagerMatch, matches_eager
+from profiler.graph.group_numbers import are_read
 from profiler.graph.lift import Lifted
 from profiler.graph.staleness import Assumptions
 
@@ -68,11 +69,12 @@ class TracedStep:
 
         Leaves parameters, buffers and optimizer state as `zero_grad(set_to_none=True)`, forward, `backward()`
         and `optimizer.step()` would; no gradient is kept. Nothing is held when it returns. Raises
-        BatchMismatchError for a batch of another shape, StaleStepError if a learning rate has changed.
+        BatchMismatchError for a batch of another shape, StaleStepError if what was written into the graph has changed.
         """
         with running():
             loss: Tensor = self.executable()(*self.arguments(batch))
         self.steps_run += 1
+        vars(self.optimizer)["_opt_called"] = True  # what a schedule looks for before it warns that no step came first
         return loss
 
     def matches_eager(self, batch: Sequence[Any]) -> EagerMatch:
@@ -112,14 +114,18 @@ class TracedStep:
                 if group[key] != value:
                     raise StaleStepError(
                         f"{key} of parameter group {index} was {value!r} when the step was traced and is now "
-                        f"{group[key]!r}: trace again (a tensor lr, with capturable or fused, is an input)"
+                        f"{group[key]!r}: trace again (a float lr without fused, or a tensor lr, may change)"
                     )
 
 
 def constants_of(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """What each parameter group says in plain numbers; tensors are inputs of the graph."""
+    """What of each parameter group is written into the graph: neither tensors nor numbers that each step reads."""
     return [
-        {key: value for key, value in group.items() if key != "params" and not isinstance(value, Tensor)}
+        {
+            key: value
+            for key, value in group.items()
+            if key not in ("params", *are_read(group)) and not isinstance(value, Tensor)
+        }
         for group in optimizer.param_groups
     ]
 

@@ -172,11 +172,11 @@ def test_constant_of_the_batch_that_changes() -> None:
         step(torch.randn(3, 4), 3.0)
 
 
-def test_learning_rate_that_changes() -> None:
+def test_weight_decay_that_changes() -> None:
     model = nn.Linear(4, 4)
     step = trace(model)
-    step.optimizer.param_groups[0]["lr"] = 0.01
-    with pytest.raises(StaleStepError, match=r"lr of parameter group 0 was 0\.1 .* 0\.01"):
+    step.optimizer.param_groups[0]["weight_decay"] = 0.01
+    with pytest.raises(StaleStepError, match=r"weight_decay of parameter group 0 was 0 .* 0\.01"):
         step(torch.randn(3, 4))
 
 

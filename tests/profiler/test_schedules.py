@@ -1,0 +1,67 @@
+"""A learning-rate schedule with plain floats is followed: every step equals eager's, bit for bit."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, lr_scheduler
+
+from checkpointing import apply_activation_checkpointing
+from profiler import StaleStepError, trace_train_step
+from tests.profiler.eager_steps import eager_step
+
+OPTIMIZERS: dict[str, Any] = {
+    "adamw": lambda p: AdamW(p, lr=0.01),
+    "adam, foreach": lambda p: Adam(p, lr=0.01, foreach=True, amsgrad=True, weight_decay=0.2),
+    "sgd": lambda p: SGD(p, lr=0.01, momentum=0.9, weight_decay=0.1),
+    "two groups": lambda p: AdamW([{"params": [q], "lr": 0.01 / (i + 1)} for i, q in enumerate(p)]),
+}
+SCHEDULES: dict[str, Any] = {
+    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 4),
+    "one cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=6, cycle_momentum=not isinstance(o, SGD)),
+}
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3))
+
+
+def loss_of(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x).square().mean()
+
+
+@pytest.mark.filterwarnings("error:Detected call of .lr_scheduler:UserWarning")
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_step_of_a_schedule_equals_eager(name: str, schedule: str, recomputed: bool) -> None:
+    x, left = torch.randn(16, 6), []
+    for traced in (False, True):
+        model = net()
+        optimizer = OPTIMIZERS[name](model.parameters())
+        scheduler = SCHEDULES[schedule](optimizer)
+        if traced and recomputed:
+            step: Any = apply_activation_checkpointing(model, loss_of, optimizer, (x,), 1.0, "greedy")
+        elif traced:
+            step = trace_train_step(model, loss_of, optimizer, (x,))
+        losses = []
+        for _ in range(4):
+            loss = step(x) if traced else eager_step(model, loss_of, optimizer, (x,))
+            losses.append(loss.detach().clone())
+            scheduler.step()
+        left.append([*losses, *(p.detach() for p in model.parameters())])
+    assert all(map(torch.equal, *left))
+
+
+def test_a_momentum_that_changes_is_still_an_error() -> None:
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    step = trace_train_step(model, loss_of, optimizer, (torch.randn(16, 6),))
+    optimizer.param_groups[0]["momentum"] = 0.8
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(StaleStepError, match=r"momentum of parameter group 0 was 0\.9 .* 0\.8"):
+        step(torch.randn(16, 6))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
