@@ -41,8 +41,8 @@ def trace_train_step(
     """Trace `loss_fn(model, *batch)`, its backward and `optimizer.step()` as one graph.
 
     `loss_fn` returns a scalar tensor. `optimizer` is torch.optim SGD, Adam or AdamW, with or without state.
-    `batch` is a tuple or list of any nesting of tensors and constants (mappings and dataclasses included). Constants and
-    shapes become part of the graph. Learning rates and betas are read in every step, unless the optimizer is fused.
+    `batch` is a tuple or list of any nesting of tensors and constants (mappings and dataclasses included). Constants
+    and shapes become part of the graph. Learning rates and betas are read in every step, unless the optimizer is fused.
     Nothing runs and nothing of the user's objects changes, except that an optimizer without state gets the state with
     which its first step would start. The model may hold fake tensors: then there is a graph to analyse and nothing to
     run.

@@ -149,7 +149,6 @@ def test_resnet152_has_229_6_mib_of_parameters_and_of_gradients() -> None:
         problem.model, problem.loss_fn, torch.optim.SGD(problem.model.parameters(), lr=0.1), problem.batch
     )
     assert step.is_fake
-    assert step.trace_seconds < 10  # on 2 cores
     profiler = GraphProfiler(step)
     parameters = profiler.analysis.bytes_by_name(NodeType.PARAM)
     assert round(sum(parameters.values()) / 2**20, 1) == 229.6
