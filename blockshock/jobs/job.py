@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from blockshock.config import Job
+from blockshock.errors import JobFailed
 from blockshock.jobs.rank import run_rank
 from blockshock.ranks.distributed import shutdown
 from blockshock.ranks.launched import joined_store, launched
@@ -45,6 +46,9 @@ def execute(
         outcome = _pool_for(job).run(
             run_rank, job.config, str(folder.path), run_id, timeout_s=job.hardware.timeout_s, on_message=say
         )
+    except JobFailed as error:
+        outcome = Outcome("failed", str(error))
+        raise
     except Exception as error:
         outcome = Outcome("failed", last_line(error))
         raise

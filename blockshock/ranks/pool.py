@@ -12,17 +12,32 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing.connection as mpc
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from blockshock.errors import JobFailed
 from blockshock.ranks import forking
 from blockshock.ranks.launched import RankInfo
 from blockshock.ranks.outcome import Outcome, exit_reason
 from blockshock.ranks.process import serve
 
+CONNECT_S = 10.0
 GRACE_S = 2.0  # what the other ranks get to report after one has failed; then they are killed
+
+
+def check_loopback() -> None:
+    """JobFailed where a connection within this host fails: PyTorch's store would try again for half an hour."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise JobFailed(
+            f"ranks find one another at 127.0.0.1, which does not answer ({error.strerror or error}): "
+            "bring this host's loopback interface up (ip link set lo up)"
+        ) from error
 
 
 @dataclass
@@ -42,6 +57,7 @@ class RankPool:
     def __init__(self, world_size: int, many_jobs: bool = False) -> None:
         import torch.distributed as dist
 
+        check_loopback()
         context = forking.context(many_jobs)
         self.world_size = world_size
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

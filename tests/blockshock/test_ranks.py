@@ -176,3 +176,12 @@ def wait_for(path: Path) -> str:
             return path.read_text()
         time.sleep(0.05)
     raise TimeoutError(path)
+
+
+def test_a_host_without_any_network_is_named_at_once():
+    """A namespace of its own has not even a loopback interface."""
+    if subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode != 0:
+        pytest.skip("unshare -n is not permitted here")
+    code = "from blockshock.ranks import RankPool; RankPool(1)"
+    done = subprocess.run(["unshare", "-n", sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert "ranks find one another at 127.0.0.1, which does not answer" in done.stderr.splitlines()[-1]
