@@ -91,7 +91,7 @@ def _row(
         # Only a job that SLURM knows as ours: the id may be another's by now.
         return Row(name, "died", slurm_queue.how_it_ended(id_, log, ask=in_queue is not None)[1], age)
     if _process_is_gone(status):
-        return Row(name, "died", f"its process ({where}) is gone without a word", age)
+        return Row(name, "died", f"its process ({where}) is gone without a report", age)
     return Row(name, "running", where, age)
 
 

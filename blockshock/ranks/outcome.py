@@ -16,7 +16,7 @@ class Outcome:
     reason: str = ""
     value: Any = None
     at: float = 0.0  # time.monotonic() of this host when the rank knew
-    died: bool = False  # the process ended without a word, which explains what its peers then report
+    died: bool = False  # the process ended without a report, which explains what other ranks then see
 
 
 def last_line(error: BaseException) -> str:

@@ -222,7 +222,7 @@ class LocalRunner:
         if not gone:
             return again
         if one.position < len(one.jobs):
-            again += self._next(one, f"its process ended without a word: {_last_words(one)}")
+            again += self._next(one, f"its process ended without a report: {_last_words(one)}")
             left = one.jobs[one.position :]
             again += [left] if left else []
         self.machine.running.remove(one)

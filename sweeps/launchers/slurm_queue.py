@@ -178,7 +178,7 @@ def state(job: str) -> State | None:
 
 
 def how_it_ended(job: str, log: str = "", exit_code: str = "", ask: bool = True) -> tuple[str, str]:
-    """(status, reason) for a job that ended without a word of its own.
+    """(status, reason) for a job that ended without a report of its own.
 
     `log`: what its processes printed last. `exit_code`: srun's, where the batch script has seen it. `ask`: SLURM too.
     """

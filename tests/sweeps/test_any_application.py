@@ -120,7 +120,7 @@ def test_needs_are_interpolations_that_each_job_resolves_and_what_no_machine_has
 
 
 def test_any_return_value_reaches_the_sweeper_and_how_a_job_ends_has_a_word(tmp_path):
-    """A set, no memory, and a process that ends without a word."""
+    """A set, no memory, and a process that ends without a report."""
     write(
         tmp_path,
         "if cfg.lr == 1: return {1, 2}\nif cfg.lr == 2: raise MemoryError('too large')\nos._exit(3)",
@@ -131,7 +131,7 @@ def test_any_return_value_reaches_the_sweeper_and_how_a_job_ends_has_a_word(tmp_
     found = statuses(tmp_path)
     assert [found[name]["status"] for name in "012"] == ["ok", "oom", "failed"], (found, done.stderr)
     assert found["1"]["reason"] == "MemoryError: too large"
-    assert "without a word" in found["2"]["reason"]
+    assert "without a report" in found["2"]["reason"]
     from sweeps.applications.task_folder import TaskFolder
 
     assert TaskFolder(tmp_path / "out" / "0").value() == {1, 2}

@@ -31,7 +31,7 @@ def test_a_sweep_of_12_survives_sigkill_of_a_job_and_of_its_launcher(tmp_path):
     found = statuses(tmp_path)
     (killed,) = [s for s in found.values() if s["config_hash"] == victim["config_hash"]]
     assert killed["status"] == "failed"
-    assert "ended without a word" in killed["reason"]
+    assert "ended without a report" in killed["reason"]
     assert "SIGKILL" in killed["reason"]
     assert not counts(tmp_path)["running"]
     finished = {path: path.read_bytes() for path in measured(tmp_path)}
