@@ -27,7 +27,9 @@ from profiler.graph.capture.comparison import comes_from_constants, same_graph
 from profiler.graph.capture.decisions import Decision, decide, untold_of_tracing
 from profiler.graph.capture.python_random import SEEDS, PythonGenerators
 from profiler.graph.capture.stand_ins import Captured, StandIns, describe
+from profiler.graph.capture.surroundings import autocast_cache, unchanged_generator
 from profiler.graph.capture.user_objects import MISSING, Change, UserObjects, empty_caches
+from profiler.graph.capture.wrappers import is_wrapper, refuse_wrapper
 from profiler.graph.fake_tensors import Fakes, explained, refuse_unfaithful
 from profiler.graph.group_numbers import GroupNumbers
 from profiler.graph.lift import Lifted, NodeType
@@ -36,8 +38,6 @@ from profiler.graph.regions import Recorder, Region
 from profiler.graph.staleness import Read, noting_attributes
 
 LossFn = Callable[..., Tensor]
-
-_WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DataParallel"}
 
 
 @dataclass
@@ -78,7 +78,7 @@ class StepTrace:
 
     def run(self, undampened: Sequence[int] = ()) -> TraceResult:
         """Trace; everything of the user's is as it was afterwards, also when this raises."""
-        with self._restored(), _unchanged_generator():
+        with self._restored(), unchanged_generator():
             result, remaining = self._once(undampened)
             if remaining or self.generators.drawn():
                 self._check_repeats(result, remaining, undampened, self.generators.drawn())
@@ -150,7 +150,7 @@ class StepTrace:
 
     def _step(self, recorder: Recorder, stand_ins: StandIns, batch: Sequence[Any]) -> Tensor:
         """One training step under the tracer, region by region. Returns the detached loss."""
-        with torch.enable_grad(), _autocast_cache():
+        with torch.enable_grad(), autocast_cache():
             loss = self.loss_fn(self.model, *batch)
             if not isinstance(loss, Tensor) or loss.numel() != 1:
                 what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
@@ -303,19 +303,6 @@ def _remedy(drawn: bool) -> str:
     )
 
 
-def is_wrapper(module: nn.Module) -> bool:
-    """Whether the module exchanges gradients or parameters with other ranks or devices."""
-    return any(base.__name__ in _WRAPPERS for base in type(module).__mro__)
-
-
-def refuse_wrapper(module: nn.Module, name: str) -> None:
-    """Raise TraceError for a module that communicates in hooks, which no graph calls."""
-    raise TraceError(
-        f"module {name} is a {type(module).__name__}, which exchanges gradients or parameters between ranks in hooks "
-        "that a graph does not call: trace the plain module on one rank to analyse it, and train the wrapper in eager"
-    )
-
-
 def _in_words(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
@@ -339,29 +326,3 @@ def _tensors_in(value: Any, depth: int = 4) -> list[Tensor]:
     elif isinstance(value, list | tuple | set):
         inside = list(value)
     return [tensor for item in inside for tensor in _tensors_in(item, depth - 1)] if depth else []
-
-
-@contextmanager
-def _unchanged_generator() -> Iterator[None]:
-    """Put the state of PyTorch's generator back; a graph does not seed."""
-    before = torch.get_rng_state()
-    try:
-        yield
-        if not torch.equal(torch.get_rng_state(), before):
-            raise TraceError(
-                "the step seeds or sets PyTorch's random generator, which a graph does not: seed it outside of the step"
-            )
-    finally:
-        torch.set_rng_state(before)
-
-
-@contextmanager
-def _autocast_cache() -> Iterator[None]:
-    """Let autocast cast a weight once, as in eager (make_fx turns that off), and forget the casts."""
-    before = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(True)
-    try:
-        yield
-    finally:
-        torch.clear_autocast_cache()
-        torch.set_autocast_cache_enabled(before)

@@ -20,9 +20,10 @@ from torch.optim import Optimizer
 from profiler.errors import TraceError
 from profiler.graph.batch import BatchSignature, check_leaves, flatten
 from profiler.graph.capture.stand_ins import unsupported
+from profiler.graph.capture.wrappers import is_wrapper, refuse_wrapper
 from profiler.graph.fake_tensors import Fakes
 from profiler.graph.lift import Lifted, NodeType, lift
-from profiler.graph.one_trace import LossFn, StepTrace, TraceResult, is_wrapper, refuse_wrapper
+from profiler.graph.one_trace import LossFn, StepTrace, TraceResult
 from profiler.graph.optimizer_state import (
     check_optimizer,
     groups_in_their_first_step,
