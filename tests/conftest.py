@@ -53,7 +53,9 @@ class Result:
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Result]:
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Callable[..., Result]]:
     """`cli("model.N=256", ...)`: run blockshock in this process, in a folder of its own; status, stdout, stderr."""
 
     def run(*arguments: str) -> Result:
@@ -73,7 +75,10 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
         return Result(int(code or 0), captured.out, captured.err)
 
     monkeypatch.chdir(tmp_path)
-    return run
+    yield run
+    for name, module in list(sys.modules.items()):  # the next test's method may have the same name
+        if str(getattr(module, "__file__", None) or "").startswith(f"{tmp_path}/"):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")
