@@ -6,7 +6,8 @@ written into the graph. A symbol has no value: numbers that an optimizer compare
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import SymFloat
@@ -14,7 +15,25 @@ from torch.fx.experimental.proxy_tensor import track_tensor_tree
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.optim import Optimizer
 
-Reader = Callable[[], float]
+
+@dataclass(frozen=True, eq=False)
+class NumberReader:
+    """A node's target: returns the number that the optimizer has now. Printed the same in every process, as other
+    targets are, since plans name them."""
+
+    optimizer: Optimizer = field(repr=False)
+    group: int
+    key: str
+    place: int | None
+
+    @property
+    def __name__(self) -> str:  # asked for by fx, which writes the graph as Python
+        return f"group{self.group}_{self.key}" + ("" if self.place is None else str(self.place))
+
+    def __call__(self) -> float:
+        value = self.optimizer.param_groups[self.group][self.key]
+        number: float = value if self.place is None else value[self.place]
+        return number
 
 
 def are_read(group: Mapping[str, Any]) -> tuple[str, ...]:
@@ -33,7 +52,7 @@ class GroupNumbers:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        self._readers: dict[tuple[int, str, int | None], Reader] = {}
+        self._readers: dict[tuple[int, str, int | None], NumberReader] = {}
 
     def become_symbols(self, tracer: Any, shapes: ShapeEnv) -> None:
         """For the optimizer's step that is traced next; who calls puts the numbers back."""
@@ -46,19 +65,9 @@ class GroupNumbers:
                     group[key] = self._symbol(tracer, shapes, index, key, None)
 
     def _symbol(self, tracer: Any, shapes: ShapeEnv, index: int, key: str, place: int | None) -> SymFloat:
-        reader = self._readers.setdefault((index, key, place), _reader(self.optimizer, index, key, place))
+        reader = self._readers.setdefault((index, key, place), NumberReader(self.optimizer, index, key, place))
         with shapes.ignore_fresh_unbacked_symbols():  # no operator returns it
             symbol: SymFloat = shapes.create_unbacked_symfloat()
         proxy = tracer.create_proxy("call_function", reader, (), {}, name=reader.__name__)
         track_tensor_tree(symbol, proxy, constant=None, tracer=tracer)
         return symbol
-
-
-def _reader(optimizer: Optimizer, index: int, key: str, place: int | None) -> Reader:
-    def read() -> float:
-        value = optimizer.param_groups[index][key]
-        number: float = value if place is None else value[place]
-        return number
-
-    read.__name__ = f"group{index}_{key}" + ("" if place is None else str(place))
-    return read

@@ -65,3 +65,14 @@ def test_a_momentum_that_changes_is_still_an_error() -> None:
     with pytest.raises(StaleStepError, match=r"momentum of parameter group 0 was 0\.9 .* 0\.8"):
         step(torch.randn(16, 6))
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_two_traces_of_one_step_name_their_operators_alike() -> None:
+    """A plan that was saved in another process is for the same graph."""
+    named = []
+    for _ in range(2):
+        model = net()
+        step = trace_train_step(model, loss_of, AdamW(model.parameters(), lr=0.01), (torch.randn(16, 6),))
+        named.append([str(node.target) for node in step.nodes])
+    assert named[0] == named[1]
+    assert not any(" at 0x" in name for name in named[0])
