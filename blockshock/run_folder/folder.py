@@ -164,8 +164,8 @@ class RunFolder:
             return False
 
     def append(self, *records: dict[str, Any]) -> None:
-        """A line each, written with one call and synced. NaN and inf become null. A kill within the call may cut
-        the last line at a page's end, which readers name and the next try replaces.
+        """A line each, written with one call and synced. NaN and inf become null. After a kill a cut last line
+        was seen once; readers name such a line, and the next try replaces it.
 
         Raises OSError where the disk is full; the file is then as it was.
         """

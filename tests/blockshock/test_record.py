@@ -44,7 +44,7 @@ def test_a_sigkill_at_any_moment_leaves_whole_lines_and_a_whole_status(tmp_path)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):  # the kernel ends a killed process's write at a page's end
+        if lines and not lines[-1].endswith("\n"):  # seen once in some twenty runs; the cause is not known
             lines.pop()
         assert all(line.endswith("\n") for line in lines)
         assert [json.loads(line)["n"] for line in lines] == list(range(1, len(lines) + 1))
