@@ -6,6 +6,8 @@ A graph is traced on fake tensors, and their strides decide between a copy and a
 other strides than the real ones may not run, and a storage of another size spoils the forecast. The operators here were
 found by comparing fake and real results of each operator in PyTorch's own test inputs (torch 2.13), plain, transposed
 and in channels-last order. Strides are those of the CPU's kernels; storages are the same on every device.
+
+A number that is known only when the step runs decides no layout; kernels that look at its value are given another.
 """
 
 import math
@@ -26,6 +28,8 @@ class FaithfulFakeTensorMode(FakeTensorMode):
 
     def dispatch(self, func: Any, types: Sequence[type], args: Sequence[object] = (), kwargs: Any = None) -> Any:
         """What the mode does for one call of an operator."""
+        if getattr(func, "overloadpacket", None) in _LOOKS_AT_NUMBERS:
+            args = tuple(_as_some_number(argument) for argument in args)
         result = super().dispatch(func, types, args, kwargs or {})
         if func in _STRIDES:
             return self._with_strides(result, _STRIDES[func](*map(_as_meta, args)))
@@ -55,6 +59,13 @@ def _as_meta(argument: Any) -> Any:
     if not isinstance(argument, Tensor):
         return argument
     return torch.empty_strided(argument.shape, argument.stride(), device="meta")
+
+
+def _as_some_number(argument: Any) -> Any:
+    """A number of the same type in the place of one that is unknown while tracing; anything else as it is."""
+    if isinstance(argument, torch.SymFloat):
+        return 0.3
+    return 3 if isinstance(argument, torch.SymInt) else argument
 
 
 def _contiguous(of: int) -> Like:
@@ -106,3 +117,5 @@ _KEEPS_ITS_INPUTS_SIZE = (  # losses: with a reduction, the result stays in the 
     _aten.binary_cross_entropy.default,
     _aten.soft_margin_loss.default,
 )
+# Before torch 2.13 the fake kernel of a power compares the number with 0.5, 1 and 2, and unknown ones are no answer.
+_LOOKS_AT_NUMBERS = (_aten.pow, _aten.pow_, _aten._foreach_pow, _aten._foreach_pow_)

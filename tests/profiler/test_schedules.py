@@ -1,6 +1,7 @@
 """A learning-rate schedule with plain floats is followed: every step equals eager's, bit for bit."""
 
 import copy
+import sys
 from typing import Any
 
 import pytest
@@ -38,11 +39,27 @@ def loss_of(model: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_step_of_a_schedule_equals_eager(name: str, schedule: str, recomputed: bool) -> None:
+    assert_schedule_is_followed(OPTIMIZERS[name], SCHEDULES[schedule], recomputed)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_a_schedule_of_a_capturable_optimizer_equals_eager(foreach: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes betas to the power of a tensor. PyTorch offers it on GPUs; the arithmetic is the same on a CPU."""
+    monkeypatch.setattr(sys.modules[Adam.__module__], "_get_capturable_supported_devices", lambda *_, **__: ["cpu"])
+
+    def optimizer_of(parameters: Any) -> Adam:
+        return Adam(parameters, lr=0.01, capturable=True, amsgrad=True, foreach=foreach)
+
+    assert_schedule_is_followed(optimizer_of, SCHEDULES["one cycle"], recomputed=False)
+
+
+def assert_schedule_is_followed(optimizer_of: Any, schedule_of: Any, recomputed: bool) -> None:
+    """Four steps under a schedule, traced and in eager: equal losses and parameters."""
     x, left = torch.randn(16, 6), []
     for traced in (False, True):
         model = net()
-        optimizer = OPTIMIZERS[name](model.parameters())
-        scheduler = SCHEDULES[schedule](optimizer)
+        optimizer = optimizer_of(model.parameters())
+        scheduler = schedule_of(optimizer)
         if traced and recomputed:
             step: Any = apply_activation_checkpointing(model, loss_of, optimizer, (x,), 1.0, "greedy")
         elif traced:
