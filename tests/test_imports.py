@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 
@@ -50,6 +52,13 @@ def test_imports_run_in_one_direction() -> None:
 def test_the_libraries_know_nothing_of_hydra() -> None:
     libraries = [entry for entry in IMPORTS if _top(entry.by) in ("profiler", "checkpointing")]
     assert [str(entry) for entry in libraries if _top(entry.of) in ("hydra", "omegaconf", "submitit")] == []
+
+
+def test_the_type_checker_reads_every_test_that_needs_a_gpu() -> None:
+    """A wrong name in one would be seen on a machine with a GPU only."""
+    read = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]["modules"]
+    marked = {file for file in (ROOT / "tests").rglob("test_*.py") if re.search(r"\bmark\.gpus?\b", file.read_text())}
+    assert set(read) == {".".join(file.relative_to(ROOT).with_suffix("").parts) for file in marked}
 
 
 def test_no_circle_of_modules() -> None:

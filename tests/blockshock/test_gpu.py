@@ -8,7 +8,7 @@ import torch
 
 from blockshock.kernels.autograd import packed_linear
 from blockshock.kernels.choice import make
-from blockshock.kernels.cusparselt import multiply
+from blockshock.kernels.cusparselt import CuSparseLt, multiply
 from sweeps import load_runs
 from tests.blockshock.test_packing import PERIODS, half_mask
 
@@ -43,6 +43,7 @@ def test_cusparselt_multiplies_packed_values_with_exact_zeros_right(kind, dtype)
 def test_values_updated_in_place_multiply_bit_for_bit_as_a_fresh_compression(kind):
     mask, weight, x = case(kind, torch.bfloat16)
     kernel = make("cusparselt", mask, PERIODS[kind], len(x), torch.bfloat16)
+    assert isinstance(kernel, CuSparseLt)
     values = torch.nn.Parameter(kernel.adopt(kernel.layout.pack(weight)))
     optimizer = torch.optim.AdamW([values], lr=1e-2, fused=True)
     for _ in range(3):

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from profiler.traces import KernelDataCollector, ModuleProfile, count_flops
-from profiler.traces.recording import memory_snapshot
+from profiler.traces import KernelDataCollector, ModuleProfile, count_flops, memory_snapshot
 
 pytestmark = pytest.mark.gpu
 
