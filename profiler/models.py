@@ -31,6 +31,7 @@ class TrainingTask:
     model: nn.Module
     loss_fn: LossFn
     batch: tuple[Tensor, ...]
+    autocast: torch.dtype | None = None  # the one that `loss_fn` enters, if it does
 
 
 def resnet152(tiny: bool = False, dropout: float | None = None) -> nn.Module:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib
+import itertools
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from blockshock.cli import resolvers, tune
 from blockshock.cli.main import check
 from blockshock.config import CONF
+from blockshock.errors import ConfigError
 from sweeps.report import command as report
 from tests.import_graph import PACKAGES, ROOT
 
@@ -86,17 +89,21 @@ def _check_jobs(arguments: list[str]) -> None:
     resolvers.use_run_id("documented")
     parser = OverridesParser.create()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        preset = [argument for argument in arguments if argument.startswith("+")]
-        params = compose("config", preset, return_hydra_config=True).hydra.sweeper.params or {}
-        overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *arguments])
-        for which in (0, -1):
+        preset = [argument for argument in arguments if argument.startswith("+") or "hydra.sweeper" in argument]
+        found = compose("config", ["hardware=slurm", *preset], return_hydra_config=True).hydra
+        sweeper, params = found.sweeper, found.sweeper.params or {}
+        arguments = [argument for argument in arguments if "hydra.sweeper" not in argument]
+        for case, which in itertools.product(sweeper.cases.values() or [{}], (0, -1)):
+            own = [f"{key}={value}" for key, value in {**params, **case}.items()]
+            overrides = parser.parse_overrides([*own, *arguments])
             job = [
                 f"{override.get_key_element()}={list(override.sweep_string_iterator())[which]}"
                 if override.is_sweep_override()
                 else str(override.input_line)
                 for override in overrides
             ]
-            check(compose("config", ["hardware=slurm", *job], return_hydra_config=True), elsewhere=True)
+            with suppress(ConfigError) if found.launcher.skip_unsupported else nullcontext():
+                check(compose("config", ["hardware=slurm", *job], return_hydra_config=True), elsewhere=True)
 
 
 @pytest.mark.parametrize("snippet", PYTHON, ids=str)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from blockshock.errors import ConfigError, at_least, one_of
+from blockshock.errors import ConfigError, WrongValue, one_of
 from blockshock.methods.shared.checkpointed_blocks import BLOCKS, SAVED, blocks_of, checkpointed, replaced_forward
 from blockshock.methods.shared.eager_step import EagerStep
 
@@ -38,7 +38,7 @@ class TorchCompile:
     mode: str = "default"  # default | reduce-overhead (CUDA graphs)
     memory_budget: float = 1.0  # torch._functorch.config.activation_memory_budget: a fraction of the saved bytes
     checkpoint: str = "none"  # none | blocks: torch.utils.checkpoint around the model's repeated blocks
-    blocks: int | None = None  # how many of them, spread evenly; null: all
+    blocks: float | None = None  # how many of them, or below 1 what share, spread evenly; null: all
     saved: list[str] = field(default_factory=list)  # selective: what a checkpointed block keeps, among SAVED
     loss: str = "plain"  # plain | auto_chunker | linear_cross_entropy: the logits in chunks
 
@@ -49,8 +49,8 @@ class TorchCompile:
         one_of("method.loss", self.loss, LOSSES)
         if not 0 <= self.memory_budget <= 1:
             raise ConfigError("method.memory_budget", self.memory_budget, "the compiler's budget is between 0 and 1")
-        if self.blocks is not None:
-            at_least("method.blocks", self.blocks, 1)
+        if self.blocks is not None and not (0 < self.blocks < 1 or (self.blocks >= 1 and self.blocks % 1 == 0)):
+            raise WrongValue("method.blocks", self.blocks, "must be a whole number of blocks, or a share below 1")
         for name in self.saved:
             one_of("method.saved", name, SAVED)
         if self.checkpoint == "none" and (self.saved or self.blocks is not None):
@@ -63,6 +63,10 @@ class TorchCompile:
             raise ConfigError(f"method.{key}", getattr(self, key), "is inductor's own; use method.backend=inductor")
         if self.mode == "reduce-overhead" and job.hardware.device != "cuda":
             raise ConfigError("method.mode", self.mode, "replays CUDA graphs; on a CPU use method.mode=default")
+        if self.loss == "linear_cross_entropy" and getattr(job.workload, "autocast", None):
+            raise ConfigError(
+                "method.loss", self.loss, "replaces the loss that enters autocast; use workload.autocast=null"
+            )
         if self.loss == "linear_cross_entropy" and not hasattr(functional, "linear_cross_entropy"):
             raise ConfigError("method.loss", self.loss, f"needs torch 2.13 or later; this is {torch.__version__}")
         if self.loss == "auto_chunker" and not hasattr(_inductor_config(), "auto_chunker"):
@@ -90,7 +94,8 @@ class TorchCompile:
         """What is added to torch.compile, in words; the budget stands in a column of its own."""
         words = [self.mode] if self.mode != "default" else []
         if self.checkpoint == "blocks":
-            words.append("per block" if self.blocks is None else f"{self.blocks} blocks")
+            of = "of the blocks" if self.blocks and self.blocks < 1 else "blocks"
+            words.append("per block" if self.blocks is None else f"{self.blocks:g} {of}")
         words += [f"saving {'+'.join(self.saved)}"] if self.saved else []
         return ", ".join([*words, *([self.loss] if self.loss != "plain" else [])])
 

@@ -163,6 +163,9 @@ def _proof_fields(proof: Proof) -> dict[str, Any]:
         "failing_by_kind": failing.groupby("kind").size().to_dict(),
         "largest_difference": float(failing["difference"].max()) if len(failing) else 0.0,
         "gradient_error": proof.gradient_error,
+        "buffer_error": proof.buffer_error,
+        "rounding_limit": proof.rounding_limit,
+        "trains_alike": proof.trains_alike,
     }
 
 

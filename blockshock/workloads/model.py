@@ -6,12 +6,14 @@ Built by `profiler.models` from transformers' configurations with random weights
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from torch import Tensor, nn
 
-from blockshock.errors import ConfigError, at_least
+from blockshock.dtypes import DTYPES
+from blockshock.errors import ConfigError, at_least, one_of
 
 if TYPE_CHECKING:
     from blockshock.config import Job
@@ -28,6 +30,7 @@ class ModelWorkload:
     batch_size: int = 8
     seq_len: int | None = None  # tokens of a sample; only text models have it
     dropout: float | None = None  # None: what the model's configuration says
+    autocast: str | None = None  # bf16: the forward and the loss run under torch.autocast
 
     def check(self, job: Job) -> None:
         if importlib.util.find_spec("transformers") is None:
@@ -37,6 +40,8 @@ class ModelWorkload:
             at_least("workload.seq_len", self.seq_len, 1)
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ConfigError("workload.dropout", self.dropout, "must be at least 0 and below 1, or null")
+        if self.autocast is not None:
+            one_of("workload.autocast", self.autocast, ("bf16",))
         if job.hardware.world_size != 1:
             raise ConfigError(
                 "hardware.world_size", job.hardware.world_size, "a model's step runs on one rank; set it to 1"
@@ -47,4 +52,15 @@ class ModelWorkload:
         from profiler.models import build
 
         length = {} if self.seq_len is None else {"seq_len": self.seq_len}
-        return build(self.name, self.batch_size, dtype=dtype, device=device, seed=seed, dropout=self.dropout, **length)
+        task = build(self.name, self.batch_size, dtype=dtype, device=device, seed=seed, dropout=self.dropout, **length)
+        return task if self.autocast is None else _under_autocast(task, DTYPES[self.autocast], device.type)
+
+
+def _under_autocast(task: TrainingTask, dtype: torch.dtype, device: str) -> TrainingTask:
+    """The same task; its loss function enters autocast by itself, so that every method runs it alike."""
+
+    def loss_fn(model: nn.Module, *batch: Tensor) -> Tensor:
+        with torch.autocast(device, dtype):
+            return task.loss_fn(model, *batch)
+
+    return replace(task, loss_fn=loss_fn, autocast=dtype)

@@ -46,9 +46,11 @@ class Proof:
 
     table: pd.DataFrame
     unsteady: tuple[str, ...] = ()
-    gradient_error: float | None = (
-        None  # relative, of all gradients together, where the two steps may round differently
-    )
+    # Where the two steps may round differently: relative errors of the gradients, and of what the step changes in the
+    # buffers; and what rounding alone stays below.
+    gradient_error: float | None = None
+    buffer_error: float | None = None
+    rounding_limit: float | None = None
 
     @property
     def identical(self) -> bool:
@@ -58,6 +60,13 @@ class Proof:
     @property
     def passed(self) -> bool:
         return bool(self.table["passed"].all())
+
+    @property
+    def trains_alike(self) -> bool:
+        """Whether the steps differ in rounding at most: no dropout mask drawn anew, no statistic moved twice."""
+        if self.passed or self.rounding_limit is None:
+            return self.passed
+        return max(self.gradient_error or 0.0, self.buffer_error or 0.0) <= self.rounding_limit
 
     @property
     def deterministic(self) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
@@ -51,20 +51,29 @@ class JobLauncher(Launcher):
 
 @dataclass
 class GridSweeperConf(BasicSweeperConf):
+    """`cases` are what one product can't be: jobs with keys of their own, such as a method's options. Each case, by a
+    name that a command line can change or delete it by, has values of keys as `params` has, and makes its own product:
+    `+hydra.sweeper.cases={a: {method: dense_single}, b: {method: block_shock, method.kernel: "gather,triton"}}`."""
+
     _target_: str = "hydra_plugins.blockshock.Sweeper"
+    cases: dict[str, Any] = field(default_factory=dict)  # name -> key -> values
 
 
 class GridSweeper(BasicSweeper):
-    """Every combination of the values, as in Hydra's. Launchers of others get Hydra's whole procedure."""
+    """Every combination of the values, as in Hydra's, for each of the `cases`. Launchers of others get Hydra's whole
+    procedure."""
+
+    def __init__(self, cases: Mapping[str, Mapping[str, Any]] | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.cases = cases or {}
 
     def sweep(self, arguments: list[str]) -> Any:
         assert self.hydra_context is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        _refuse_repeated(parser.parse_overrides(arguments))
+        self.parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        _refuse_repeated(self.parser.parse_overrides(arguments))
         if not isinstance(self.launcher, JobLauncher):
             return super().sweep(arguments)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        _refuse_nothing(overrides)
+        overrides = self.parser.parse_overrides([*self._parse_config(), *arguments])
         self.launcher.shares_equal_jobs = False  # the same value twice in a list is a slip
         returns, first = [], 0
         for batch in self.split_arguments(overrides, self.max_batch_size):
@@ -74,6 +83,21 @@ class GridSweeper(BasicSweeper):
             returns.append(results)
             first += len(batch)
         return returns
+
+    def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+        """Batches of jobs. `overrides`: those of `params`, and the command line's, which have the last word."""
+        params, given = overrides[: len(self.params)], overrides[len(self.params) :]
+        jobs = []
+        for name, case in (self.cases or {"": {}}).items():
+            if not isinstance(case, Mapping):
+                raise ConfigError(
+                    f"hydra.sweeper.cases.{name}", case, "must be keys with their values: {method: keep_all}"
+                )
+            values = {key: "null" if value is None else value for key, value in case.items()}
+            own = self.parser.parse_overrides([f"{key}={value}" for key, value in values.items()])
+            _refuse_nothing([*params, *own, *given])
+            jobs += super().split_arguments([*params, *own, *given], None)[0]
+        return list(self.split_overrides_to_chunks(jobs, max_batch_size))
 
 
 def _refuse_repeated(overrides: Sequence[Override]) -> None:

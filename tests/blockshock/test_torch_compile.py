@@ -21,6 +21,7 @@ from blockshock.methods.shared.checkpointed_blocks import (
     replaced_forward,
 )
 from blockshock.methods.shared.eager_step import EagerStep
+from blockshock.methods.torch_checkpoint import TorchCheckpoint
 from blockshock.methods.torch_compile import TorchCompile
 from profiler.models import build
 
@@ -71,6 +72,8 @@ def test_some_of_the_blocks_are_spread_over_the_depth():
     model = build("tiny_resnet152").model
     everything = blocks_of(model)
     assert blocks_of(model, len(everything) + 1) == everything
+    assert len(blocks_of(model, 0.5)) == len(everything) / 2
+    assert len(blocks_of(model, 0.001)) == 1
     chosen = [everything.index(block) for block in blocks_of(model, 3)]
     assert chosen == sorted(set(chosen))
     assert chosen[0] == 0
@@ -99,8 +102,10 @@ def test_a_loss_in_chunks_is_the_loss_up_to_rounding(name):
     assert 0 < proof.gradient_error < 32 * torch.finfo(torch.float32).eps
 
 
-def test_a_mask_drawn_anew_in_the_backward_shows_in_the_gradients():
-    task = build("tiny_gpt2")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["tiny_gpt2", "tiny_bert"])
+def test_a_mask_drawn_anew_in_the_backward_shows_in_the_gradients(name, dtype):
+    task = build(name, dtype=dtype)
     optimizer = torch.optim.SGD(task.model.parameters(), lr=0.1)
 
     def redrawn(*batch):
@@ -108,8 +113,33 @@ def test_a_mask_drawn_anew_in_the_backward_shows_in_the_gradients():
             return task.loss_fn(task.model, *batch)
 
     proof = EagerStep(task, optimizer, redrawn).verify(task.batch)
+    assert not proof.trains_alike
+    assert proof.gradient_error > 0.3
+
+
+def test_other_kernels_for_the_same_arithmetic_train_alike():
+    task = build("tiny_bert", dtype=torch.bfloat16, dropout=0.0)
+    optimizer = torch.optim.SGD(task.model.parameters(), lr=0.1)
+
+    def unfused(*batch):
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            return task.loss_fn(task.model, *batch)
+
+    proof = EagerStep(task, optimizer, unfused).verify(task.batch)
     assert not proof.passed
-    assert proof.gradient_error > 0.05
+    assert proof.trains_alike
+
+
+def test_running_statistics_that_move_twice_show_in_the_buffers():
+    task = build("tiny_resnet152", batch_size=4)
+    optimizer = torch.optim.SGD(task.model.parameters(), lr=0.1)
+    step = TorchCheckpoint(name="torch_checkpoint").build_step(task, optimizer)
+    for _ in range(30):
+        step(*task.batch)  # a further update of the same batch's statistics changes them little
+    proof = step.verify(task.batch)
+    assert proof.gradient_error == 0
+    assert proof.buffer_error > 0.5
+    assert not proof.trains_alike
 
 
 @contextmanager
@@ -128,6 +158,9 @@ def checkpointed_without_its_random_state(model):
         (["method.saved=[qkv]"], "add method.checkpoint=blocks"),
         (["method.checkpoint=blocks", "method.saved=[qvk]"], "qkv"),
         (["method.checkpoint=blocks", "method.blocks=0"], "method.blocks=0"),
+        (["method.checkpoint=blocks", "method.blocks=1.5"], "a whole number of blocks, or a share below 1"),
+        (["method.loss=linear_cross_entropy", "workload.autocast=bf16"], "use workload.autocast=null"),
+        (["workload.autocast=fp8"], "workload.autocast"),
         (["method.backend=aot_eager", "method.loss=auto_chunker"], "method.backend=inductor"),
         (["method.mode=reduce-overhead"], "on a CPU use method.mode=default"),
         (["method.memory_budget=1.5"], "between 0 and 1"),

@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from blockshock.cli.main import CONF
+from blockshock.workloads.model import ModelWorkload
 from profiler.errors import MissingPackageError
 from profiler.models import build as build_model
 from tests.blockshock.rank_tasks import problem_of
@@ -102,3 +103,14 @@ def test_a_model_without_transformers_names_the_extra_that_brings_it(cli, monkey
     done = cli("phase=profile", "workload=tiny_gpt2", "hardware=cpu")
     assert done.code == 2
     assert done.err == "blockshock: workload=tiny_gpt2: needs transformers: pip install 'block-shock[models]'\n"
+
+
+def test_under_autocast_weights_stay_wide_and_matmuls_are_narrow():
+    task = ModelWorkload("tiny_gpt2", batch_size=2, autocast="bf16").build(torch.float32, torch.device("cpu"), seed=0)
+    dtypes = []
+    qkv = next(module for name, module in task.model.named_modules() if name.endswith("c_attn"))
+    qkv.register_forward_hook(lambda module, args, result: dtypes.append(result.dtype))
+    loss = task.loss_fn(task.model, *task.batch)
+    loss.backward()
+    assert dtypes == [torch.bfloat16]
+    assert {parameter.grad.dtype for parameter in task.model.parameters()} == {torch.float32}

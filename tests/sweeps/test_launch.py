@@ -264,6 +264,40 @@ def test_each_job_is_composed_once_and_in_batches_where_those_are_asked_for(cli,
     assert len(composed) == 3
 
 
+MAPPING = "must be keys with their values: {method: keep_all}"
+OURS = "{method: block_shock, method.kernel: 'gather,reference'}"
+CASES = f"+hydra.sweeper.cases={{dense: {{method: dense_single}}, ours: {OURS}}}"
+
+
+@pytest.mark.parametrize("batches", ["null", "2"])
+def test_each_case_of_a_sweep_is_a_product_of_its_own(cli, monkeypatch, batches):
+    given = ("hardware=cpu", CASES, "model.N=64,128", "model.B=8", f"hydra.sweeper.max_batch_size={batches}")
+    jobs = planned(cli, monkeypatch, *given)
+    found = [(job["method"]["name"], job["method"].get("kernel"), job["model"]["N"]) for job in jobs]
+    ours = [("block_shock", kernel, n) for kernel in ("gather", "reference") for n in (64, 128)]
+    assert sorted(found, key=str) == sorted([("dense_single", None, 64), ("dense_single", None, 128), *ours], key=str)
+
+
+def test_a_case_can_be_changed_or_left_out_by_its_name_and_a_key_given_is_every_cases(cli, monkeypatch):
+    more = [
+        "hydra.sweeper.cases.ours={method.kernel: reference}",
+        "~hydra.sweeper.cases.dense",
+        "method.weights=masked",
+    ]
+    (job,) = planned(cli, monkeypatch, CASES, "model.N=64", "model.B=8", *more)
+    assert (job["method"]["name"], job["method"]["kernel"]) == ("block_shock", "reference")
+    assert job["method"]["weights"] == "masked"
+
+
+def test_the_compiled_front_has_every_baseline_for_each_workload_given(cli, monkeypatch):
+    jobs = planned(cli, monkeypatch, "+sweep=compiled_front", "workload=tiny_gpt2,tiny_vit")
+    baselines = [job["method"] for job in jobs if job["workload"]["name"] == "tiny_vit" and "saved" in job["method"]]
+    assert {method["blocks"] for method in baselines} == {None, 0.25, 0.5, 0.75}
+    assert {method["memory_budget"] for method in baselines} == {1, 0.8, 0.5, 0.2, 0}
+    assert max(len(method["saved"]) for method in baselines) == 4
+    assert {method["backend"] for method in baselines} == {"aot_eager"}  # inductor on GPUs
+
+
 @pytest.mark.parametrize("launcher", ["local", "basic"])
 def test_a_job_that_cannot_be_composed_stops_a_sweep_before_its_first(cli, tmp_path, launcher):
     """The second job's key is unknown to its method; Hydra's own launcher would run the first before it sees that."""
@@ -412,9 +446,10 @@ PRESETS = sorted(path.stem for path in (ROOT / "conf" / "sweep").glob("*.yaml"))
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name not in ("memory_budget",)])
 def test_every_preset_plans_jobs_and_any_key_overrides_it(cli, monkeypatch, preset):
-    key, value = {"batch_memory": ("workload.batch_size", 2)}.get(preset, ("model.B", 8))
+    of_models = preset in ("batch_memory", "compiled_front")
+    key, value = ("workload.batch_size", 2) if of_models else ("model.B", 8)
     group = key.split(".")[0]
-    few = ["workload=tiny_gpt2"] if preset == "batch_memory" else ["mask=checkerboard", "model.N=64"]
+    few = ["workload=tiny_gpt2"] if of_models else ["mask=checkerboard", "model.N=64"]
     jobs = planned(cli, monkeypatch, f"+sweep={preset}", f"{key}={value}", *few)
     assert jobs
     assert {job[group][key.split(".")[1]] for job in jobs} == {value}

@@ -31,9 +31,12 @@ BLOCKS: dict[str, dict[str, tuple[int, ...]]] = {
 SAVED = ("attention", "qkv", "projection", "mlp_in", "mlp_out")
 
 
-def blocks_of(model: nn.Module, count: int | None = None) -> list[nn.Module]:
-    """The model's repeated blocks, or `count` of them spread evenly over its depth, the first among them."""
+def blocks_of(model: nn.Module, count: float | None = None) -> list[nn.Module]:
+    """The model's repeated blocks, or `count` of them (below 1: that share, at least one) spread evenly over its depth,
+    the first among them."""
     blocks = [module for module in model.modules() if type(module).__name__ in BLOCKS]
+    if count is not None:
+        count = max(1, round(count * len(blocks))) if count < 1 else int(count)
     if count is None or count >= len(blocks):
         return blocks
     return [blocks[index * len(blocks) // count] for index in range(count)]

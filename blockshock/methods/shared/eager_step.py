@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from profiler.models import TrainingTask
 
 Loss = Callable[..., Tensor]
+Results = dict[tuple[str, str], Tensor]  # (kind, name) -> what a step left
 
 
 @dataclass
@@ -35,25 +37,33 @@ class EagerStep:
         return loss.detach()
 
     def verify(self, batch: tuple[Tensor, ...]) -> Proof:
-        """Compare a step with a plain one from the same state, as `checkpointing.rewriting.proof` does."""
+        """Compare a step with the reference's from the same state, as `checkpointing.rewriting.proof` does.
+
+        A compiled step runs as it was timed: PyTorch's deterministic algorithms would have Dynamo compile another one.
+        """
         from checkpointing.rewriting.proof import BASELINE_RUNS, compare_runs, deterministic_algorithms
 
         self(*batch)  # the optimizer has its state from now on
         state = {key: tensor.detach().clone() for key, tensor in self._state().items()}
         generators = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
         runs = []
-        with deterministic_algorithms():
+        with nullcontext() if self.reference else deterministic_algorithms():
             for loss in [self.reference or self.plain] * BASELINE_RUNS + [self.loss]:
                 self._restore(state, generators)
                 runs.append(self._results(loss, batch))
         self._restore(state, generators)
-        return replace(compare_runs(runs[:-1], runs[-1]), gradient_error=gradient_error(runs[0], runs[-1]))
+        return replace(
+            compare_runs(runs[:-1], runs[-1]),
+            gradient_error=gradient_error(runs[0], runs[-1]),
+            buffer_error=buffer_error(state, runs[0], runs[-1]),
+            rounding_limit=rounding_limit(self.problem),
+        )
 
     def plain(self, *batch: Any) -> Tensor:
         """The loss as the model computes it by itself."""
         return self.problem.loss_fn(self.problem.model, *batch)
 
-    def _results(self, loss_of: Loss, batch: tuple[Tensor, ...]) -> dict[tuple[str, str], Tensor]:
+    def _results(self, loss_of: Loss, batch: tuple[Tensor, ...]) -> Results:
         loss = loss_of(*batch)
         loss.backward()
         results = {("loss", "loss"): loss.detach().clone()}
@@ -64,7 +74,7 @@ class EagerStep:
         self.optimizer.zero_grad(set_to_none=True)
         return results | {key: tensor.detach().clone() for key, tensor in self._state().items()}
 
-    def _state(self) -> dict[tuple[str, str], Tensor]:
+    def _state(self) -> Results:
         model = self.problem.model
         tensors = {("PARAM", name): parameter.data for name, parameter in model.named_parameters()}
         tensors |= {("BUFFER", name): buffer for name, buffer in model.named_buffers()}
@@ -74,7 +84,7 @@ class EagerStep:
                     tensors["OPT_STATE", f"{name}.{key}"] = value
         return tensors
 
-    def _restore(self, state: dict[tuple[str, str], Tensor], generators: tuple[Tensor, Tensor | None]) -> None:
+    def _restore(self, state: Results, generators: tuple[Tensor, Tensor | None]) -> None:
         with torch.no_grad():
             for key, tensor in self._state().items():
                 tensor.copy_(state[key])
@@ -83,12 +93,38 @@ class EagerStep:
             torch.cuda.set_rng_state(generators[1])
 
 
-def gradient_error(expected: dict[tuple[str, str], Tensor], actual: dict[tuple[str, str], Tensor]) -> float:
-    """‖g − g*‖ / ‖g*‖ over all gradients together. Rounding gives some epsilons; a dropout mask drawn anew in the
-    backward, the square root of the dropout probability or so."""
-    norms = [
-        (float((actual[key].double() - value.double()).norm()), float(value.double().norm()))
+def gradient_error(expected: Results, actual: Results) -> float:
+    """‖g − g*‖ / ‖g*‖ of a parameter's gradient, which three quarters of the parameters stay below.
+
+    Rounding gives some epsilons. Where dropout masks are drawn anew in the backward it is 0.3 to 1; in the norm of all
+    gradients together that could go unseen, as one large gradient may hide the others (BERT: 0.01). A few gradients are
+    nothing but rounding (of the bias of attention's keys), and so off by 1 in any step.
+    """
+    found = [
+        _ratio(_norm([actual[key].double() - value.double()]), _norm([value]))
         for key, value in expected.items()
         if key[0] == "gradient"
     ]
-    return math.hypot(*(error for error, _ in norms)) / math.hypot(*(size for _, size in norms))
+    return sorted(found)[3 * len(found) // 4]
+
+
+def buffer_error(before: Results, expected: Results, actual: Results) -> float:
+    """‖b − b*‖ / ‖b* − b₀‖ over all buffers together, of which b₀ is `before` the step. Batch norm's running statistics
+    that were updated twice are off by nearly 1, however little one update changes them."""
+    found = [key for key in expected if key[0] == "BUFFER"]
+    change = _norm(expected[key].double() - before[key].double() for key in found)
+    return _ratio(_norm(actual[key].double() - expected[key].double() for key in found), change)
+
+
+def rounding_limit(problem: TrainingTask) -> float:
+    """What two steps that differ in rounding alone stay below: half of the digits of the coarsest dtype in use."""
+    dtypes = {parameter.dtype for parameter in problem.model.parameters()} | {problem.autocast or torch.float64}
+    return max(math.sqrt(torch.finfo(dtype).eps) for dtype in dtypes)
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    return math.hypot(*(float(tensor.double().norm()) for tensor in tensors))
+
+
+def _ratio(error: float, size: float) -> float:
+    return error / size if size else math.inf if error else 0.0

@@ -110,7 +110,7 @@ def pareto(data: pd.DataFrame) -> Figure:
 def _panels(data: pd.DataFrame, also: tuple[str, ...]) -> Iterator[tuple[str, pd.DataFrame]]:
     """Title and rows, one a model and whatever else tells settings apart."""
     keys = [key for key in SETTING if key != "B" and (key == "model" or data[key].nunique() > 1)] + list(also)
-    units = {"seq_len": "{:g} tokens a row", "dropout": "dropout {:g}", "B": "B = {:g}"}
+    units = {"seq_len": "{:g} tokens a row", "dropout": "dropout {:g}", "autocast": "autocast {}", "B": "B = {:g}"}
     for value, rows in data.groupby(keys, sort=True):
         said = [units.get(key, "{}").format(one) for key, one in zip(keys, value, strict=True) if one != ""]
         yield textwrap.fill(", ".join(said), 48), rows

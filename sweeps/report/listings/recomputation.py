@@ -20,6 +20,7 @@ def recomputation_table(table: pd.DataFrame) -> pd.DataFrame:
         "model": table["model"],
         "B": table["B"].map(lambda value: f"{value:.0f}"),
         "dtype": table["dtype"],
+        "autocast": table["autocast"],
         "tokens a row": table["seq_len"].map(_plain),
         "method": table["variant"],
         "budget": table["budget"].map(_plain),

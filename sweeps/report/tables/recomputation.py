@@ -25,6 +25,7 @@ SETTING = {
     "torch": "env.torch",
     "seq_len": "config.workload.seq_len",
     "dropout": "config.workload.dropout",
+    "autocast": "config.workload.autocast",
     "optimizer": "config.phase.optimizer",
 }
 WAY = {
