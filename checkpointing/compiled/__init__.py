@@ -1,0 +1,1 @@
+"""Recomputation under a memory budget inside torch.compile: what its two halves hold, and when."""

@@ -1,0 +1,228 @@
+"""What the code that inductor generated for one graph takes on the device: its own allocations, reuse and deletes.
+
+    forward = wrapper_timeline(compiled_forward.source_code, inputs)
+    forward.peak, forward.end, forward.peak_operator
+    backward = wrapper_timeline(compiled_backward.source_code, inputs_of_backward, freed={0, 3, 4})
+
+The wrapper's `call` runs on fake tensors, with kernels that do nothing: what it deletes is freed as in a real call,
+and storages are counted, so that views and reused buffers cost nothing.
+"""
+
+import traceback
+import weakref
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from checkpointing.compiled.operator_memory import internal_bytes
+from checkpointing.compiled.wrapper_module import FILENAME, load_wrapper
+from checkpointing.compiled.wrapper_names import fake_device, wrapper_names
+from checkpointing.errors import CheckpointingError
+from profiler.costs.memory import default_rounding, rounded
+
+InternalBytes = Callable[[str, tuple[Any, ...]], int]
+
+
+class WrapperError(CheckpointingError):
+    """The generated wrapper does something whose memory is not known."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One statement of the wrapper: `text` is its first line, `bytes` what is allocated once it ran."""
+
+    line: int
+    text: str
+    bytes: int
+    operator: str | None  # the kernel or operator that the statement runs
+
+
+@dataclass(frozen=True)
+class WrapperTimeline:
+    """Bytes on the device above what was there before the call; freed inputs count as there at the start."""
+
+    start: int  # the freed inputs
+    peak: int
+    end: int  # what is alive after the return: outputs, and freed inputs among them
+    steps: tuple[Step, ...]
+    peak_step: int  # index into `steps`
+    outputs: tuple[Any, ...]  # fake tensors; outputs that are views of each other share a storage
+    output_inputs: tuple[int | None, ...]  # per output: the position of an input whose storage it is, or None
+
+    @property
+    def peak_operator(self) -> str:
+        """The kernel or operator for which the peak's last buffer was allocated."""
+        return next((step.operator for step in self.steps[self.peak_step :] if step.operator), "the return")
+
+
+def wrapper_timeline(
+    source_code: str,
+    inputs: Sequence[Any],
+    freed: Collection[int] = (),
+    internal_bytes: InternalBytes = internal_bytes,
+) -> WrapperTimeline:
+    """Memory over one call of the wrapper `source_code` (`CompiledFxGraph.source_code`).
+
+    `inputs` are the graph's inputs, real or fake. Of tensors, only the layout counts and which of them share a
+    storage; give a backward the `outputs` of its forward's timeline, and views that were saved share one. `freed`
+    are the positions of inputs to which the caller keeps no reference: saved activations in a backward. A storage
+    that another input keeps alive is not freed. Bytes are rounded as the device's allocator counts them.
+    Raises WrapperError, with the line, on what it does not know.
+    """
+    device_type = next((x.device.type for x in inputs if isinstance(x, torch.Tensor) and x.device.type != "cpu"), "cpu")
+    if device_type == "cpu" and "= empty_strided_cuda(" in source_code:
+        device_type = "cuda"
+    lines = source_code.splitlines()
+    ledger = _Ledger(device_type, lines, internal_bytes)
+    with torch.no_grad(), FakeTensorMode():
+        args, kept, first_input = _fake_inputs(inputs, freed, ledger)
+        start = ledger.now
+        call = load_wrapper(source_code, wrapper_names(source_code, ledger.ran), ledger.after_statement)
+        try:
+            with ledger:
+                outputs = tuple(call(args))
+        except (NameError, AttributeError, TypeError, ValueError, LookupError, RuntimeError) as error:
+            raise _explained(error, lines) from error
+        del args
+    output_inputs = tuple(first_input.get(_key(x)) if isinstance(x, torch.Tensor) else None for x in outputs)
+    del kept
+    return WrapperTimeline(
+        start, ledger.peak, ledger.now, tuple(ledger.steps), ledger.peak_step, outputs, output_inputs
+    )
+
+
+def _key(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _explained(error: Exception, lines: list[str]) -> WrapperError:
+    where = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == FILENAME]
+    line = where[-1] if where and where[-1] else 0
+    text = lines[line - 1].strip()[:200] if line else "its arguments"
+    return WrapperError(
+        f"line {line} of the code that inductor generated cannot be followed: {text!r}: "
+        f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    )
+
+
+class _Ledger(TorchDispatchMode):
+    """Counts the storages on one device type, from the operator that makes them to their end."""
+
+    def __init__(self, device_type: str, lines: list[str], internal_bytes: InternalBytes) -> None:
+        super().__init__()
+        self.internal_bytes = internal_bytes if device_type == "cuda" else lambda operator, args: 0
+        self.device_type, self.lines = device_type, lines
+        self.rounding = default_rounding(torch.device(device_type))
+        self.known: set[int] = set()
+        self.now = self.peak = self.peak_step = 0
+        self.steps: list[Step] = []
+        self.operator: str | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == self.device_type:
+                self.add(tensor)
+        return result
+
+    def add(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.known:
+            return
+        size = rounded(storage.nbytes(), self.rounding)
+        self.known.add(key)
+        self.now += size
+        self.reach(self.now)
+        weakref.finalize(storage, self.gone, key, size).atexit = False
+
+    def gone(self, key: int, size: int) -> None:
+        self.known.remove(key)
+        self.now -= size
+
+    def ran(self, operator: str, args: tuple[Any, ...]) -> None:
+        self.operator = operator
+        self.reach(self.now + self.internal_bytes(operator, args))
+
+    def reach(self, bytes_: int) -> None:
+        if bytes_ > self.peak:
+            self.peak, self.peak_step = bytes_, len(self.steps)
+
+    def after_statement(self, line: int) -> None:
+        self.steps.append(Step(line, self.lines[line - 1].strip(), self.now, self.operator))
+        self.operator = None
+
+
+def _fake_inputs(
+    inputs: Sequence[Any], freed: Collection[int], ledger: _Ledger
+) -> tuple[list[Any], list[torch.Tensor], dict[int, int]]:
+    """Arguments with the inputs' layouts and sharing, the storages that stay alive, and storage → first position."""
+    wrong = [position for position in freed if not 0 <= position < len(inputs)]
+    if wrong:
+        raise WrapperError(f"freed={sorted(wrong)}: there are {len(inputs)} inputs")
+    args = [_number(value) for value in inputs]
+    groups: dict[int, list[int]] = {}
+    for position, value in enumerate(inputs):
+        if isinstance(value, torch.Tensor):
+            groups.setdefault(_key(value), []).append(position)
+    kept: list[torch.Tensor] = []
+    first_input: dict[int, int] = {}
+    for positions in groups.values():
+        views = [_View.of(inputs[position]) for position in positions]
+        whole = _whole(views)
+        first_input[_key(whole)] = positions[0]
+        for position, view in zip(positions, views, strict=True):
+            args[position] = view.on(whole)
+        if all(position in freed for position in positions):
+            ledger.add(whole)
+        else:
+            ledger.known.add(_key(whole))
+            kept.append(whole)
+    return args, kept, first_input
+
+
+@dataclass(frozen=True)
+class _View:
+    """Where a tensor lies in its storage; `bytes` is the storage's size."""
+
+    device: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    bytes: int
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> "_View":
+        shape, stride = tuple(map(_number, tensor.shape)), tuple(map(_number, tensor.stride()))
+        offset = _number(tensor.storage_offset())
+        last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+        needed = 0 if 0 in shape else (last + 1) * tensor.element_size()
+        size = max(needed, _number(tensor.untyped_storage().nbytes()))
+        return cls(tensor.device.type, tensor.dtype, shape, stride, offset, size)
+
+    def on(self, whole: torch.Tensor) -> torch.Tensor:
+        return whole.view(self.dtype).as_strided(self.shape, self.stride, self.offset)
+
+
+def _whole(views: list[_View]) -> torch.Tensor:
+    """A flat tensor over the storage that `views` share."""
+    dtype, size = views[0].dtype, max(view.bytes for view in views)
+    step = max(view.dtype.itemsize for view in views)  # .view(dtype) wants whole elements of each
+    if len({view.dtype for view in views}) > 1:
+        size = rounded(size, step)
+    return torch.empty(-(-size // dtype.itemsize), dtype=dtype, device=fake_device(views[0].device))
+
+
+def _number(value: Any) -> Any:
+    """An input that is a symbolic size, as the number it stands for at compilation; anything else as it is."""
+    if not isinstance(value, torch.SymInt):
+        return value
+    if value.node.hint is None:
+        raise WrapperError(f"an input's size {value} depends on data: its memory is not known")
+    return int(value.node.hint)
