@@ -44,6 +44,12 @@ def load_trace_file(path: Path) -> tuple[bytes, Any]:
     try:
         return text.encode(), json.loads(text, parse_float=str)
     except json.JSONDecodeError as error:
-        whole = text.rstrip().endswith("}")
-        what = f"it is no JSON from line {error.lineno} on" if whole else "it ends in the middle"
+        what = (
+            "it ends in the middle" if _is_cut(text.rstrip(), error) else f"it is no JSON from line {error.lineno} on"
+        )
         raise ProfilerError(f"{path} cannot be read as a trace: {what}; record the trace again") from error
+
+
+def _is_cut(text: str, error: json.JSONDecodeError) -> bool:
+    """Whether the error is the end of the text: what is there may end with the bracket of an inner object."""
+    return not text.endswith("}") or error.pos >= len(text) or error.msg.startswith("Unterminated string")

@@ -53,6 +53,14 @@ def test_what_cannot_be_read_is_one_line_that_names_the_file(recorded, tmp_path,
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_that_is_cut_anywhere_ends_in_the_middle(tmp_path: Path) -> None:
+    whole = '{"traceEvents": [{"ph": "X", "name": "{a}", "ts": 1.50, "args": {"b": [1, true, {}]}}]}'
+    for length in range(1, len(whole)):
+        (tmp_path / "cut.json").write_text(whole[:length])
+        with pytest.raises(ProfilerError, match="ends in the middle"):
+            load_trace_file(tmp_path / "cut.json")
+
+
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(ProfilerError, match=r"nowhere\.json cannot be read"):
         KernelDataCollector.from_chrome_trace("nowhere.json")
