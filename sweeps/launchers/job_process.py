@@ -1,10 +1,10 @@
 """The other side of a launcher: one composed job, or several of one shape, in a process started for it.
 
-The launcher pickles a `Submission`; `python -m sweeps.launchers.job_process FOLDER` runs it (under SLURM: on every
-rank). A job's folder is claimed by a lock, so that no two processes measure it at once, and a job that is `ok` already
-is left as it is. Whatever ends the process early is written to status.json before it goes: watch.py. What can't be
-caught (SIGKILL) is found by the launcher, by the batch script's last line (the same command with an exit code) or by
-the next look at the folder.
+The launcher pickles a `Submission`; `command()` and its FOLDER run it (under SLURM: on every rank). A job's folder is
+claimed by a lock, so that no two processes measure it at once, and a job that is `ok` already is left as it is.
+Whatever ends the process early is written to status.json before it goes: watch.py. What can't be caught (SIGKILL) is
+found by the launcher, by the batch script's last line (the same command with an exit code) or by the next look at the
+folder.
 """
 
 from __future__ import annotations
@@ -27,12 +27,21 @@ if TYPE_CHECKING:
     from sweeps.applications.application import Application
 
 
+def command() -> list[str]:
+    """What starts a job's process, before its arguments. It finds our packages where this process has, installed or
+    not, and after everything that Python finds by itself.
+    """
+    home = str(Path(__file__).resolve().parents[2])
+    code = f"import sys; sys.path.append({home!r}); from sweeps.launchers.job_process import main; main()"
+    return [sys.executable, "-u", "-c", code]
+
+
 def interpreter() -> str:
     """What submitit is to start a job's process with, in place of Python and its own module.
 
     Its own handler of signals would swallow a SIGTERM until a job has begun; here the watch begins first.
     """
-    return f"{shlex.quote(sys.executable)} -u -m sweeps.launchers.job_process"
+    return shlex.join(command())
 
 
 @dataclass
@@ -192,7 +201,3 @@ def record_end(folder: Path, code: str) -> None:
         run_folder = RunFolder(path)
         if not run_folder.is_requeued():
             run_folder.finish(*why, requeued=slurm_queue.told_in(log) == slurm_queue.REQUEUED)
-
-
-if __name__ == "__main__":
-    main()

@@ -182,7 +182,7 @@ class SlurmRunner:
         options = self.options
         folder = (sweep / ".submitit").absolute()
         executor = ArrayExecutor(folder, python=job_process.interpreter())
-        say_why = shlex.join([sys.executable, "-m", "sweeps.launchers.job_process", str(folder)])
+        say_why = shlex.join([*job_process.command(), str(folder)])
         teardown = f"code=$?; [ $code = 0 ] || {say_why} $code; exit $code"
         named = {
             "partition": options.partition,

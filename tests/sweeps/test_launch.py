@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import psutil
@@ -12,7 +13,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from blockshock.run_folder.folder import RunFolder
 from sweeps import load_runs
-from tests.launching import QUICK, ROOT, counts, run, start, statuses, wait_until, write_method
+from tests.launching import QUICK, ROOT, counts, environment, run, start, statuses, wait_until, write_method
 
 
 def test_a_sweep_of_12_survives_sigkill_of_a_job_and_of_its_launcher(tmp_path):
@@ -47,6 +48,24 @@ def test_a_sweep_of_12_survives_sigkill_of_a_job_and_of_its_launcher(tmp_path):
     runs = load_runs([tmp_path / "outputs/sweeps/dozen"])
     assert sorted(runs["N"]) == list(range(4, 52, 4))  # a record each, none twice, none lost
     assert sorted(p.name for p in (tmp_path / "outputs/sweeps").iterdir()) == ["dozen"]
+
+
+def test_a_sweep_runs_from_a_checkout_that_is_not_installed(tmp_path):
+    """Its jobs find our packages where their launcher has, whatever the working directory is."""
+    site = tmp_path / "venv" / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    venv.create(tmp_path / "venv", symlinks=True, with_pip=False)
+    # a folder that a .pth file names is on the path, and the .pth files in it, ours among them, are not read
+    libraries = [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
+    (site / "libraries.pth").write_text("\n".join(libraries))
+    python = tmp_path / "venv" / "bin" / "python"
+    alone = subprocess.run([python, "-c", "import torch, blockshock"], cwd=tmp_path, capture_output=True, text=True)
+    assert "No module named 'blockshock'" in alone.stderr  # torch is there
+    code = f"import sys; sys.path.append({str(ROOT)!r}); from blockshock.cli.main import main; main()"
+    command = [python, "-P", "-c", code, *QUICK, "model.N=8", "model.B=4"]
+    clean = {name: value for name, value in environment(tmp_path).items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert counts(tmp_path) == {"ok": 1}
 
 
 def measured(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ import pytest
 from submitit.core.utils import DelayedSubmission
 
 from blockshock.run_folder.folder import RunFolder
-from sweeps.launchers import slurm_queue
+from sweeps.launchers import job_process, slurm_queue
 from sweeps.launchers.sweep.manifest import Manifest
 from sweeps.status import rows_of
 from tests.launching import NO_SLURM, environment, slurm_answers, statuses, wait_until, write_method
@@ -83,8 +83,9 @@ def test_a_signal_in_a_jobs_first_moments_is_not_lost(tmp_path, monkeypatch, mod
     monkeypatch.syspath_prepend(tmp_path)
     DelayedSubmission(importlib.import_module(module).task).dump(tmp_path / "7_submitted.pkl")
     job = environment(tmp_path) | {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": "7"}
-    command = [sys.executable, "-u", "-m", "sweeps.launchers.job_process", str(tmp_path)]
-    process = subprocess.Popen(command, env=job, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*job_process.command(), str(tmp_path)], env=job, cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
     wait_until((tmp_path / f"{module}.here").exists)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
