@@ -6,6 +6,7 @@ comparison of all that the step leaves with the unchanged step. A recomputed ste
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -162,11 +163,16 @@ def _proof_fields(proof: Proof) -> dict[str, Any]:
         "failing": len(failing),
         "failing_by_kind": failing.groupby("kind").size().to_dict(),
         "largest_difference": float(failing["difference"].max()) if len(failing) else 0.0,
-        "gradient_error": proof.gradient_error,
-        "buffer_error": proof.buffer_error,
+        "gradient_error": _finite(proof.gradient_error),
+        "buffer_error": _finite(proof.buffer_error),
         "rounding_limit": proof.rounding_limit,
         "trains_alike": proof.trains_alike,
     }
+
+
+def _finite(error: float | None) -> float | None:
+    """As records hold it: no number for what has none."""
+    return error if error is not None and math.isfinite(error) else None
 
 
 def _device_ms(step: Callable[..., object], batch: tuple[torch.Tensor, ...], device: torch.device) -> float | None:

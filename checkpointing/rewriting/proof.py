@@ -66,7 +66,8 @@ class Proof:
         """Whether the steps differ in rounding at most: no dropout mask drawn anew, no statistic moved twice."""
         if self.passed or self.rounding_limit is None:
             return self.passed
-        return max(self.gradient_error or 0.0, self.buffer_error or 0.0) <= self.rounding_limit
+        errors = (self.gradient_error, self.buffer_error)
+        return all(error is None or error <= self.rounding_limit for error in errors)  # NaN is not
 
     @property
     def deterministic(self) -> bool:

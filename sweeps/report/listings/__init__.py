@@ -8,6 +8,7 @@ To add one, write its two functions and list it here.
 from pathlib import Path
 
 from sweeps.report.listings.benchmarks import BENCHMARKS, TARGETS
+from sweeps.report.listings.compiled_front import ADDED_TIME, BASELINES, PLANS
 from sweeps.report.listings.errors import ERRORS
 from sweeps.report.listings.forward import FORWARD
 from sweeps.report.listings.law import LAW
@@ -21,7 +22,8 @@ from sweeps.report.page.page import PageTable
 from sweeps.report.problems import attempt
 from sweeps.report.tables.report_data import ReportData
 
-LISTINGS = (FORWARD, TRAINING_STEP, LAW, MEMORY, ERRORS, RECOMPUTATION, PROFILES, TRACES, TARGETS, BENCHMARKS)
+OF_STEPS = (BASELINES, ADDED_TIME, PLANS, RECOMPUTATION, PROFILES, TRACES)
+LISTINGS = (FORWARD, TRAINING_STEP, LAW, MEMORY, ERRORS, *OF_STEPS, TARGETS, BENCHMARKS)
 
 
 def write_listings(data: ReportData, folder: Path, problems: list[str]) -> list[PageTable]:

@@ -21,9 +21,9 @@ def recomputation_table(table: pd.DataFrame) -> pd.DataFrame:
         "B": table["B"].map(lambda value: f"{value:.0f}"),
         "dtype": table["dtype"],
         "autocast": table["autocast"],
-        "tokens a row": table["seq_len"].map(_plain),
+        "tokens a row": table["seq_len"].map(plain),
         "method": table["variant"],
-        "budget": table["budget"].map(_plain),
+        "budget": table["budget"].map(plain),
         "peak, MiB": (table["peak_bytes"] / MIB).map(number),
         "of keep_all's peak": _percent(table["peak_bytes"] / table["keep_all_peak_bytes"]),
         "above static, MiB": (table["above_static_bytes"] / MIB).map(number),
@@ -39,20 +39,28 @@ def recomputation_table(table: pd.DataFrame) -> pd.DataFrame:
         "added at least (LP), ms": (table["bound_added_s"] / MS).map(number),
         "recomputed": _share(table["recomputed"], table["activations"]),
         "planning, s": table["planning_s"].map(number),
-        "same numbers": list(map(_same, table["identical"], table["passed"], table["gradient_error"])),
+        "same numbers": list(map(_same, *(table[name] for name in NUMBERS))),
     }
     return without_empty_columns(pd.DataFrame(columns))
 
 
-def _same(identical: object, passed: object, gradient_error: float) -> str:
+def _same(identical: object, passed: object, alike: object, gradient_error: float, buffer_error: float) -> str:
     if identical == "":
         return ""
     if identical or passed:
         return "bitwise" if identical else "within the baseline's spread"
-    return "FAIL: different" if pd.isna(gradient_error) else f"gradients off by {gradient_error:.1e}"
+    if pd.isna(gradient_error):
+        return "FAIL: different"
+    off = f"gradients off by {gradient_error:.1e}"
+    if alike in (True, ""):
+        return off
+    return f"FAIL: {off}" + ("" if pd.isna(buffer_error) else f", statistics by {buffer_error:.1e}")
 
 
-def _plain(value: object) -> str:
+NUMBERS = ("identical", "passed", "trains_alike", "gradient_error", "buffer_error")
+
+
+def plain(value: object) -> str:
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 

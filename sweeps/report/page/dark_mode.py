@@ -17,6 +17,7 @@ DARK = {
     "#555555": "#a9b1bb",
     "#666666": "#a9b1bb",
     "#0072b2": "#3a9bdc",  # too dark a blue for a dark page; the hue stays
+    "#7a5195": "#b18ad3",  # and too dark a violet
 }
 
 

@@ -46,16 +46,30 @@ SOURCES = {
     "kernels_ms": "device_ms",
     "first_step_s": "step.first_s",
     "gradient_error": "proof.gradient_error",
+    "buffer_error": "proof.buffer_error",
     "budget_bytes": "plan.budget_bytes",
     "predicted_peak_bytes": "plan.predicted_peak_bytes",
     "predicted_step_s": "plan.predicted_step_s",
     "predicted_added_s": "plan.predicted_added_s",
     "bound_added_s": "plan.bound_added_s",
     "planning_s": "plan.planning_s",
+    "gap": "plan.gap",
+    "recompilations": "plan.recompilations",
     "recomputed": "plan.recomputed",
     "activations": "plan.activations",
 }
-TEXTS = {"solver": "plan.solver", "identical": "proof.identical", "passed": "proof.passed"}
+TEXTS = {
+    "solver": "plan.solver",
+    "identical": "proof.identical",
+    "passed": "proof.passed",
+    "trains_alike": "proof.trains_alike",
+    "execution": "config.method.execution",
+    "mode": "config.method.mode",
+    "checkpoint": "config.method.checkpoint",
+    "blocks": "config.method.blocks",
+    "saved": "config.method.saved",
+    "loss": "config.method.loss",
+}
 KEEP_ALL = "keep_all"
 
 

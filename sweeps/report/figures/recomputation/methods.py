@@ -1,4 +1,4 @@
-"""Memory and time of a model's step with and without recomputation."""
+"""Memory and time of a model's step with and without recomputation, a method at a time."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pandas as pd
 from sweeps.report.figures.shared.figure import FigureSpec
 from sweeps.report.figures.shared.panels import canvas, cut, legend
 from sweeps.report.figures.shared.style import RECOMPUTATION, palette
+from sweeps.report.tables.compiled_front import METHODS as COMPILED
 from sweeps.report.tables.recomputation import KEEP_ALL, SETTING, bound, smallest
 from sweeps.report.tables.report_data import ReportData
 
@@ -26,16 +27,21 @@ DRAWN = ["variant", "budget", "peak_bytes", "static_bytes", "step_p50_ms", "step
 
 def select_bars(measured: ReportData) -> pd.DataFrame:
     """Each method at its smallest peak, in settings where more than one method was measured."""
-    best = smallest(measured.recomputed)
+    best = smallest(not_compiled(measured.recomputed))
     several = best.groupby(list(SETTING))["variant"].transform("nunique") > 1
     return best.loc[several, [*SETTING, *DRAWN]]
+
+
+def not_compiled(table: pd.DataFrame) -> pd.DataFrame:
+    """Without what the front of compiled training shows, where each way is a single point."""
+    return table[~table["method"].isin(COMPILED)]
 
 
 def bars(data: pd.DataFrame, column: str, unit: float, label: str, title: str) -> Figure:
     """Groups of bars, one a batch size; a panel a model and setting."""
     from matplotlib.patches import Patch
 
-    found, title = cut(list(_panels(data, also=())), title)
+    found, title = cut(list(panels_of(data, also=())), title)
     names, colours = _order(data), palette(data["variant"])
     groups = max(rows["B"].nunique() for _, rows in found)
     figure, axes = canvas(len(found), max(3.8, 0.11 * len(names) * groups + 1.2), 3.1, title)
@@ -63,7 +69,7 @@ def bars(data: pd.DataFrame, column: str, unit: float, label: str, title: str) -
 def select_pareto(measured: ReportData) -> pd.DataFrame:
     """Every measured point of the batch size with the most of them (of equals the largest), two or more, for each model
     and setting; and the bound's, as `variant` "LP bound"."""
-    table = measured.recomputed
+    table = not_compiled(measured.recomputed)
     points = table[table["peak_bytes"].notna() & table["step_p50_ms"].notna()]
     counts = points.groupby(list(SETTING)).size().rename("points").reset_index().sort_values(["points", "B"])
     fullest = counts[counts["points"] > 1].drop_duplicates([key for key in SETTING if key != "B"], keep="last")
@@ -78,7 +84,7 @@ def pareto(data: pd.DataFrame) -> Figure:
     """Step time against peak memory; a line joins one method's budgets, the dashed line is the bound."""
     from matplotlib.lines import Line2D
 
-    found, title = cut(list(_panels(data, also=("B",))), "Memory and time of one step", most=9)
+    found, title = cut(list(panels_of(data, also=("B",))), "Memory and time of one step", most=9)
     names, colours = _order(data[data["variant"] != BOUND]), palette(data["variant"])
     figure, axes = canvas(len(found), 4.4, 3.5, title)
     for axis, (panel, rows) in zip(axes, found, strict=True):
@@ -107,7 +113,7 @@ def pareto(data: pd.DataFrame) -> Figure:
     return figure
 
 
-def _panels(data: pd.DataFrame, also: tuple[str, ...]) -> Iterator[tuple[str, pd.DataFrame]]:
+def panels_of(data: pd.DataFrame, also: tuple[str, ...]) -> Iterator[tuple[str, pd.DataFrame]]:
     """Title and rows, one a model and whatever else tells settings apart."""
     keys = [key for key in SETTING if key != "B" and (key == "model" or data[key].nunique() > 1)] + list(also)
     units = {"seq_len": "{:g} tokens a row", "dropout": "dropout {:g}", "autocast": "autocast {}", "B": "B = {:g}"}
@@ -123,7 +129,7 @@ def _order(data: pd.DataFrame) -> list[str]:
 
 BOUND, LP = "LP bound", "#777777"
 SMALLEST = "each method at the budget with its smallest peak"
-RECOMPUTATION_FIGURES = (
+METHOD_FIGURES = (
     FigureSpec(
         "recomputation_memory",
         "Peak memory with and without recomputation",

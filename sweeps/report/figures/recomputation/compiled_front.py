@@ -1,0 +1,134 @@
+"""The memory/time front of compiled training: what a lower peak costs, ours against every way that PyTorch offers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from sweeps.report.figures.recomputation.methods import panels_of
+from sweeps.report.figures.shared.figure import FigureSpec
+from sweeps.report.figures.shared.labels import Label, place
+from sweeps.report.figures.shared.panels import canvas, cut, legend
+from sweeps.report.figures.shared.style import BLUE, INK, ORANGE, PINK, SKY, VERMILION, VIOLET
+from sweeps.report.tables.compiled_front import (
+    AUTOMATIC,
+    BLOCKS,
+    BUDGET,
+    LOSS,
+    MODE,
+    OURS,
+    PLAIN,
+    SELECTIVE,
+    envelope,
+    front,
+)
+from sweeps.report.tables.recomputation import MIB
+from sweeps.report.tables.report_data import ReportData
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Kind of a baseline -> marker, size and colour.
+LOOKS = {
+    PLAIN: ("*", 13, INK),
+    BUDGET: ("s", 6, SKY),
+    BLOCKS: ("^", 7, BLUE),
+    SELECTIVE: ("D", 5.5, VIOLET),
+    LOSS: ("P", 8, "#1b9e9e"),
+    MODE: ("X", 8, PINK),
+}
+OUR_COLOURS = (VERMILION, ORANGE, "#8c6d31", "#b03a5b")
+SHORT = {"attention": "att", "projection": "proj", "mlp_in": "mlp"}
+
+
+def select(data: ReportData) -> pd.DataFrame:
+    """Every measured point of compiled steps."""
+    return front(data.recomputed)
+
+
+def draw(data: pd.DataFrame) -> Figure:
+    """Step time against peak memory; one panel a model and setting."""
+    found, title = cut(list(panels_of(data, also=("B",))), "Memory and time of one compiled step", most=9)
+    variants = sorted(set(data.loc[data["kind"] == OURS, "options"]))
+    colours = dict(zip(variants, OUR_COLOURS * len(variants), strict=False))
+    figure, axes = canvas(len(found), 6.0, 4.8, title)
+    for axis, (panel, rows) in zip(axes, found, strict=True):
+        _draw_panel(axis, rows, colours)
+        axis.set_title(panel, fontsize="small")
+    legend(figure, _handles(data, colours))
+    return figure
+
+
+def _draw_panel(axis: Axes, rows: pd.DataFrame, colours: dict[str, str]) -> None:
+    labels = []
+    border = envelope(rows[rows["kind"].isin(AUTOMATIC) & rows["alike"]])
+    axis.plot(border[:, 0] / MIB, border[:, 1], color=BLUE, lw=1.2, ls=(0, (4, 2)), zorder=1)
+    for kind, (marker, size, colour) in LOOKS.items():
+        points = rows[rows["kind"] == kind]
+        for alike, fill in ((True, colour), (False, "none")):
+            some = points[points["alike"] == alike]
+            style: dict[str, Any] = {"ls": "", "marker": marker, "ms": size, "mfc": fill, "mec": colour}
+            axis.plot(some["peak_bytes"] / MIB, some["step_p50_ms"], zorder=3, **style)
+        labels += _labels(points, _short if kind == SELECTIVE else str, colour, important=True)
+    for variant, colour in colours.items():
+        points = rows[(rows["kind"] == OURS) & (rows["options"] == variant)].sort_values("peak_bytes")
+        counted = points[points["alike"]]
+        axis.plot(counted["peak_bytes"] / MIB, counted["step_p50_ms"], color=colour, lw=1.8, marker="o", ms=5, zorder=4)
+        wrong = points[~points["alike"]]
+        axis.plot(wrong["peak_bytes"] / MIB, wrong["step_p50_ms"], ls="", marker="o", mfc="none", mec=colour, zorder=4)
+        labels += _labels(points, str, colour, important=False)
+    axis.margins(0.12)
+    axis.set(xlabel="peak allocated, MiB", ylabel="step (p50), ms")
+    place(axis, labels)
+
+
+def _labels(points: pd.DataFrame, words: Callable[[str], str], colour: str, important: bool) -> list[Label]:
+    places = zip(points["peak_bytes"] / MIB, points["step_p50_ms"], points["label"], strict=True)
+    return [Label(float(x), float(y), words(text), colour, important) for x, y, text in places]
+
+
+def _short(saved: str) -> str:
+    return "+".join(SHORT.get(name, name) for name in saved.split("+"))
+
+
+def _handles(data: pd.DataFrame, colours: dict[str, str]) -> list[Artist]:
+    from matplotlib.lines import Line2D
+
+    kinds = set(data["kind"])
+    handles: list[Artist] = [
+        Line2D(
+            [], [], color=colour, lw=1.8, marker="o", ms=5, label=f"{OURS}: {variant or 'recompute_compiled'} (budget)"
+        )
+        for variant, colour in colours.items()
+    ]
+    words = {BUDGET: f"{BUDGET} (its value)", BLOCKS: f"{BLOCKS} (how many)", SELECTIVE: f"{SELECTIVE} (what is saved)"}
+    handles += [
+        Line2D([], [], color=colour, ls="", marker=marker, ms=size, label=words.get(kind, kind))
+        for kind, (marker, size, colour) in LOOKS.items()
+        if kind in kinds
+    ]
+    if kinds & set(AUTOMATIC):
+        handles.append(Line2D([], [], color=BLUE, lw=1.2, ls=(0, (4, 2)), label="lower envelope of the automatic ways"))
+    if not data["alike"].all():
+        handles.append(
+            Line2D(
+                [], [], color="#555555", ls="", marker="o", mfc="none", label="hollow: wrong gradients or statistics"
+            )
+        )
+    return handles
+
+
+COMPILED_FRONT = FigureSpec(
+    "compiled_front",
+    "Memory and time of compiled training",
+    "Nearer to the lower left corner is better: each mark is a compiled training step, ours at its memory budgets and "
+    "the ways that PyTorch offers; the dashed line joins what the automatic ones reach (torch.compile alone, its "
+    "activation_memory_budget, torch.utils.checkpoint around some of the blocks), and a hollow mark is a step whose "
+    "gradients or batch-norm statistics are not those of torch.compile alone.",
+    select,
+    draw,
+)
