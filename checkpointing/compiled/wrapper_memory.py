@@ -52,7 +52,13 @@ class WrapperTimeline:
     steps: tuple[Step, ...]
     peak_step: int  # index into `steps`
     outputs: tuple[Any, ...]  # fake tensors; outputs that are views of each other share a storage
-    output_inputs: tuple[int | None, ...]  # per output: the position of an input whose storage it is, or None
+    events: tuple[tuple[int, int], ...]  # (storage, bytes asked for), in order; negative bytes: freed
+    output_storages: tuple[int | None, ...]  # per output: its storage in `events`; input i's is -1 - i
+
+    @property
+    def output_inputs(self) -> tuple[int | None, ...]:
+        """Per output: the position of an input whose storage it lies in, or None."""
+        return tuple(-1 - x if x is not None and x < 0 else None for x in self.output_storages)
 
     @property
     def peak_operator(self) -> str:
@@ -71,7 +77,9 @@ def wrapper_timeline(
     `inputs` are the graph's inputs, real or fake. Of tensors, only the layout counts and which of them share a
     storage; give a backward the `outputs` of its forward's timeline, and views that were saved share one. `freed`
     are the positions of inputs to which the caller keeps no reference: saved activations in a backward. A storage
-    that another input keeps alive is not freed. Bytes are rounded as the device's allocator counts them.
+    that another input keeps alive is not freed. `internal_bytes(operator, args)` says what an operator takes inside,
+    on CUDA; one that measured convolutions knows more than the default. Bytes are rounded as the device's allocator
+    counts requests; its blocks may be up to 1 MiB larger, which is what `caching_allocator` is for.
     Raises WrapperError, with the line, on what it does not know.
     """
     device_type = next((x.device.type for x in inputs if isinstance(x, torch.Tensor) and x.device.type != "cpu"), "cpu")
@@ -80,8 +88,9 @@ def wrapper_timeline(
     lines = source_code.splitlines()
     ledger = _Ledger(device_type, lines, internal_bytes)
     with torch.no_grad(), FakeTensorMode():
-        args, kept, first_input = _fake_inputs(inputs, freed, ledger)
+        args, kept = _fake_inputs(inputs, freed, ledger)
         start = ledger.now
+        ledger.events.clear()
         call = load_wrapper(source_code, wrapper_names(source_code, ledger.ran), ledger.after_statement)
         try:
             with ledger:
@@ -89,10 +98,17 @@ def wrapper_timeline(
         except (NameError, AttributeError, TypeError, ValueError, LookupError, RuntimeError) as error:
             raise _explained(error, lines) from error
         del args
-    output_inputs = tuple(first_input.get(_key(x)) if isinstance(x, torch.Tensor) else None for x in outputs)
+    output_storages = tuple(ledger.known.get(_key(x)) if isinstance(x, torch.Tensor) else None for x in outputs)
     del kept
     return WrapperTimeline(
-        start, ledger.peak, ledger.now, tuple(ledger.steps), ledger.peak_step, outputs, output_inputs
+        start=start,
+        peak=ledger.peak,
+        end=ledger.now,
+        steps=tuple(ledger.steps),
+        peak_step=ledger.peak_step,
+        outputs=outputs,
+        events=tuple(ledger.events),
+        output_storages=output_storages,
     )
 
 
@@ -118,36 +134,48 @@ class _Ledger(TorchDispatchMode):
         self.internal_bytes = internal_bytes if device_type == "cuda" else lambda operator, args: 0
         self.device_type, self.lines = device_type, lines
         self.rounding = default_rounding(torch.device(device_type))
-        self.known: set[int] = set()
+        self.known: dict[int, int] = {}  # address of a living storage -> its number
+        self.events: list[tuple[int, int]] = []
+        self.count = 0
         self.now = self.peak = self.peak_step = 0
         self.steps: list[Step] = []
         self.operator: str | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "resize" in func.__name__:
+            raise NotImplementedError(f"{func.__name__} changes the size of a storage")
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and tensor.device.type == self.device_type:
                 self.add(tensor)
         return result
 
-    def add(self, tensor: torch.Tensor) -> None:
+    def add(self, tensor: torch.Tensor, number: int | None = None) -> None:
         storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self.known:
+        address, size = storage._cdata, storage.nbytes()
+        if address in self.known:
             return
-        size = rounded(storage.nbytes(), self.rounding)
-        self.known.add(key)
-        self.now += size
-        self.reach(self.now)
-        weakref.finalize(storage, self.gone, key, size).atexit = False
+        if number is None:
+            number, self.count = self.count, self.count + 1
+        self.known[address] = number
+        self._change(number, size)
+        weakref.finalize(storage, self._gone, address, size).atexit = False
 
-    def gone(self, key: int, size: int) -> None:
-        self.known.remove(key)
-        self.now -= size
+    def _gone(self, address: int, size: int) -> None:
+        self._change(self.known.pop(address), -size)
+
+    def _change(self, number: int, size: int) -> None:
+        self.events.append((number, size))
+        self.now += rounded(size, self.rounding) if size > 0 else -rounded(-size, self.rounding)
+        self.reach(self.now)
 
     def ran(self, operator: str, args: tuple[Any, ...]) -> None:
         self.operator = operator
-        self.reach(self.now + self.internal_bytes(operator, args))
+        inside = self.internal_bytes(operator, args)
+        if inside:
+            self.count += 1
+            self._change(self.count - 1, inside)
+            self._change(self.count - 1, -inside)
 
     def reach(self, bytes_: int) -> None:
         if bytes_ > self.peak:
@@ -160,8 +188,8 @@ class _Ledger(TorchDispatchMode):
 
 def _fake_inputs(
     inputs: Sequence[Any], freed: Collection[int], ledger: _Ledger
-) -> tuple[list[Any], list[torch.Tensor], dict[int, int]]:
-    """Arguments with the inputs' layouts and sharing, the storages that stay alive, and storage → first position."""
+) -> tuple[list[Any], list[torch.Tensor]]:
+    """Arguments with the inputs' layouts and sharing, and the storages that stay alive."""
     wrong = [position for position in freed if not 0 <= position < len(inputs)]
     if wrong:
         raise WrapperError(f"freed={sorted(wrong)}: there are {len(inputs)} inputs")
@@ -171,19 +199,17 @@ def _fake_inputs(
         if isinstance(value, torch.Tensor):
             groups.setdefault(_key(value), []).append(position)
     kept: list[torch.Tensor] = []
-    first_input: dict[int, int] = {}
     for positions in groups.values():
         views = [_View.of(inputs[position]) for position in positions]
         whole = _whole(views)
-        first_input[_key(whole)] = positions[0]
         for position, view in zip(positions, views, strict=True):
             args[position] = view.on(whole)
-        if all(position in freed for position in positions):
-            ledger.add(whole)
+        if whole.device.type == ledger.device_type and all(position in freed for position in positions):
+            ledger.add(whole, -1 - positions[0])
         else:
-            ledger.known.add(_key(whole))
+            ledger.known[_key(whole)] = -1 - positions[0]
             kept.append(whole)
-    return args, kept, first_input
+    return args, kept
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,41 @@ def test_a_module_level_call_of_older_torch_is_followed() -> None:
     assert (timeline.start, timeline.peak, timeline.end) == (0, 5, 5)  # not rounded on a CPU
 
 
-def test_attention_with_a_random_generator_counts_the_workspace_of_its_backward() -> None:
+def test_an_operator_runs_with_a_random_generator_and_its_workspace_counts_at_the_peak_only() -> None:
+    source = small(
+        "buf0 = torch.ops.higher_order.graphsafe_run_with_rng_state("
+        "torch.ops.aten.native_dropout.default, saved_1, 0.5, True, rng_state=None)",
+        "buf1 = buf0[0]",
+        "buf2 = buf0[1]",
+        "del buf0",
+        "return (buf1, buf2, )",
+    )
+    workspace = {"aten.native_dropout.default": 10_000}
+    timeline = wrapper_timeline(source, graph_inputs(), internal_bytes=lambda operator, args: workspace[operator])
+    assert timeline.end == 4096 + 1024  # 1000 values in float32 and their mask
+    assert timeline.peak == timeline.end + 20 * 512
+    assert timeline.peak_operator == "aten.native_dropout.default"
+
+
+def test_a_buffer_in_the_place_of_a_freed_input_is_not_that_input() -> None:
+    source = small(
+        "del saved_1",
+        "del saved_2",
+        *(f"buf{i} = empty_strided_cuda((2000, ), (1, ), torch.float32)" for i in range(8)),
+        "return (" + "".join(f"buf{i}, " for i in range(8)) + ")",
+    )
+    timeline = wrapper_timeline(source, graph_inputs(), freed={1, 2})
+    assert timeline.output_inputs == (None,) * 8
+    assert timeline.peak == 8 * 8192
+
+
+def test_a_tensor_on_the_host_does_not_count_on_the_gpu() -> None:
+    source = small("del saved_1", "buf0 = empty_strided_cpu((4, ), (1, ), torch.int64)", "return (buf0, )")
+    timeline = wrapper_timeline(source, [graph_inputs()[0], torch.ones(5), 3], freed={1})
+    assert (timeline.start, timeline.peak, timeline.end) == (0, 0, 0)
+
+
+def test_the_backward_of_cudnn_attention_takes_what_was_recorded() -> None:
     with torch._subclasses.fake_tensor.FakeTensorMode():
         query = torch.empty(8, 12, 1024, 64, dtype=torch.bfloat16, device="cuda:0")
         grouped = torch.empty(4, 8, 1024, 64, dtype=torch.bfloat16, device="cuda:0")
@@ -241,6 +275,7 @@ def test_attention_with_a_random_generator_counts_the_workspace_of_its_backward(
         ("u0 = saved_1[0].item()", "item"),
         ("buf0 = torch.ops.higher_order.unheard_of(saved_1)", "unheard_of"),
         ("buf0 = torch.cuda.Stream()", "Stream"),
+        ("inductor_ops.resize_storage_bytes_(saved_1, 0)", "size of a storage"),
     ],
 )
 def test_an_unknown_statement_is_an_error_that_names_the_line(line: str, words: str) -> None:

@@ -1,0 +1,160 @@
+"""Which blocks CUDA's caching allocator hands out: `torch.cuda.memory_allocated` counts blocks, not requests.
+
+    allocator = CachingAllocator()
+    block = allocator.malloc(3 * 2**20)
+    allocator.free(block); allocator.allocated, allocator.reserved
+
+    memory = step_memory(static, forward, backward, saved={0: 1, 1: 2}, state=[...])
+    memory.peak_backward
+
+A request gets the smallest free block that holds it, and up to 1 MiB of that block's rest comes along. The rules are
+those of PyTorch's CUDACachingAllocator.cpp, with its default settings: one stream, no expandable segments.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from checkpointing.compiled.wrapper_memory import WrapperTimeline
+from profiler.costs.memory import CUDA_ROUNDING, rounded
+
+_MIB = 2**20
+_SMALL = _MIB  # requests up to it come from segments of 2 MiB
+_SMALL_SEGMENT = 2 * _MIB
+_MEDIUM = 10 * _MIB  # requests below it come from segments of 20 MiB, larger ones from their own
+_MEDIUM_SEGMENT = 20 * _MIB
+_LARGE_ROUNDING = 2 * _MIB
+_STEPS = 3  # the blocks that a step finds are those that the step before left: the third is like all later ones
+
+
+@dataclass(eq=False)
+class Block:
+    size: int
+    address: int
+    small: bool
+    before: Block | None = None
+    after: Block | None = None
+    free: bool = False
+
+
+class CachingAllocator:
+    """Blocks of one device and one stream. `allocated` and `reserved` are bytes, as torch.cuda reports them."""
+
+    def __init__(self) -> None:
+        self.allocated = self.reserved = self.peak = 0
+        self._free: dict[bool, list[tuple[int, int, Block]]] = {True: [], False: []}  # of small and large requests
+
+    def malloc(self, size: int) -> Block:
+        size = max(CUDA_ROUNDING, rounded(size, CUDA_ROUNDING))
+        small = size <= _SMALL
+        pool = self._free[small]
+        fit = bisect.bisect_left(pool, (size, -1))
+        block = pool.pop(fit)[2] if fit < len(pool) else self._segment(size, small)
+        rest = block.size - size
+        if rest >= CUDA_ROUNDING if small else rest > _SMALL:
+            other = Block(rest, block.address + size, small, block, block.after, free=True)
+            if block.after:
+                block.after.before = other
+            block.after, block.size = other, size
+            self._put(other)
+        block.free = False
+        self.allocated += block.size
+        self.peak = max(self.peak, self.allocated)
+        return block
+
+    def free(self, block: Block) -> None:
+        self.allocated -= block.size
+        block.free = True
+        before, after = block.before, block.after
+        if before and before.free:
+            self._take(before)
+            block = _merged(before, block)
+        if after and after.free:
+            self._take(after)
+            block = _merged(block, after)
+        self._put(block)
+
+    def _segment(self, size: int, small: bool) -> Block:
+        of_its_own = _MEDIUM_SEGMENT if size < _MEDIUM else rounded(size, _LARGE_ROUNDING)
+        size = _SMALL_SEGMENT if small else of_its_own
+        self.reserved += size
+        return Block(size, self.reserved - size, small)
+
+    def _put(self, block: Block) -> None:
+        bisect.insort(self._free[block.small], (block.size, block.address, block))
+
+    def _take(self, block: Block) -> None:
+        pool = self._free[block.small]
+        del pool[bisect.bisect_left(pool, (block.size, block.address))]
+
+
+def _merged(block: Block, after: Block) -> Block:
+    block.size += after.size
+    block.after = after.after
+    if block.after:
+        block.after.before = block
+    return block
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Allocated bytes above the static ones, of a step in the middle of training."""
+
+    peak_forward: int
+    after_forward: int
+    peak_backward: int
+    after_backward: int
+
+
+def step_memory(
+    static: Sequence[int],
+    forward: WrapperTimeline,
+    backward: WrapperTimeline,
+    saved: Mapping[int, int],
+    state: Sequence[int] = (),
+) -> StepMemory:
+    """What `torch.cuda.memory_allocated` says of a training step of one graph.
+
+    `static`: bytes of each tensor that is there before the first step; `state`: of each that the optimizer's first
+    step makes. `saved`: the backward's input → the forward's output that it is. Gradients are freed after each step.
+    """
+    allocator = CachingAllocator()
+    for size in static:
+        allocator.malloc(size)
+    memory = StepMemory(0, 0, 0, 0)
+    for step in range(_STEPS):
+        before = allocator.peak = allocator.allocated
+        values = replay(allocator, forward, {})
+        peak_forward, after_forward = allocator.peak - before, allocator.allocated - before
+        held = {position: values[output] for position, output in saved.items() if output in values}
+        allocator.peak = allocator.allocated
+        gradients = replay(allocator, backward, held)
+        memory = StepMemory(peak_forward, after_forward, allocator.peak - before, allocator.allocated - before)
+        if step == 0:
+            for size in state:
+                allocator.malloc(size)
+        for block in _distinct([*values.values(), *gradients.values()]):
+            if not block.free:
+                allocator.free(block)
+    return memory
+
+
+def replay(allocator: CachingAllocator, timeline: WrapperTimeline, inputs: Mapping[int, Block]) -> dict[int, Block]:
+    """Repeat a call's requests; `inputs` has the block of each input that it frees. Output → its block, if counted."""
+    blocks = {-1 - position: block for position, block in inputs.items()}
+    for storage, size in timeline.events:
+        if size > 0:
+            blocks[storage] = allocator.malloc(size)
+        elif size < 0:
+            allocator.free(blocks.pop(storage))
+    return {
+        output: blocks[storage]
+        for output, storage in enumerate(timeline.output_storages)
+        if storage is not None and storage in blocks
+    }
+
+
+def _distinct(blocks: Iterable[Block]) -> list[Block]:
+    return list({id(block): block for block in blocks}.values())

@@ -1,0 +1,100 @@
+"""The blocks of CUDA's caching allocator: its rules, and a step recorded on a GPU."""
+
+import gzip
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from checkpointing.compiled.caching_allocator import CachingAllocator, step_memory
+from checkpointing.compiled.wrapper_memory import WrapperTimeline
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "block", "segment"),
+    [
+        (1, 512, 2 * MIB),
+        (513, 1024, 2 * MIB),
+        (MIB, MIB, 2 * MIB),
+        (MIB + 1, MIB + 512, 20 * MIB),
+        (3 * MIB, 3 * MIB, 20 * MIB),
+        (12 * MIB + 1, 12 * MIB + 512, 14 * MIB),  # the rest of the segment is 2 MiB less 512 bytes
+        (13 * MIB, 14 * MIB, 14 * MIB),  # a rest of 1 MiB stays with the block
+    ],
+)
+def test_block_and_segment_of_a_first_request(request_bytes: int, block: int, segment: int) -> None:
+    allocator = CachingAllocator()
+    assert allocator.malloc(request_bytes).size == allocator.allocated == block
+    assert allocator.reserved == segment
+
+
+def test_the_smallest_block_that_fits_is_taken_and_freed_neighbours_join() -> None:
+    allocator = CachingAllocator()
+    first, second, third = (allocator.malloc(n * MIB) for n in (4, 6, 10))  # of one segment
+    allocator.free(first)
+    allocator.free(third)
+    assert allocator.malloc(10 * MIB) is third
+    allocator.free(second)
+    assert allocator.malloc(10 * MIB).address == first.address
+    assert allocator.reserved == 20 * MIB
+
+
+@given(st.lists(st.tuples(st.integers(1, 64 * MIB), st.integers(0, 5)), max_size=60))
+def test_blocks_never_overlap_and_come_back_whole(requests: list[tuple[int, int]]) -> None:
+    allocator, alive = CachingAllocator(), []
+    for size, freed in requests:
+        block = allocator.malloc(size)
+        assert size <= block.size <= size + 511 + MIB
+        alive.append(block)
+        if freed < len(alive):
+            allocator.free(alive.pop(freed))
+        spans = sorted((block.address, block.address + block.size) for block in alive)
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+        assert allocator.allocated == sum(block.size for block in alive)
+    for block in alive:
+        allocator.free(block)
+    reserved = allocator.reserved
+    assert allocator.allocated == 0
+    for size in sorted({size for size, _ in requests}, reverse=True)[:1]:
+        allocator.malloc(size)
+    assert allocator.reserved == reserved
+
+
+def test_a_recorded_training_step_peaks_where_the_gpu_measured_it() -> None:
+    """`events`: bytes of each allocation in order; 0 and below: the allocation of that number is freed."""
+    recorded = json.loads(gzip.decompress((Path(__file__).parent / "gpt2_allocations.json.gz").read_bytes()))
+    allocator = CachingAllocator()
+    for size in recorded["static"]:
+        allocator.malloc(size)
+    for step in range(3):
+        before = allocator.peak = allocator.allocated
+        blocks = []
+        for count, event in enumerate(recorded["events"], 1):
+            if event > 0:
+                blocks.append(allocator.malloc(event))
+            else:
+                allocator.free(blocks[-event])
+            if step == 0 and count == recorded["before_state"]:
+                for size in recorded["state"]:
+                    allocator.malloc(size)
+    assert allocator.peak - before == recorded["peak"]
+
+
+def timeline(events: list[tuple[int, int]], outputs: tuple[int | None, ...]) -> WrapperTimeline:
+    return WrapperTimeline(0, 0, 0, (), 0, (None,) * len(outputs), tuple(events), outputs)
+
+
+def test_a_step_keeps_what_is_saved_until_its_backward_frees_it() -> None:
+    big = 40 * MIB  # even, so that blocks are as asked for
+    forward = timeline([(0, big), (1, 2 * big), (1, -2 * big), (2, 4)], (2, -1, 0))  # loss, a parameter, saved
+    backward = timeline([(0, big), (-2, -big), (1, 2 * big), (0, -big)], (1,))  # its second input is saved
+    memory = step_memory([big, 512], forward, backward, saved={0: 1, 1: 2}, state=[big])
+    assert memory.peak_forward == 3 * big
+    assert memory.after_forward == big + 512
+    assert memory.peak_backward == 3 * big + 512
+    assert memory.after_backward == 2 * big + 512
