@@ -223,6 +223,27 @@ def test_a_module_level_call_of_older_torch_is_followed() -> None:
     assert (timeline.start, timeline.peak, timeline.end) == (0, 5, 5)  # not rounded on a CPU
 
 
+def test_the_partitions_of_a_graph_for_cuda_graphs_are_followed() -> None:
+    partition = """
+def partition_0(args):
+    arg0_1, = args
+    args.clear()
+    buf0 = empty_strided_cuda((256, ), (1, ), torch.float32)
+    buf1 = empty_strided_cuda((128, ), (1, ), torch.float32)
+    del arg0_1
+    del buf0
+    return (buf1, )
+"""
+    whole = small(
+        "partition0_args = [saved_1]", "del saved_1", "del saved_2", "(buf1,) = self.partitions[0](partition0_args)",
+        "del partition0_args", "return (buf1, )",
+    )  # fmt: skip
+    source = partition + whole.replace("partitions=[]", "partitions=[partition_0,]")
+    timeline = wrapper_timeline(source, graph_inputs(), freed={1, 2})
+    assert (timeline.peak, timeline.end) == (8192 + 1024 + 512, 512)
+    assert after(timeline, "del arg0_1") == 1024 + 512
+
+
 def test_an_operator_runs_with_a_random_generator_and_its_workspace_counts_at_the_peak_only() -> None:
     source = small(
         "buf0 = torch.ops.higher_order.graphsafe_run_with_rng_state("
