@@ -14,42 +14,12 @@ from sweeps.report.listings.compiled_front import ADDED_TIME, BASELINES, PLANS
 from sweeps.report.tables.compiled_front import added, dominated, envelope, front, time_at
 from sweeps.report.tables.recomputation import recomputed
 from sweeps.report.tables.report_data import read_report_data
-
-# GPT-2 on an H100: peak in MiB, step in ms; torch.compile's options and the words that they put into a record.
-GPT2 = [
-    (4151, 21.5, {}, ""),
-    (3954, 27.7, {"memory_budget": 0.5}, ""),
-    (2992, 23.6, {"checkpoint": "blocks", "blocks": 0.5}, "0.5 of the blocks"),
-    (2144, 25.9, {"checkpoint": "blocks"}, "per block"),
-    (2259, 24.7, {"checkpoint": "blocks", "saved": ["attention"]}, "per block, saving attention"),
-    (2642, 23.4, {"checkpoint": "blocks", "saved": ["attention", "qkv"]}, "per block, saving attention+qkv"),
-    (3300, 22.5, {"loss": "auto_chunker"}, "auto_chunker"),
-    (4300, 20.5, {"mode": "reduce-overhead"}, "reduce-overhead"),
-]
-OURS = [(4150, 21.6, 1.0), (3300, 22.4, 0.8), (2640, 23.5, 0.64), (2140, 24.6, 0.52)]
-
-
-def record(checkpointed, method, peak, step, config, words, **fields):
-    line = checkpointed(method, peak, step, **fields)
-    backend = {} if method == "recompute_compiled" else {"backend": "inductor", "mode": "default", "loss": "plain"}
-    line["method_config"] = {"memory_budget": 1.0, **backend, **config}
-    line["step"] = {"variant": words, "first_s": 40.0}
-    return line | {"device": fields.get("device", "H100")}
-
-
-def ours(checkpointed, peak, step, budget, **fields):
-    config = {"memory_budget": budget, "execution": "inductor", "solver": "optimal"}
-    line = record(checkpointed, "recompute_compiled", peak, step, config, "optimal", budget=budget, **fields)
-    line["plan"] |= {"predicted_peak_bytes": peak * 2**20, "predicted_added_s": max(0, step - 21.5) / 1e3}
-    return line
+from tests.sweeps.conftest import make_compiled, make_planned, write_front
 
 
 @pytest.fixture
-def measured(write_run, checkpointed, tmp_path):
-    for number, (peak, step, config, words) in enumerate(GPT2):
-        write_run(f"baseline{number}", [record(checkpointed, "torch_compile", peak, step, config, words)])
-    for number, point in enumerate(OURS):
-        write_run(f"ours{number}", [ours(checkpointed, *point)])
+def measured(write_run, tmp_path):
+    write_front(write_run)
     return tmp_path / "sweep"
 
 
@@ -81,10 +51,10 @@ def test_a_baseline_is_dominated_by_a_point_of_ours_that_needs_no_more_and_is_wi
     assert rows.loc["", "added"].tolist() == pytest.approx([0.0, 27.7 / 21.5 - 1])
 
 
-def test_a_peak_that_ours_does_not_reach_is_undominated(write_run, checkpointed, tmp_path):
-    write_run("plain", [record(checkpointed, "torch_compile", 100, 10.0, {}, "")])
-    write_run("block", [record(checkpointed, "torch_compile", 50, 20.0, {"checkpoint": "blocks"}, "per block")])
-    write_run("ours", [ours(checkpointed, 60, 12.0, 0.6)])
+def test_a_peak_that_ours_does_not_reach_is_undominated(write_run, tmp_path):
+    write_run("plain", [make_compiled("torch_compile", 100, 10.0, {}, "")])
+    write_run("block", [make_compiled("torch_compile", 50, 20.0, {"checkpoint": "blocks"}, "per block")])
+    write_run("ours", [make_planned(60, 12.0, 0.6)])
     rows = dominated(points(tmp_path)).set_index("options")
     assert not rows.loc["per block", "dominated"]
     assert np.isnan(rows.loc["per block", "ours_peak_bytes"])
@@ -102,13 +72,13 @@ def test_the_added_time_is_read_off_the_envelopes_at_three_peaks(measured):
     assert middle["share"] == pytest.approx(middle["ours_ms"] / middle["automatic_ms"])
 
 
-def test_a_wrong_step_counts_for_nothing(write_run, checkpointed, tmp_path):
+def test_a_wrong_step_counts_for_nothing(write_run, tmp_path):
     wrong = {"passed": False, "identical": False, "trains_alike": False, "gradient_error": 0.7}
-    write_run("plain", [record(checkpointed, "torch_compile", 100, 10.0, {}, "")])
-    write_run("block", [record(checkpointed, "torch_compile", 60, 20.0, {"checkpoint": "blocks"}, "per block")])
-    write_run("wrong", [record(checkpointed, "torch_compile", 50, 11.0, {"memory_budget": 0.5}, "", proof=wrong)])
-    write_run("ours", [ours(checkpointed, 60, 12.0, 0.6)])
-    write_run("ours, wrong", [ours(checkpointed, 40, 10.0, 0.4, proof=wrong)])
+    write_run("plain", [make_compiled("torch_compile", 100, 10.0, {}, "")])
+    write_run("block", [make_compiled("torch_compile", 60, 20.0, {"checkpoint": "blocks"}, "per block")])
+    write_run("wrong", [make_compiled("torch_compile", 50, 11.0, {"memory_budget": 0.5}, "", proof=wrong)])
+    write_run("ours", [make_planned(60, 12.0, 0.6)])
+    write_run("ours, wrong", [make_planned(40, 10.0, 0.4, proof=wrong)])
     found = points(tmp_path)
     assert found["alike"].value_counts().to_dict() == {True: 3, False: 2}
     assert dominated(found).set_index("options").loc["per block", "ours_label"] == "0.6"
@@ -117,20 +87,20 @@ def test_a_wrong_step_counts_for_nothing(write_run, checkpointed, tmp_path):
     assert shown["ours dominates it"].tolist() == ["no", "(wrong)", "yes"]
 
 
-def test_plans_that_break_their_promise_are_counted(write_run, checkpointed, tmp_path):
+def test_plans_that_break_their_promise_are_counted(write_run, tmp_path):
     """The step with the lower budget needed more than the other one, and more than it was allowed."""
-    write_run("plain", [record(checkpointed, "torch_compile", 100, 10.0, {}, "")])
+    write_run("plain", [make_compiled("torch_compile", 100, 10.0, {}, "")])
     for budget, peak in ((0.75, 59), (0.5, 61)):  # 60 and 40 MiB
-        write_run(f"ours{budget}", [ours(checkpointed, peak, 12.0, budget)])
+        write_run(f"ours{budget}", [make_planned(peak, 12.0, budget)])
     data = read_report_data([tmp_path])
     rows = PLANS.select(data)
     assert rows["added_ms"].tolist() == pytest.approx([2.0, 2.0])
     assert PLANS.remark(rows) == " Above their budgets: 1 of 2 peaks. A lower budget measured a higher peak 1 times."
 
 
-def test_cards_and_versions_are_never_compared(write_run, checkpointed, tmp_path):
-    write_run("a", [record(checkpointed, "torch_compile", 100, 10.0, {}, "", device="H100")])
-    write_run("b", [ours(checkpointed, 90, 9.0, 0.9, device="H200")])
+def test_cards_and_versions_are_never_compared(write_run, tmp_path):
+    write_run("a", [make_compiled("torch_compile", 100, 10.0, {}, "", device="H100")])
+    write_run("b", [make_planned(90, 9.0, 0.9, device="H200")])
     assert dominated(points(tmp_path)).empty
     assert added(points(tmp_path)).empty
 

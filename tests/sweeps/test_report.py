@@ -15,7 +15,7 @@ from sweeps.report.figures import BENCHMARK_FIGURES, FIGURES
 from sweeps.report.figures.shared.panels import round_ticks
 from sweeps.report.figures.shared.style import COLOURS, RECOMPUTATION, palette
 from sweeps.report.tables.report_data import ReportData, read_report_data
-from tests.sweeps.conftest import benchmark_rows, make_checkpointed, make_record, writer
+from tests.sweeps.conftest import benchmark_rows, make_checkpointed, make_record, write_front, writer
 
 
 def measured(folder) -> ReportData:
@@ -72,6 +72,7 @@ def write_mixed(write_run):
     for batch in (4, 8):
         write_run(f"keep{batch}", [checkpointed("keep_all", 80, 2.0 * batch, B=batch)])
         write_run(f"optimal{batch}", [checkpointed("recompute_optimal", 50, 2.5 * batch, B=batch, budget=0.5)])
+    write_front(write_run)
     drifted = {"mode": "apply", "output_error": 1e-3, "dense_output_error": 1e-3}
     write_run("drift", [record("phasex_drift", "block_shock", drift={**drifted, "step": s}) for s in (1, 2)])
     write_run("oom", None, "oom", "N=9999 B=9: out of memory")
@@ -126,7 +127,7 @@ def test_the_page_needs_no_other_file_and_no_network(report):
 
 def test_every_status_is_counted_and_every_reason_told(report):
     text = report.read_text()
-    for chip in ("16 ok", "1 running", "1 failed", "1 oom", "1 timeout", "3 unsupported"):
+    for chip in ("28 ok", "1 running", "1 failed", "1 oom", "1 timeout", "3 unsupported"):
         assert f">{chip}<" in text
     for told in ("out of memory", "no answer for 7 s", "3 × needs two ranks", "9.9.9+hand", "by_hand", "Hand CPU"):
         assert told in text

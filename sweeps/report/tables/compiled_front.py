@@ -39,7 +39,7 @@ def front(table: pd.DataFrame) -> pd.DataFrame:
     rows["compiler"] = rows["backend"].where(~ours, rows["execution"]).replace("aot_eager", "eager")
     rows["kind"] = [_kind(row) for row in rows.to_dict("records")]
     rows["label"] = [_label(row) for row in rows.to_dict("records")]
-    rows["alike"] = rows["trains_alike"].map(lambda value: value in (True, ""))  # "": not recorded
+    rows["alike"] = rows["trains_alike"].map(lambda value: value in (True, "")).astype(bool)  # "": not recorded
     rows["order"], rows["saved_bytes"] = rows["kind"].map(KINDS.index), -rows["peak_bytes"]
     rows = rows.sort_values([*KEYS, "order", "saved_bytes"])
     return rows[[*KEYS, "kind", "options", "label", "alike", *MEASURED, *PLANNED]].reset_index(drop=True)
