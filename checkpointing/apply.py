@@ -5,7 +5,7 @@ loss = step(*batch)
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,16 +14,13 @@ from torch.optim import Optimizer
 
 from checkpointing import budget
 from checkpointing.decide import decide_checkpoints
-from checkpointing.errors import BudgetError
 from checkpointing.operators.determinism import unsteady_operators
 from checkpointing.planners.problem import problem_of
+from checkpointing.replan import within_budget
 from checkpointing.rewriting.rewrite import CheckpointedStep, rewrite_graph_with_recomputation
 from checkpointing.rewriting.training_state import preserved
 from profiler import GraphProfiler, Region, trace_train_step
 from profiler.graph.tracing import LossFn
-
-SLACK = 2**20  # bytes by which a peak varies between steps
-REPLANNED = 5  # times at most: the caching allocator may hand out larger blocks than the profile saw
 
 
 def apply_activation_checkpointing(
@@ -50,43 +47,29 @@ def apply_activation_checkpointing(
     with preserved(step, batch):
         profiler.run(*batch, warmup_iters=warmup_iters, profile_iters=profile_iters)
         problem = problem_of(profiler, unsteady_operators(step, batch, (Region.FORWARD, Region.LOSS)))
-        plan = decide_checkpoints(problem, memory_budget, solver)
-        rewritten = rewrite_graph_with_recomputation(step, plan)
-        wanted = asked = plan.budget_bytes
-        for attempt in range(REPLANNED + 1):
-            excess = 0 if wanted is None else _measured_peak(rewritten, batch) - wanted
-            if wanted is None or asked is None or excess <= 0:
-                break
-            asked -= excess + SLACK * 2**attempt
-            try:
-                if attempt == REPLANNED:
-                    raise BudgetError("however it is planned")
-                tighter = decide_checkpoints(problem, asked, solver)
-            except BudgetError as error:
-                raise BudgetError(
-                    f"memory_budget={memory_budget!r} is {wanted / 2**20:.1f} MiB, and the allocator takes "
-                    f"{excess / 2**20:.1f} MiB more ({error}): raise the budget"
-                ) from error
-            note = f"planned for {(wanted - asked) / 2**20:.1f} MiB less, which the allocator adds"
-            plan = replace(
-                tighter,
-                budget_bytes=wanted,
-                bound_s=plan.bound_s,  # of the budget that was asked for
-                planning_s=plan.planning_s + tighter.planning_s,
-                note="; ".join(filter(None, [tighter.note, note])),
-            )
-            rewritten = rewrite_graph_with_recomputation(step, plan)
-    return rewritten
+        if step.device.type != "cuda":  # what was predicted is what is alive
+            return rewrite_graph_with_recomputation(step, decide_checkpoints(problem, memory_budget, solver))
+        return within_budget(
+            problem,
+            memory_budget,
+            solver,
+            rewrite=partial(rewrite_graph_with_recomputation, step),
+            measure=lambda rewritten: _measured_peak(rewritten, batch),
+        )
 
 
 def _measured_peak(step: CheckpointedStep, batch: Sequence[Any]) -> int:
-    """Bytes at the peak of a step, as CUDA's allocator counts; the plan's prediction on a CPU, which is exact there."""
-    if step.device.type != "cuda":
-        return step.plan.predicted_peak_bytes
+    """Bytes at the peak of a step as CUDA's allocator counts: of steps with what it has cached, and with nothing."""
     step(*batch)  # libraries take their workspaces
-    torch.cuda.synchronize(step.device)
-    torch.cuda.reset_peak_memory_stats(step.device)
-    step(*batch)
-    torch.cuda.synchronize(step.device)
+    peaks = []
+    for emptied in (False, True):
+        if emptied:
+            torch.cuda.empty_cache()
+        torch.cuda.synchronize(step.device)
+        torch.cuda.reset_peak_memory_stats(step.device)
+        step(*batch)
+        step(*batch)  # in the blocks that the one before has left
+        torch.cuda.synchronize(step.device)
+        peaks.append(torch.cuda.max_memory_allocated(step.device))
     step.steps_run = 0
-    return torch.cuda.max_memory_allocated(step.device)
+    return max(peaks)

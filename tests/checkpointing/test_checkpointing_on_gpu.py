@@ -49,6 +49,8 @@ def test_the_step_is_the_same_and_its_peak_the_predicted_one(model: str, solver:
     assert proof.passed, proof.summary()
     peak = measured_peak(step, problem.batch)
     assert peak <= plan.budget_bytes
+    torch.cuda.empty_cache()  # which blocks it hands out depends on what it has cached
+    assert measured_peak(step, problem.batch) <= plan.budget_bytes
     assert abs(peak - plan.predicted_peak_bytes) <= max(0.003 * peak, FEW_KIB)
 
 
