@@ -8,7 +8,6 @@ Each node runs twice on the inputs that it has in a real step, with the random n
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
@@ -16,6 +15,7 @@ from checkpointing.operators.purity import draws_from_own_generator, may_draw, o
 from checkpointing.operators.replay import generator_state, replay
 from profiler import Region, TracedStep
 from profiler.costs.profile import run_nodes
+from profiler.graph.two_runs import same_bits
 
 
 def unsteady_operators(step: TracedStep, batch: Sequence[Any], regions: Collection[Region] = tuple(Region)) -> set[str]:
@@ -55,16 +55,3 @@ def _can_run_twice(node: fx.Node) -> bool:
 def tensors_in(value: Any) -> list[Tensor]:
     """The tensors of any nesting, in order."""
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal to the bit; NaN of the same bits is equal, and 0 is not -0."""
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    a, b = (tensor.resolve_conj().resolve_neg() for tensor in (a, b))  # a view that negates has other bits in memory
-    if a.is_complex():
-        a, b = torch.view_as_real(a), torch.view_as_real(b)
-    if a.is_floating_point():
-        integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-        return torch.equal(a.contiguous().view(integer), b.contiguous().view(integer))
-    return torch.equal(a, b)

@@ -13,9 +13,7 @@ The second run of such an operator, where it is recomputed, must give the bits o
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +21,11 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from checkpointing.operators.determinism import same_bits, tensors_in, unsteady_operators
-from checkpointing.rewriting.training_state import preserved, restore, where_there_is_room
+from checkpointing.operators.determinism import tensors_in, unsteady_operators
+from checkpointing.rewriting.training_state import preserved, restore
 from profiler import TracedStep
 from profiler.costs.profile import Call, run_nodes
+from profiler.graph.two_runs import deterministic_algorithms, same_bits, where_there_is_room
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +100,9 @@ def compare(baseline: TracedStep, rewritten: TracedStep, batch: Sequence[Any]) -
     """Run both steps on `batch` from the present state, which is put back afterwards."""
     import pandas as pd
 
-    with preserved(baseline, batch, where_there_is_room(baseline)) as state, deterministic_algorithms():
+    changed = [item.current(baseline.optimizer) for item in baseline.lifted]
+    room = where_there_is_room(baseline.device, changed, copies=1)
+    with preserved(baseline, batch, room) as state, deterministic_algorithms():
         unsteady = set[str]().union(*(unsteady_operators(baseline, batch) for _ in range(TRIES)))
         restore(baseline, state)
         known: dict[str, tuple[list[Tensor], Any]] = {}
@@ -168,22 +169,6 @@ def _all_same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
 
 def _cloned(value: Any) -> Any:
     return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
-
-
-@contextmanager
-def deterministic_algorithms() -> Iterator[None]:
-    """PyTorch's deterministic algorithms where it has them; memory that an operator leaves unset is filled with NaN."""
-    before, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*deterministic.*")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
 def compare_runs(baseline: Sequence[Results], found: Results) -> Proof:

@@ -65,15 +65,6 @@ def _changed_of(step: TracedStep, batch: Sequence[Any]) -> list[Tensor]:
     ]
 
 
-def where_there_is_room(step: TracedStep) -> torch.device | str:
-    """The step's device if copies of all that it changes take less than a tenth of its free memory, else "cpu"."""
-    if step.device.type != "cuda":
-        return "cpu"
-    free, _ = torch.cuda.mem_get_info(step.device)
-    needed = sum(t.numel() * t.element_size() for t in (item.current(step.optimizer) for item in step.lifted))
-    return step.device if 10 * needed < free else "cpu"
-
-
 @contextmanager
 def preserved(step: TracedStep, batch: Sequence[Any], device: torch.device | str = "cpu") -> Iterator[State]:
     """Whatever is trained on `batch` inside is undone at the end, also what the step changes of the batch."""

@@ -9,7 +9,6 @@ and random generators are put back. Where the two differ, eager runs once more: 
 can't be judged, and is named.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from profiler.graph.batch import BatchSignature
 from profiler.graph.capture.python_random import PythonGenerators
 from profiler.graph.capture.user_objects import UserObjects
 from profiler.graph.lift import Lifted
+from profiler.graph.two_runs import deterministic_algorithms, same_bits, where_there_is_room
 
 Results = dict[str, Tensor]  # name → what a step left
 
@@ -76,7 +76,7 @@ def matches_eager(step: Step, batch: Sequence[Any]) -> EagerMatch:
     Raises TraceError, with module and operator, if the graph doesn't run; and what the batch or stale constants raise.
     """
     step.arguments(batch)  # rejects another batch, and a step that is out of date, before anything runs
-    with _preserved(step, batch) as state, _deterministic():
+    with _preserved(step, batch) as state, deterministic_algorithms():
         expected = _eager(step, batch, state)
         state.restore()
         found = _traced(step, batch, state)
@@ -151,19 +151,7 @@ class _Interpreter(fx.Interpreter):
 def _different(a: Results, b: Results) -> list[str]:
     """The names that only one of the two has, or that differ in a bit. Gradients count where both have them."""
     names = [n for n in {**a, **b} if not (n.startswith("gradient of ") and (n not in a or n not in b))]
-    return [name for name in names if name not in a or name not in b or not _same_bits(a[name], b[name])]
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    a, b = (tensor.resolve_conj().resolve_neg() for tensor in (a, b))
-    if a.is_complex():
-        a, b = torch.view_as_real(a), torch.view_as_real(b)
-    if a.is_floating_point():
-        integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-        return torch.equal(a.contiguous().view(integer), b.contiguous().view(integer))
-    return torch.equal(a, b)
+    return [name for name in names if name not in a or name not in b or not same_bits(a[name], b[name])]
 
 
 class _State:
@@ -181,7 +169,7 @@ class _State:
         self.gradients = [(parameter, parameter.grad) for parameter in step.model.parameters()]
         held |= {f"old gradient {i}": g for i, (_, g) in enumerate(self.gradients) if g is not None}
         unique = {id(tensor): tensor for tensor in held.values()}
-        self.device = _where_there_is_room(step, list(unique.values()))
+        self.device = where_there_is_room(step.device, unique.values(), copies=4)
         self.saved = [(t, t.data, t.detach().to(self.device, copy=True)) for t in unique.values()]
         self.cpu = torch.get_rng_state()
         self.cuda = torch.cuda.get_rng_state(step.device) if step.device.type == "cuda" else None
@@ -237,28 +225,3 @@ def _preserved(step: Step, batch: Sequence[Any]) -> Iterator[_State]:
     finally:
         state.restore()
         state.restore_gradients()
-
-
-def _where_there_is_room(step: Step, tensors: Sequence[Tensor]) -> torch.device | str:
-    """The step's device if four copies of the state take less than a tenth of its free memory, else the CPU."""
-    if step.device.type != "cuda":
-        return "cpu"
-    free, _ = torch.cuda.mem_get_info(step.device)
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return step.device if 40 * needed < free else "cpu"
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    """PyTorch's deterministic algorithms where it has them; warnings are the user's own to ask for."""
-    enabled, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*deterministic.*")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(enabled, warn_only=warn_only)

@@ -41,7 +41,8 @@ class EagerStep:
 
         A compiled step runs as it was timed: PyTorch's deterministic algorithms would have Dynamo compile another one.
         """
-        from checkpointing.rewriting.proof import BASELINE_RUNS, compare_runs, deterministic_algorithms
+        from checkpointing.rewriting.proof import BASELINE_RUNS, compare_runs
+        from profiler.graph.two_runs import deterministic_algorithms
 
         self(*batch)  # the optimizer has its state from now on
         state = {key: tensor.detach().clone() for key, tensor in self._state().items()}
