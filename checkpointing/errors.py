@@ -15,3 +15,7 @@ class IllegalPlanError(CheckpointingError):
 
 class DecisionsFileError(CheckpointingError):
     """A file of decisions lacks a column, has an empty cell, or names what the step does not have."""
+
+
+class CostError(CheckpointingError):
+    """An operator cannot be timed on its own: it is out of memory, not supported, or its shapes are not known."""
