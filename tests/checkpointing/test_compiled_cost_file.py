@@ -125,6 +125,7 @@ TWO_AT_ONCE = """
     import json, sys, time, pathlib, torch
     from torch.fx.experimental.proxy_tensor import make_fx
     from checkpointing.compiled.costs import Costs
+    torch.set_num_threads(1)  # two processes that wait for each other's threads are slow
     ready = pathlib.Path(sys.argv[1])
     nodes = []
     for n in range(1, 60):
