@@ -230,7 +230,7 @@ def test_on_a_gpu_a_training_step_is_measured_and_memory_and_generators_stay_as_
     before, state = torch.cuda.memory_allocated(), torch.cuda.get_rng_state()
     again = Costs(device)
     again.measure(nodes)
-    assert torch.cuda.memory_allocated() == before
+    assert torch.cuda.memory_allocated() <= before
     assert torch.equal(torch.cuda.get_rng_state(), state)
     assert 0 < again.launch_s < 1e-3
     assert all(again.seconds(node) > 0 for node in nodes)
