@@ -164,8 +164,10 @@ class RunFolder:
             return False
 
     def append(self, *records: dict[str, Any]) -> None:
-        """A line each, written with one call and synced. NaN and inf become null. After a kill a cut last line
-        was seen once; readers name such a line, and the next try replaces it.
+        """A line each, written with one call and synced. NaN and inf become null.
+
+        A SIGKILL may cut the last line, since Linux writes page by page. Readers leave such a line out, or name it
+        where the run is `ok`; the next run replaces the file.
 
         Raises OSError where the disk is full; the file is then as it was.
         """
