@@ -1,10 +1,17 @@
 """Less memory for a little time: which activations to keep, the rewritten step, and the proof that it is the same.
 
+model = torch.compile(model, backend=checkpointing.backend(memory_budget="8GB"), dynamic=False)     # in any loop
+print(checkpointing.plan_of(model).summary())
+
+The whole step as one graph, rewritten and proved bitwise equal:
+
 from checkpointing import apply_activation_checkpointing
 
 step = apply_activation_checkpointing(model, loss_fn, optimizer, batch, memory_budget=0.5, solver="optimal")
 loss = step(*batch); print(step.plan.summary()); print(step.verify(batch).summary())
 """
+
+from typing import TYPE_CHECKING, Any
 
 from checkpointing.apply import apply_activation_checkpointing
 from checkpointing.decide import decide_checkpoints
@@ -17,11 +24,16 @@ from checkpointing.rewriting.rewrite import CheckpointedStep, rewrite_graph_with
 from checkpointing.rewriting.simulate import memory_of, simulate_memory_usage
 from checkpointing.rewriting.subgraphs import extract_recomputation_subgraphs
 
+if TYPE_CHECKING:
+    from checkpointing.compiled.backend import backend
+    from checkpointing.compiled.compiled_plan import CompiledPlan, plan_of, plans_of
+
 __all__ = [
     "SOLVERS",
     "BudgetError",
     "CheckpointedStep",
     "CheckpointingError",
+    "CompiledPlan",
     "Decision",
     "DecisionsFileError",
     "IllegalPlanError",
@@ -29,12 +41,28 @@ __all__ = [
     "PlanningProblem",
     "Proof",
     "apply_activation_checkpointing",
+    "backend",
     "decide_checkpoints",
     "extract_recomputation_subgraphs",
     "memory_of",
+    "plan_of",
+    "plans_of",
     "problem_from",
     "problem_of",
     "read_plan",
     "rewrite_graph_with_recomputation",
     "simulate_memory_usage",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs the compiler is imported when it is first asked for."""
+    if name == "backend":
+        from checkpointing.compiled.backend import backend
+
+        return backend
+    if name in ("CompiledPlan", "plan_of", "plans_of"):
+        from checkpointing.compiled import compiled_plan
+
+        return getattr(compiled_plan, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -52,6 +52,22 @@ def decide_checkpoints(
     raise BudgetError(_rejection(problem, memory_budget, budget, floor, order, peak))
 
 
+def lowest_plan(problem: PlanningProblem) -> Plan:
+    """The plan of the lowest peak that `greedy` finds in `SEARCH_S` seconds, by bisection to 1% of the activations."""
+    low, high = unavoidable(problem)[0], unchanged_peak(problem)
+    best = Plan(problem, "none", problem.default_kept | frozenset(problem.pinned))
+    step = max(1, (high - problem.static_bytes) // 100)
+    deadline = time.process_time() + SEARCH_S
+    while high - low > step and time.process_time() < deadline:
+        middle = (low + high) // 2
+        try:
+            best = plan_greedy(problem, middle, deadline)
+            high = best.predicted_peak_bytes
+        except NoPlanError:
+            low = middle
+    return best
+
+
 def _rejection(problem: PlanningProblem, given: float | str, budget: int, floor: int, order: int, peak: int) -> str:
     """One sentence: the budget in bytes, the minimum, what sets it, and what to ask for.
 

@@ -19,3 +19,7 @@ class DecisionsFileError(CheckpointingError):
 
 class CostError(CheckpointingError):
     """An operator cannot be timed on its own: it is out of memory, not supported, or its shapes are not known."""
+
+
+class GraphBreakError(CheckpointingError):
+    """The compiled step falls into several graphs, and a budget is of the whole step."""

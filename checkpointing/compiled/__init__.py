@@ -1,1 +1,1 @@
-"""Recomputation under a memory budget inside torch.compile: what its two halves hold, and when."""
+"""A memory budget for torch.compile: a backend that plans what to keep and what to recompute."""

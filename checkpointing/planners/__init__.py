@@ -17,3 +17,4 @@ SOLVERS: dict[str, Callable[[PlanningProblem, int], Plan]] = {
     "greedy": plan_greedy,
     **BASELINES,  # they ignore the budget
 }
+BUDGETED = tuple(name for name in SOLVERS if name not in BASELINES)  # those that plan for a budget

@@ -130,6 +130,8 @@ def _idle(
             if index in recomputations.kept and index not in problem.pinned:
                 found[index] = None
             continue
+        if problem.copies_once:
+            continue
         after = next(use for use in life.uses if use > position)
         while schedule.runs[after].is_copy or schedule.runs[after].rank < problem.backward_start:
             after += 1

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from checkpointing.planners.problem import PlanningProblem
-from checkpointing.planners.schedule import Lifetime, make_schedule
+from checkpointing.planners.schedule import Lifetime, Schedule, make_schedule
 
 NEGLIGIBLE = 1e-4  # of all activation bytes; such activations are kept
 
@@ -58,9 +58,9 @@ def find_values(problem: PlanningProblem, negligible: float = NEGLIGIBLE) -> Val
     of `a` and `b` the backward reads first. Without `b`, `h` would get none either: it is as large as `a`, and keeping
     `a` saves more. Then the nodes of `a` are (0, 1), and its `extra` is 4, for `h` lives while `a` is made.
     """
-    schedule = make_schedule(problem, problem.default_kept)  # as it is: a position is a rank, unless a node was dead
-    ranks = [run.rank for run in schedule.runs]
-    lives = {life.storage: life for life in schedule.lifetimes}
+    schedule = make_schedule(problem, problem.default_kept)
+    ranks = _ranks(schedule)
+    lives = {life.storage: life for life in schedule.lifetimes if not life.is_copy}
     start = problem.backward_start
     smallest = negligible * sum(problem.size[i] for i in problem.activations)
     active = [i for i in problem.candidates if problem.size[i] > smallest and i in lives]
@@ -71,7 +71,7 @@ def find_values(problem: PlanningProblem, negligible: float = NEGLIGIBLE) -> Val
         if problem.size[i] > smallest and i in lives and not _made_along(problem, i, dependents.get(i, []))
     }
     fixed = np.zeros(problem.count, dtype=np.int64)
-    fixed[ranks] = schedule.total
+    np.maximum.at(fixed, ranks, schedule.total)
     certain = _forward_of_every_plan(problem, own, fixed)
     there = own | set(problem.activations) | set(problem.pinned)
     first_need: dict[int, tuple[int, int]] = {}
@@ -108,6 +108,16 @@ def find_values(problem: PlanningProblem, negligible: float = NEGLIGIBLE) -> Val
             last_use=last if is_activation else first_need[index][1],
         )
     return Values(found, fixed, between, _droppable(problem, found))
+
+
+def _ranks(schedule: Schedule) -> list[int]:
+    """Position → rank; of what the step recomputes already as it is, the rank of the node that first needs it."""
+    ranks: list[int] = []
+    following = schedule.problem.count - 1
+    for run in reversed(schedule.runs):
+        following = following if run.is_copy else run.rank
+        ranks.append(following)
+    return ranks[::-1]
 
 
 def _forward_of_every_plan(problem: PlanningProblem, own: Iterable[int], fixed: np.ndarray) -> dict[int, int]:

@@ -58,8 +58,9 @@ def plan_optimal(problem: PlanningProblem, budget: int) -> Plan:
     return replace(best, bound_s=bound)
 
 
-def optimal(problem: PlanningProblem, budget: int, seconds: float = 25.0) -> Optimum:
-    """Minimise the added time under `budget` bytes within about `seconds` of solving."""
+def optimal(problem: PlanningProblem, budget: int) -> Optimum:
+    """Minimise the added time under `budget` bytes within about `problem.solving_s` seconds."""
+    seconds = problem.solving_s
     deadline = time.perf_counter() + seconds
     small = len(problem.candidates) + len(problem.keepable) <= SMALL
     values = find_values(problem, 0.0 if small else NEGLIGIBLE)

@@ -46,6 +46,9 @@ class PlanningProblem:
     targets: list[str]  # the nodes' operators
     measured_memory: MeasuredMemory = field(default_factory=MeasuredMemory)
     substitutes: dict[int, Substitute] = field(default_factory=dict)  # rank → how its value is recomputed
+    never_kept: frozenset[int] = frozenset()  # forward values that no plan may keep
+    solving_s: float = 25.0  # seconds that `optimal` may take, about
+    copies_once: bool = False  # a value may be recomputed once at most: a graph of the backward holds a node once
 
     @property
     def count(self) -> int:
@@ -71,8 +74,8 @@ class PlanningProblem:
     @cached_property
     def keepable(self) -> list[int]:
         """Temporaries of the forward that a plan may keep, so that others are recomputed from them."""
-        active = set(self.activations)
-        return [i for i in self.forward_values if i not in active and i not in self.pinned and self.size[i] > 0]
+        excluded = {*self.activations, *self.pinned, *self.never_kept}
+        return [i for i in self.forward_values if i not in excluded and self.size[i] > 0]
 
     @cached_property
     def default_kept(self) -> frozenset[int]:

@@ -79,6 +79,8 @@ class LiveBytes(TorchDispatchMode):
     Python say which are still there. `held` are tensors that are alive throughout.
     """
 
+    supports_higher_order_operators = True  # random operators that start from a saved state
+
     def __init__(self, held: Sequence[Tensor]) -> None:
         super().__init__()
         self.alive: dict[int, tuple[Any, int]] = {}

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpointing.compiled.caching_allocator import CachingAllocator, step_memory
-from checkpointing.compiled.wrapper_memory import WrapperTimeline
+from checkpointing.compiled.memory.caching_allocator import CachingAllocator, step_memory
+from checkpointing.compiled.memory.wrapper_memory import WrapperTimeline
 
 MIB = 2**20
 

@@ -11,8 +11,8 @@ from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch.profiler import ProfilerActivity, profile
 
 from checkpointing import CheckpointingError
-from checkpointing.compiled.operator_memory import internal_bytes
-from checkpointing.compiled.wrapper_memory import WrapperTimeline, wrapper_timeline
+from checkpointing.compiled.memory.operator_memory import internal_bytes
+from checkpointing.compiled.memory.wrapper_memory import WrapperTimeline, wrapper_timeline
 
 
 @dataclass(frozen=True)

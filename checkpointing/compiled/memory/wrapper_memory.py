@@ -19,9 +19,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from checkpointing.compiled.operator_memory import internal_bytes
-from checkpointing.compiled.wrapper_module import FILENAME, load_wrapper
-from checkpointing.compiled.wrapper_names import fake_device, wrapper_names
+from checkpointing.compiled.memory.operator_memory import internal_bytes
+from checkpointing.compiled.memory.wrapper_module import FILENAME, load_wrapper
+from checkpointing.compiled.memory.wrapper_names import fake_device, wrapper_names
 from checkpointing.errors import CheckpointingError
 from profiler.costs.memory import default_rounding, rounded
 

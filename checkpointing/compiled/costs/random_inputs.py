@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from checkpointing.compiled.operator_call import OperatorCall, TensorSpec
+from checkpointing.compiled.costs.operator_call import OperatorCall, TensorSpec
 
 _SEED = 0
 _MASKS = (torch.bool, torch.uint8)  # in a list of indices, these select; other integers count

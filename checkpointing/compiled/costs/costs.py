@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from checkpointing.compiled.cost_file import append_cost, cost_path, read_costs
-from checkpointing.compiled.operator_call import OperatorCall, TensorSpec, call_of
-from checkpointing.compiled.operator_timing import seconds_of
+from checkpointing.compiled.costs.cost_file import append_cost, cost_path, read_costs
+from checkpointing.compiled.costs.operator_call import OperatorCall, TensorSpec, call_of
+from checkpointing.compiled.costs.operator_timing import seconds_of
 from checkpointing.errors import CostError
 
 log = logging.getLogger("checkpointing")

@@ -18,8 +18,8 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from checkpointing.compiled.operator_call import OperatorCall
-from checkpointing.compiled.random_inputs import random_arguments
+from checkpointing.compiled.costs.operator_call import OperatorCall
+from checkpointing.compiled.costs.random_inputs import random_arguments
 from checkpointing.errors import CostError
 
 _OPERATOR_ERRORS = (RuntimeError, ValueError, IndexError, TypeError)  # what the checks in PyTorch's operators raise

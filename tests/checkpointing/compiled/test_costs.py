@@ -21,11 +21,11 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
-from checkpointing.compiled.costs import Costs, fusible_seconds
-from checkpointing.compiled.operator_call import OperatorCall, TensorSpec, call_of
-from checkpointing.compiled.random_inputs import random_arguments
+from checkpointing.compiled.costs.costs import Costs, fusible_seconds
+from checkpointing.compiled.costs.operator_call import OperatorCall, TensorSpec, call_of
+from checkpointing.compiled.costs.random_inputs import random_arguments
 from checkpointing.errors import CheckpointingError, CostError
-from tests.checkpointing.counted_operator import RUNS, counted_node, one, operators
+from tests.checkpointing.compiled.counted_operator import RUNS, counted_node, one, operators
 
 CPU = torch.device("cpu")
 aten = torch.ops.aten

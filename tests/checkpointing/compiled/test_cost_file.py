@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from blockshock.measure.cache import cache_folder
-from checkpointing.compiled.cost_file import append_cost, cost_path
-from checkpointing.compiled.costs import Costs
-from checkpointing.compiled.operator_call import call_of
-from tests.checkpointing.counted_operator import RUNS, counted, counted_node, operators
+from checkpointing.compiled.costs.cost_file import append_cost, cost_path
+from checkpointing.compiled.costs.costs import Costs
+from checkpointing.compiled.costs.operator_call import call_of
+from tests.checkpointing.compiled.counted_operator import RUNS, counted, counted_node, operators
 from tests.import_graph import ROOT
 
 CPU = torch.device("cpu")
@@ -124,7 +124,7 @@ def test_of_two_processes_that_measure_at_once_the_first_to_write_counts_for_bot
 TWO_AT_ONCE = """
     import json, sys, time, pathlib, torch
     from torch.fx.experimental.proxy_tensor import make_fx
-    from checkpointing.compiled.costs import Costs
+    from checkpointing.compiled.costs.costs import Costs
     torch.set_num_threads(1)  # two processes that wait for each other's threads are slow
     ready = pathlib.Path(sys.argv[1])
     nodes = []

@@ -17,7 +17,7 @@ import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from checkpointing.compiled.wrapper_memory import WrapperTimeline
+from checkpointing.compiled.memory.wrapper_memory import WrapperTimeline
 from profiler.costs.memory import CUDA_ROUNDING, rounded
 
 _MIB = 2**20

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from checkpointing.compiled.wrapper_module import constants_of, kernels_of
+from checkpointing.compiled.memory.wrapper_module import constants_of, kernels_of
 
 Ran = Callable[[str, tuple[Any, ...]], None]  # of an operator: its name and arguments
 

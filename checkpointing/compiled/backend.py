@@ -1,0 +1,170 @@
+"""A backend of torch.compile that keeps a training step's peak memory under a budget, at the least added time.
+
+    model = torch.compile(model, backend=checkpointing.backend(memory_budget="8GB"), dynamic=False)
+
+Dynamo captures the forward and the loss as it always does, AOTAutograd traces them and their backward as one joint
+graph, `joint_problem` makes of it the planners' question, `partition` splits it as planned, and inductor compiles the
+halves. The optimizer and the loop stay outside. Nothing runs before it is planned: the unplanned step never has to fit.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from checkpointing import budget as budgets
+from checkpointing.compiled.compiled_plan import CompiledPlan
+from checkpointing.compiled.compiled_step import CompiledStep
+from checkpointing.compiled.execution import EXECUTIONS
+from checkpointing.compiled.rules import Rules
+from checkpointing.errors import CheckpointingError, GraphBreakError
+from checkpointing.planners import BUDGETED
+
+MEMORY_BUDGET, EXECUTION = "RECOMPUTE_MEMORY_BUDGET", "RECOMPUTE_EXECUTION"  # environment, for the backend by name
+OPTIONS = ("memory_budget", "execution", "solver", "keep", "recompute")
+
+
+def backend(
+    memory_budget: float | str,
+    *,
+    execution: str = "inductor",
+    solver: str = "optimal",
+    keep: Sequence[str] = (),
+    recompute: Sequence[str] = (),
+) -> Backend:
+    """A backend for torch.compile that plans each training graph under `memory_budget`.
+
+    `memory_budget` is the peak of allocated bytes on the device that a step may reach, static memory included: bytes,
+    a string ("8GB", "7500MiB"), or a fraction of what the unplanned step would need. `execution` is "inductor", or
+    "eager" (operator by operator, bitwise equal to the unplanned graph: for CPUs and tests). `keep` and `recompute` are
+    patterns of modules ("transformer.h.0") or operators ("aten.mm") whose results are kept, or recomputed, whatever
+    they cost. Raises CheckpointingError for what cannot be read; a budget below the floor is rejected when the step
+    compiles.
+    """
+    budgets.check(memory_budget)
+    for option, value, allowed in (("execution", execution, EXECUTIONS), ("solver", solver, BUDGETED)):
+        if value not in allowed:
+            raise CheckpointingError(f"{option}={value!r}: choose one of {', '.join(allowed)}")
+    for option, patterns in (("keep", keep), ("recompute", recompute)):
+        if isinstance(patterns, str):
+            raise CheckpointingError(f"{option}={patterns!r}: give a list of patterns, {option}=[{patterns!r}]")
+    return Backend(memory_budget, execution, solver, Rules(tuple(keep), tuple(recompute)))
+
+
+def recompute(
+    module: fx.GraphModule, inputs: Sequence[Any], *, options: dict[str, Any] | None = None, mode: str | None = None
+) -> Callable[..., Any]:
+    """The backend by name: `torch.compile(model, backend="recompute", options={"memory_budget": "8GB"})`.
+
+    What `options` leave out comes from RECOMPUTE_MEMORY_BUDGET and RECOMPUTE_EXECUTION.
+    """
+    try:
+        chosen = _by_name(options)
+    except CheckpointingError as error:
+        return _raising(error)
+    return chosen(module, inputs, mode=mode)
+
+
+def _by_name(options: dict[str, Any] | None) -> Backend:
+    given: dict[str, Any] = dict(options or {})
+    for option, variable in (("memory_budget", MEMORY_BUDGET), ("execution", EXECUTION)):
+        if option not in given and os.environ.get(variable):
+            given[option] = _number(os.environ[variable])
+    unknown = given.keys() - set(OPTIONS)
+    if unknown:
+        raise CheckpointingError(f"options={{{min(unknown)!r}: ...}}: choose among {', '.join(OPTIONS)}")
+    if "memory_budget" not in given:
+        raise CheckpointingError(
+            f'backend="recompute" needs a budget: set {MEMORY_BUDGET}=8GB, or pass options={{"memory_budget": "8GB"}}'
+        )
+    return backend(given.pop("memory_budget"), **given)
+
+
+def _number(text: str) -> float | str:
+    """A fraction or a number of bytes as a number; anything else as it stands."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+@dataclass
+class Backend:
+    """Called by Dynamo with each graph that it captures. `plans` are those of the graphs so far, the latest last."""
+
+    memory_budget: float | str
+    execution: str
+    solver: str
+    rules: Rules
+    plans: list[CompiledPlan] = field(default_factory=list, repr=False)
+    _references: list[weakref.ref[CompiledStep]] = field(default_factory=list, repr=False)
+
+    @property
+    def __name__(self) -> str:
+        return "recompute"
+
+    def __call__(
+        self,
+        module: fx.GraphModule,
+        inputs: Sequence[Any],
+        *,
+        options: dict[str, Any] | None = None,
+        mode: str | None = None,
+    ) -> Callable[..., Any]:
+        try:
+            if options:
+                raise CheckpointingError("options: give them to checkpointing.backend(...), not to torch.compile")
+            if mode not in (None, "default"):
+                raise CheckpointingError(f"mode={mode!r}: a planned step compiles in the default mode; leave mode out")
+            _check_one_graph(module, any(step.is_pending for step in self._steps()))
+            _check_static(inputs)
+            step = CompiledStep(module, inputs, self.memory_budget, self.execution, self.solver, self.rules)
+            if step.plan is not None:
+                self.plans.append(step.plan)
+                self._references.append(weakref.ref(step))
+            return step
+        except CheckpointingError as error:  # plain, where Dynamo would wrap it: the call that compiles raises it
+            return _raising(error)
+
+    def _steps(self) -> list[CompiledStep]:
+        return [step for reference in self._references if (step := reference()) is not None]
+
+
+def _raising(error: CheckpointingError) -> Callable[..., Any]:
+    def rejected(*arguments: Any) -> Any:
+        raise error.with_traceback(None)
+
+    return rejected
+
+
+def _check_one_graph(module: fx.GraphModule, is_second: bool) -> None:
+    """A budget is of the whole step; one graph cannot know what another of the same step will save.
+
+    `is_second`: another graph's forward has run, and its backward has not.
+    """
+    reason = getattr(module, "compile_subgraph_reason", None)
+    why = "this one begins before the backward of the one before it" if is_second else ""
+    if reason is not None and reason.graph_break:
+        why = str(reason.reason).splitlines()[0]
+    if not why:
+        return
+    where = reason.user_stack[-1] if reason is not None and reason.user_stack else None
+    place = f" at {where.filename}:{where.lineno} ({where.line})" if where is not None else ""
+    raise GraphBreakError(
+        f"the step breaks into several graphs{place}: {why}; "
+        "remove the break (torch.compile(..., fullgraph=True) finds it), or compile the parts with budgets of their own"
+    )
+
+
+def _check_static(inputs: Sequence[Any]) -> None:
+    if any(isinstance(value, torch.SymInt) for value in inputs):
+        raise CheckpointingError(
+            "a dimension of the inputs is symbolic, and a plan is of one shape: compile with dynamic=False "
+            "(each shape then has a plan of its own)"
+        )

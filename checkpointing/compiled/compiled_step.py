@@ -1,0 +1,239 @@
+"""One captured graph, planned and compiled, and compiled again for less where it takes more memory than predicted.
+
+step = CompiledStep(graph_module, inputs, "8GB", "inductor", "optimal", Rules())
+step.plan, step(*inputs)
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._guards import TracingContext, tracing
+
+from checkpointing import budget as budgets
+from checkpointing.compiled.compiled_plan import CompiledPlan, remember
+from checkpointing.compiled.costs.costs import Costs, fusible_seconds
+from checkpointing.compiled.execution import CompiledHalves, compile_halves
+from checkpointing.compiled.joint_problem import JointStep
+from checkpointing.compiled.kernels import is_element
+from checkpointing.compiled.memory.device_memory import FirstSteps, device_of, input_bytes, resident_bytes
+from checkpointing.compiled.memory.generated_memory import peak_of_code, peak_of_plan
+from checkpointing.compiled.memory.optimizer_memory import missing_optimizer_state
+from checkpointing.compiled.partition import default_split, split
+from checkpointing.compiled.rules import Rules
+from checkpointing.decide import lowest_plan
+from checkpointing.errors import BudgetError
+from checkpointing.planners import SOLVERS
+from checkpointing.planners.plan import NoPlanError, Plan
+from checkpointing.planners.problem import PlanningProblem
+from checkpointing.planners.schedule import unchanged_peak
+
+log = logging.getLogger(__name__)
+
+RECOMPILED = 2  # times at most: where a compiled plan takes more memory than predicted
+AIMED = 4  # plans at most for one compilation, each for as much less as the allocator's blocks took too much
+ROOM = 0.02  # of the budget: if the code leaves more than that, planning anew pays
+SLACK = 2**20  # bytes by which a peak varies between steps; of a small step, a thousandth
+
+
+class CompiledStep:
+    """One captured graph, planned and compiled; it is what Dynamo calls in the graph's place."""
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        inputs: Sequence[Any],
+        memory_budget: float | str,
+        execution: str,
+        solver: str,
+        rules: Rules,
+    ) -> None:
+        self.module, self.memory_budget = module, memory_budget
+        self.execution, self.solver, self.rules = execution, solver, rules
+        self.device = device_of(inputs)
+        self.parameters = [t for t in inputs if isinstance(t, nn.Parameter) and t.requires_grad]
+        self.resident = resident_bytes(self.device, inputs)
+        self.static = input_bytes(inputs)
+        self.state = missing_optimizer_state(self.parameters, self.device) if torch.is_grad_enabled() else []
+        self.offset = 0  # bytes by which the step is known to take more than its plan says; less, if negative
+        self.recompilations = 0
+        self.plan: CompiledPlan | None = None
+        self.given: set[str] = set()  # names of the joint graph's inputs
+        self.leaving: set[str] = set()  # and of the forward's results
+        self.context = TracingContext.try_get()
+        self.first_steps = FirstSteps(self.device, self._measured)
+        self.recompile = False
+        self.is_pending = False  # the forward has run, and its backward has not
+        self.halves = self._compile(inputs)
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self.plan is not None and torch.is_grad_enabled():
+            self.first_steps.before_call()
+            if self.recompile:
+                self.recompile = False
+                with tracing(self.context):
+                    self.halves = self._compile(arguments)
+                self.first_steps.restart()
+                self.first_steps.before_call()
+        results = self.halves.run(*arguments)
+        if self.plan is not None and torch.is_grad_enabled():
+            self._await_backward(results)
+        return results
+
+    def _await_backward(self, results: Sequence[Any]) -> None:
+        """`is_pending` from here until the backward begins."""
+        differentiable = [value for value in results if isinstance(value, Tensor) and value.requires_grad]
+        self.is_pending = bool(differentiable)
+        for value in differentiable:
+            value.register_hook(self._backward_begins)
+
+    def _backward_begins(self, _: Tensor) -> None:
+        self.is_pending = False
+
+    def _measured(self, peak: int) -> None:
+        """The allocator's peak of one of the first steps. Raises BudgetError if no plan brought it under the budget."""
+        assert self.plan is not None
+        self.plan.measured_peak_bytes = max(peak, self.plan.measured_peak_bytes or 0)
+        if peak > self.plan.budget_bytes and not self.plan.is_empty:
+            self.offset += peak - self.plan.predicted_peak_bytes
+            self._count(peak - self.plan.budget_bytes, "the step")
+            self.recompile = True
+
+    def _compile(self, inputs: Sequence[Any]) -> CompiledHalves:
+        """Plan and compile, and again for less where the generated code takes more than the plan."""
+        while True:
+            halves = compile_halves(self.execution, self.module, inputs, self._partition)
+            plan = self.plan
+            if plan is None:  # no backward
+                return halves
+            planned = plan.predicted_peak_bytes
+            plan.predicted_peak_bytes = self._predicted(halves, plan)
+            plan.unplanned_peak_bytes += plan.predicted_peak_bytes - planned
+            self.offset += plan.predicted_peak_bytes - planned
+            excess = plan.predicted_peak_bytes - plan.budget_bytes
+            if excess <= 0 and (plan.is_empty or self.recompilations or -excess < ROOM * plan.budget_bytes):
+                break
+            if plan.is_empty or not self._replanned(plan):
+                break
+            self._count(excess, "the generated code")
+        remember(self.parameters, plan)
+        return halves
+
+    def _replanned(self, plan: CompiledPlan) -> bool:
+        """Whether planning with what is known now would keep other values."""
+        return self._plan(plan.problem)[0].kept != plan.plan.kept
+
+    def _count(self, excess: int, who: str) -> None:
+        """Before each further compilation. Raises BudgetError after `RECOMPILED` of them."""
+        assert self.plan is not None
+        log.info("%s takes %+.1f MiB of the budget: planned anew", who, excess / 2**20)
+        if excess > 0 and self.recompilations == RECOMPILED:
+            needed = -(-(self.plan.budget_bytes + excess) // 2**20)
+            raise BudgetError(
+                f"memory_budget={self.memory_budget!r} is {self.plan.budget_bytes / 2**20:.1f} MiB, and {who} takes "
+                f'{excess / 2**20:.1f} MiB more, planned {1 + RECOMPILED} times: use at least "{needed}MiB"'
+            )
+        self.recompilations += 1
+
+    def _predicted(self, halves: CompiledHalves, plan: CompiledPlan) -> int:
+        """Bytes at the peak of the step, from the generated code where there is some."""
+        if halves.forward is None or halves.backward is None:
+            return plan.plan.predicted_peak_bytes
+        above = peak_of_code(halves.forward, halves.backward, self.given, self.leaving, self.static, self.state)
+        return self.resident + sum(self.state) + above
+
+    def _partition(
+        self,
+        joint: fx.GraphModule,
+        joint_inputs: Sequence[Any],
+        *,
+        num_fwd_outputs: int,
+        static_lifetime_input_indices: Collection[int] | None = None,
+        **_: Any,
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        started = time.perf_counter()
+        static = list(static_lifetime_input_indices or ())
+        fused = self.execution == "inductor"
+        default = default_split(joint, joint_inputs, num_fwd_outputs, static, fused)
+        self.given = {node.name for node in default.joint.graph.find_nodes(op="placeholder")}
+        step = JointStep.of(default.joint, num_fwd_outputs, static, fused, default.saved)
+        self.leaving = {node.name for node in step.outputs}
+        problem, measuring_s = self._problem(step)
+        plan, peak = self._plan(problem)
+        previous = self.plan
+        self.plan = CompiledPlan(
+            problem=problem,
+            plan=plan,
+            budget_bytes=previous.budget_bytes if previous else self._budget(problem),
+            unplanned_peak_bytes=unchanged_peak(problem),
+            predicted_peak_bytes=peak,
+            optimizer_state_bytes=sum(self.state),
+            execution=self.execution,
+            planning_s=time.perf_counter() - started + (previous.planning_s if previous else 0.0),
+            measuring_s=measuring_s + (previous.measuring_s if previous else 0.0),
+            recompilations=self.recompilations,
+        )
+        if self.plan.is_empty:
+            log.info("the unplanned step fits the budget: nothing is recomputed")
+            return default.forward, default.backward
+        return split(default.joint, step.saved_nodes(plan.kept), num_fwd_outputs, static)
+
+    def _problem(self, step: JointStep) -> tuple[PlanningProblem, float]:
+        """The planners' question, and the seconds that measuring operators took."""
+        kernels = [kernel.node for kernel in step.order if not is_element(kernel.node)]
+        forward = [node for node in kernels if node in step.forward]
+        self.rules.check(forward)
+        costs = Costs(self.device)
+        started = time.perf_counter()
+        costs.measure([kernel.node for kernel in step.order if kernel.called and not is_element(kernel.node)])
+        measuring_s = time.perf_counter() - started
+        problem = step.problem(
+            seconds=costs.seconds,
+            moving=lambda size: fusible_seconds(size, costs),
+            resident=self.resident + sum(self.state),
+            pinned={node: why for node in forward if (why := self.rules.pinned(node))},
+            forced=[node for node in forward if self.rules.is_forced(node)],
+        )
+        return problem, measuring_s
+
+    def _budget(self, problem: PlanningProblem) -> int:
+        given = self.memory_budget
+        return budgets.in_bytes(given, 0, unchanged_peak(problem))  # a fraction is one of the unplanned peak
+
+    def _plan(self, problem: PlanningProblem) -> tuple[Plan, int]:
+        """The solver's plan, and the peak that it is expected to have: the allocator's, with what is known of the code.
+
+        Raises BudgetError with the lowest budget that has a plan, and what sets it.
+        """
+        budget = self._budget(problem)
+        kept = problem.default_kept | frozenset(problem.pinned)
+        plan = Plan(problem, self.solver, kept, budget_bytes=budget, bound_s=0.0)
+        aim = budget - self.offset
+        try:
+            for _ in range(AIMED):
+                peak = peak_of_plan(plan.schedule, self.device) + self.offset
+                if peak <= budget:
+                    return plan, peak
+                if plan.planning_s:  # the solver's, which the allocator exceeds by its blocks
+                    aim -= peak - budget + min(SLACK, budget // 1000)
+                started = time.perf_counter()
+                plan = SOLVERS[self.solver](problem, aim)
+                plan = replace(plan, budget_bytes=budget, planning_s=time.perf_counter() - started)
+            return plan, peak_of_plan(plan.schedule, self.device) + self.offset
+        except NoPlanError:
+            lowest = lowest_plan(problem)
+        order = lowest.schedule.runs[lowest.schedule.peak_position].rank
+        least = peak_of_plan(lowest.schedule, self.device) + self.offset
+        asked, minimum = budgets.told_apart(budget, max(least, budget + 1))
+        where = " in ".join(filter(None, [problem.targets[order], problem.modules[order]]))
+        needed = -(-max(least, budget) * 101 // 100 // 2**20)
+        raise BudgetError(
+            f"memory_budget={self.memory_budget!r} is {asked}, below the minimum of {minimum}, set by {where}: "
+            f'use at least "{needed}MiB"'
+        )

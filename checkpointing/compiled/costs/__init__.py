@@ -1,0 +1,1 @@
+"""What operators cost on a device: measured once at their own shapes, and kept."""

@@ -1,0 +1,125 @@
+"""How the two halves of a step run: compiled by inductor, or operator by operator.
+
+    halves = compile_halves("inductor", graph_module, inputs, partition)
+    halves.run(*inputs)
+
+`partition(joint, joint_inputs, num_fwd_outputs=..., static_lifetime_input_indices=...)` returns forward and backward.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+from torch._inductor.custom_graph_pass import CustomPartitionerFn
+
+from checkpointing.compiled.partition import copied
+
+EXECUTIONS = ("inductor", "eager")
+
+PartitionFn = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
+
+
+@dataclass(frozen=True)
+class Half:
+    """A compiled half: the code that inductor generated for it, its example inputs, and the names of its values."""
+
+    source_code: str
+    inputs: tuple[Any, ...]
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+
+
+@dataclass
+class CompiledHalves:
+    """The compiled step. `forward` and `backward` are None where it runs operator by operator, or has no backward."""
+
+    run: Callable[..., Any] = field(repr=False, default=lambda: None)
+    forward: Half | None = None
+    backward: Half | None = None
+
+
+def compile_halves(
+    execution: str, module: fx.GraphModule, inputs: Sequence[Any], partition: PartitionFn
+) -> CompiledHalves:
+    """Trace forward and backward of `module`, split them by `partition`, and compile both. `module` stays as it is."""
+    own = fx.GraphModule(module, copied(module.graph))
+    return _inductor(own, inputs, partition) if execution == "inductor" else _eager(own, inputs, partition)
+
+
+def _inductor(module: fx.GraphModule, inputs: Sequence[Any], partition: PartitionFn) -> CompiledHalves:
+    import torch._functorch.config as functorch_config
+    import torch._inductor.config as inductor_config
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+    halves = CompiledHalves()
+
+    def record(graph: fx.GraphModule, example_inputs: Sequence[Any], **options: Any) -> Any:
+        [output] = graph.graph.find_nodes(op="output")
+        names = tuple(node.name for node in graph.graph.find_nodes(op="placeholder"))
+        results = tuple(str(getattr(node, "name", node)) for node in output.args[0])
+        compiled: Any = compile_fx_inner(graph, example_inputs, **options)
+        half = Half(compiled.source_code, tuple(example_inputs), names, results)
+        if options.get("is_backward"):
+            halves.backward = half
+        else:
+            halves.forward = half
+        return compiled
+
+    # The cache of AOTAutograd would skip the planning; inductor's cache of each half stays on. The backward is compiled
+    # along with the forward, so that its memory is known before the first step.
+    with (
+        inductor_config.patch(custom_partitioner_fn=_Partitioner(partition)),
+        functorch_config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True),
+    ):
+        compiled: Any = compile_fx(module, list(inputs), inner_compile=record)
+    halves.run = compiled
+    return halves
+
+
+class _Partitioner(CustomPartitionerFn):
+    def __init__(self, partition: PartitionFn) -> None:
+        self.partition = partition
+
+    def __call__(
+        self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        kwargs.pop("compiler", None)
+        return self.partition(gm, joint_inputs, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Partitioner:
+        return self  # inductor copies its configuration for the key of its cache
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (_OWN_HASH,)  # and pickles it
+
+    def uuid(self) -> str:
+        """Part of the key of inductor's cache, which holds compiled halves: they are keyed by their own graphs."""
+        return _OWN_HASH
+
+
+_OWN_HASH = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+def _eager(module: fx.GraphModule, inputs: Sequence[Any], partition: PartitionFn) -> CompiledHalves:
+    from torch._dynamo.backends.common import aot_autograd
+
+    compiler = aot_autograd(fw_compiler=_interpreted, bw_compiler=_interpreted, partition_fn=partition)
+    return CompiledHalves(compiler(module, list(inputs)))
+
+
+def _interpreted(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    """Runs the graph node by node. It takes its arguments in a list that it empties, and lets go of every value after
+    its last use, so that its peak is that of the values alive."""
+
+    def run(arguments: list[Any]) -> Any:
+        with torch.no_grad():
+            return torch.fx.Interpreter(module).boxed_run(arguments)
+
+    run._boxed_call = True  # type: ignore[attr-defined]  # AOTAutograd then hands over the list, not its elements
+    return run

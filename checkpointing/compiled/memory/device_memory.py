@@ -1,0 +1,66 @@
+"""What is on the device besides a compiled step's own values, and what its first steps really take.
+
+resident_bytes(device, inputs)      # before the step: parameters, optimizer state, gradients, other tensors
+check = FirstSteps(device); check.before_call(...)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+CHECKED = 2  # steps whose peak is read: the first makes the optimizer's state, the second has it from the start
+
+
+def device_of(inputs: Sequence[Any]) -> torch.device:
+    """The device of the step's memory: that of the first input on a GPU, or the CPU."""
+    devices = [value.device for value in inputs if isinstance(value, Tensor)]
+    return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
+
+
+def resident_bytes(device: torch.device, inputs: Sequence[Any]) -> int:
+    """Bytes allocated on the device. A CPU does not count them: there, those of the inputs and of their gradients."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    tensors = [value for value in inputs if isinstance(value, Tensor)]
+    tensors += [t.grad for t in tensors if isinstance(t, nn.Parameter) and t.grad is not None]
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def input_bytes(inputs: Sequence[Any]) -> list[int]:
+    """Bytes of each storage among the step's inputs: parameters, buffers, the batch."""
+    tensors = [value for value in inputs if isinstance(value, Tensor)]
+    return list({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+class FirstSteps:
+    """Reads the allocator's peak over each of the first steps, from one call of the step to the next.
+
+    `report(peak)` is called with it. The allocator's peak counter (`torch.cuda.max_memory_allocated`) starts anew with
+    each of these steps. A CPU has none: nothing is read there.
+    """
+
+    def __init__(self, device: torch.device, report: Callable[[int], None]) -> None:
+        self.device, self.report = device, report
+        self.calls = 0
+        self.before = 0  # bytes at the start of the step that is being read
+
+    def restart(self) -> None:
+        """Read as many steps again: the step has been compiled anew."""
+        self.calls = 0
+
+    def before_call(self) -> None:
+        """To be called at the start of each step."""
+        if self.device.type != "cuda" or self.calls > CHECKED:
+            return
+        allocated = torch.cuda.memory_allocated(self.device)
+        if self.calls > 0:
+            grown = max(0, allocated - self.before)  # optimizer state, which the next step has from its start
+            self.report(torch.cuda.max_memory_allocated(self.device) + grown)
+        if self.calls < CHECKED:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self.before = allocated
+        self.calls += 1

@@ -1,0 +1,91 @@
+"""The peak of a compiled step as the device's allocator will count it: of a plan, and of the code generated for it.
+
+peak_of_plan(schedule, static)                  # bytes, before anything is compiled
+peak_of_code(forward, backward, ...)            # bytes above what was there before the step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+
+from checkpointing.compiled.execution import Half
+from checkpointing.compiled.memory.caching_allocator import Block, CachingAllocator, step_memory
+from checkpointing.compiled.memory.wrapper_memory import wrapper_timeline
+from checkpointing.planners.schedule import Schedule
+from profiler.costs.memory import default_rounding, rounded
+
+_STEPS = 2  # the second finds the blocks that the first has left
+
+
+def peak_of_plan(schedule: Schedule, device: torch.device) -> int:
+    """Bytes at the peak of a planned step. On a GPU, larger blocks that the caching allocator hands out are counted."""
+    if device.type != "cuda":
+        return schedule.peak
+    problem = schedule.problem
+    starting: dict[int, list[int]] = {}
+    ending: dict[int, list[int]] = {}
+    for number, life in enumerate(schedule.lifetimes):
+        starting.setdefault(life.first, []).append(number)
+        ending.setdefault(life.last, []).append(number)
+    allocator = CachingAllocator()
+    for _ in range(_STEPS):
+        blocks: dict[int, Block] = {}
+        allocator.peak = allocator.allocated
+        for position, run in enumerate(schedule.runs):
+            in_place = problem.workspace[run.rank] < 0
+            over = [n for n in ending.get(position, ()) if n in blocks and in_place]
+            for number in over:
+                allocator.free(blocks.pop(number))
+            for number in starting.get(position, ()):
+                blocks[number] = allocator.malloc(problem.size[schedule.lifetimes[number].storage])
+            for number in ending.get(position, ()):
+                if number in blocks:
+                    allocator.free(blocks.pop(number))
+    return problem.static_bytes + max(allocator.peak, schedule.peak - problem.static_bytes)
+
+
+def peak_of_code(
+    forward: Half,
+    backward: Half,
+    given: Collection[str],
+    leaving: Collection[str],
+    static: Sequence[int],
+    state: Sequence[int],
+) -> int:
+    """Bytes at the peak of forward and backward, in the order in which inductor allocates, reuses and deletes.
+
+    `given` are the names of the joint graph's inputs, which the step does not free; `leaving` those of the forward's
+    results, which its caller may hold until the backward ends. `static` and `state`: see `step_memory`.
+    """
+    first = wrapper_timeline(forward.source_code, forward.inputs)
+    position = {name: index for index, name in enumerate(forward.output_names)}
+    inputs = [
+        first.outputs[position[name]] if name in position else value
+        for name, value in zip(backward.input_names, backward.inputs, strict=True)
+    ]
+    kept = {*given, *leaving}
+    freed = {
+        index
+        for index, name in enumerate(backward.input_names)
+        if name not in kept and (name not in position or first.output_inputs[position[name]] is None)
+    }
+    second = wrapper_timeline(backward.source_code, inputs, freed)
+    tangents = [v for n, v in zip(backward.input_names, backward.inputs, strict=True) if "tangents" in n]
+    between = sum(_bytes(value) for value in tangents)
+    device = next((v.device for v in inputs if isinstance(v, torch.Tensor)), torch.device("cpu"))
+    if device.type != "cuda":
+        held = sum(
+            _bytes(value) for name, value in zip(forward.output_names, first.outputs, strict=True) if name in leaving
+        )
+        return max(first.peak, held + between + second.peak)
+    saved = {index: position[backward.input_names[index]] for index in freed if backward.input_names[index] in position}
+    memory = step_memory(static, first, second, saved, state)
+    return max(memory.peak_forward, between + memory.peak_backward)
+
+
+def _bytes(value: object) -> int:
+    if not isinstance(value, torch.Tensor):
+        return 0
+    return rounded(value.untyped_storage().nbytes(), default_rounding(value.device))

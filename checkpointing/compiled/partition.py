@@ -1,0 +1,113 @@
+"""A joint graph split into forward and backward: the backward starts from chosen values, and recomputes the rest.
+
+    default = default_split(joint, joint_inputs, num_fwd_outputs, static, fused=True)
+    forward, backward = split(default.joint, saved, num_fwd_outputs, static)
+
+What is recomputed runs where the backward first needs it (`reordering_to_mimic_autograd_engine`), and it cannot be
+hoisted into the forward: the two halves are graphs of their own. Random operators that run again start from the state
+that they started from in the forward (`functionalize_rng_ops`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+from torch.utils.checkpoint import CheckpointPolicy
+
+from checkpointing.compiled.kernels import is_random, is_view
+
+
+@dataclass(frozen=True)
+class DefaultSplit:
+    """What the compiler does by itself: the joint graph after its clean-up, what it saves, and the two halves."""
+
+    joint: fx.GraphModule
+    saved: tuple[fx.Node, ...]
+    forward: fx.GraphModule
+    backward: fx.GraphModule
+
+
+def default_split(
+    joint: fx.GraphModule, inputs: Sequence[Any], num_fwd_outputs: int, static: Collection[int], fused: bool
+) -> DefaultSplit:
+    """Inductor's own choice if `fused` (a minimal cut: it recomputes what fuses into its readers), or else autograd's:
+    everything that the backward reads."""
+    import torch._functorch.config as functorch_config
+    from torch._functorch.partitioners import default_partition, min_cut_rematerialization_partition
+
+    module = fx.GraphModule(joint, copied(joint.graph))
+    partition = min_cut_rematerialization_partition if fused else default_partition
+    with functorch_config.patch(activation_memory_budget=1.0):
+        forward, backward = partition(
+            module, inputs, num_fwd_outputs=num_fwd_outputs, static_lifetime_input_indices=list(static)
+        )
+    [output] = forward.graph.find_nodes(op="output")
+    by_name = {node.name: node for node in module.graph.nodes}
+    saved = [by_name.get(node.name) for node in output.args[0][num_fwd_outputs:] if isinstance(node, fx.Node)]
+    return DefaultSplit(
+        module, tuple(node for node in saved if node is not None and node.op == "call_function"), forward, backward
+    )
+
+
+def copied(graph: fx.Graph) -> fx.Graph:
+    """A graph of its own with the same nodes, names and metadata."""
+    new = fx.Graph()
+    new.set_codegen(graph._codegen)
+    of: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        of[node] = new.node_copy(node, lambda source: of[source])
+    return new
+
+
+def split(
+    joint: fx.GraphModule, saved: Collection[fx.Node], num_fwd_outputs: int, static: Collection[int]
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """The halves when the backward may read `saved`, the step's inputs and nothing else of the forward."""
+    from torch._functorch import partitioners as torch_partitioners
+    from torch._functorch.compile_utils import raise_getitems
+
+    info = torch_partitioners.classify_nodes(joint, list(static), num_fwd_outputs)
+    read, again = _read_by_backward(joint, frozenset(saved), num_fwd_outputs, info.required_bw_nodes)
+    random_again = [node for node in again if is_random(node)]
+    for node in random_again:
+        node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
+    symbols: list[fx.Node] = []
+    forward, backward = torch_partitioners._extract_fwd_bwd_modules(
+        joint,
+        read,
+        saved_sym_nodes=symbols,
+        num_fwd_outputs=num_fwd_outputs,
+        static_lifetime_input_nodes=info.static_lifetime_input_nodes,
+    )
+    if random_again:
+        forward, backward = torch_partitioners.functionalize_rng_ops(joint, forward, backward, len(symbols))
+    backward = torch_partitioners.reordering_to_mimic_autograd_engine(backward)
+    forward, backward = raise_getitems(forward), raise_getitems(backward)
+    return (
+        torch_partitioners.thread_graphsafe_rng_from_hops(forward, is_backward=False),
+        torch_partitioners.thread_graphsafe_rng_from_hops(backward, is_backward=True),
+    )
+
+
+def _read_by_backward(
+    joint: fx.GraphModule, saved: frozenset[fx.Node], num_fwd_outputs: int, backward_only: Collection[fx.Node]
+) -> tuple[list[fx.Node], list[fx.Node]]:
+    """(what the forward hands over: inputs of the step and nodes of `saved`; the nodes that run again), in order."""
+    [output] = joint.graph.find_nodes(op="output")
+    pending = [node for node in output.args[0][num_fwd_outputs:] if isinstance(node, fx.Node)]
+    seen: set[fx.Node] = set()
+    read: set[fx.Node] = set()
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node in saved or (node.op != "call_function" and "tangents" not in str(node.target)):
+            read.add(node)
+        else:
+            pending += node.all_input_nodes
+    again = [n for n in joint.graph.nodes if n in seen - read and n not in backward_only and not is_view(n)]
+    return [node for node in joint.graph.nodes if node in read and node.op != "get_attr"], again

@@ -1,0 +1,294 @@
+"""A step compiled under a memory budget: the same numbers, the budget met, and clear errors where it cannot be."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import checkpointing
+from checkpointing import BudgetError, CheckpointingError, plan_of, plans_of
+from checkpointing.decide import lowest_plan
+from checkpointing.errors import GraphBreakError
+from profiler.models import build
+from tests.checkpointing.compiled.random_models import RandomModel, random_batch
+from tests.checkpointing.compiled.training import TINY, CountedHalves, train, train_tiny
+from tests.profiler.eager_steps import assert_equal
+
+
+class Blocks(nn.Module):
+    """Residual blocks of linear, GELU, linear and dropout, all alike."""
+
+    def __init__(self, count: int = 4, width: int = 16, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout))
+            for _ in range(count)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+def square(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x).square().mean()
+
+
+def blocks(**options: Any) -> tuple[nn.Module, tuple[Tensor]]:
+    torch.manual_seed(0)
+    return Blocks(**options), (torch.randn(32, 16),)
+
+
+def planned(memory_budget: float | str, **options: Any) -> Any:
+    return checkpointing.backend(memory_budget, execution=options.pop("execution", "eager"), **options)
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("solver", ["optimal", "greedy"])
+def test_three_steps_are_bitwise_those_of_the_unplanned_step(name: str, solver: str) -> None:
+    expected = train_tiny(name, "aot_eager")
+    found = train_tiny(name, planned(0.97 if name == "tiny_resnet152" else 0.92, solver=solver))
+    assert not plan_of(found.model).is_empty
+    assert [loss.item() for loss in found.losses] == [loss.item() for loss in expected.losses]
+    assert_equal(found.state, expected.state, "")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_small_model_trains_bitwise_as_unplanned(seed: int) -> None:
+    batch = random_batch(seed)
+    expected = train(RandomModel(seed), _apply, batch, "aot_eager", steps=2)
+    lowest = lowest_plan(plan_of(train(RandomModel(seed), _apply, batch, planned(1.0), steps=1).model).problem)
+    found = train(RandomModel(seed), _apply, batch, planned(lowest.predicted_peak_bytes), steps=2)
+    assert [loss.item() for loss in found.losses] == [loss.item() for loss in expected.losses]
+    assert_equal(found.state, expected.state, "")
+
+
+def _apply(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x)
+
+
+def test_eleven_budgets_are_met_and_a_lower_one_never_counts_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = CountedHalves(monkeypatch)
+    task = build("tiny_gpt2", batch_size=4, seq_len=32)
+    unplanned = train(task.model, task.loss_fn, task.batch, planned(1.0), steps=1)
+    need = plan_of(unplanned.model).unplanned_peak_bytes
+    counts = []
+    for fraction in [1.0 - 0.03 * step for step in range(11)]:
+        task = build("tiny_gpt2", batch_size=4, seq_len=32)
+        budget = int(need * fraction)
+        trained = train(task.model, task.loss_fn, task.batch, planned(budget), steps=1)
+        counts.append(counted.peak(trained, task.batch))
+        plan = plan_of(task.model)
+        assert counts[-1] <= budget
+        assert counts[-1] <= plan.predicted_peak_bytes <= budget
+    assert all(lower <= higher for higher, lower in itertools.pairwise(counts))
+    assert counts[-1] < 0.75 * counts[0]
+
+
+@pytest.mark.parametrize("name", ["tiny_gpt2", "tiny_resnet152"])
+def test_through_inductor_the_loss_and_gradients_are_as_near_to_float64_as_unplanned(name: str) -> None:
+    errors = {}
+    for case, backend in {
+        "unplanned": "inductor",
+        "planned": planned(0.95 if name == "tiny_gpt2" else 0.86, execution="inductor"),
+    }.items():
+        task = build(name, batch_size=4, seq_len=32, dropout=None if name == "tiny_resnet152" else 0.0)
+        torch._dynamo.reset()
+        torch.compile(task.loss_fn, backend=backend, dynamic=False)(task.model, *task.batch).backward()
+        errors[case] = _distance_from_float64(name, task.model)
+        if case == "planned":
+            assert not plan_of(task.model).is_empty
+    assert errors["planned"] <= 1.2 * errors["unplanned"]
+
+
+def _distance_from_float64(name: str, model: nn.Module) -> float:
+    exact = build(name, batch_size=4, seq_len=32, dropout=None if name == "tiny_resnet152" else 0.0)
+    exact.model.double()
+    batch = [t.double() if t.is_floating_point() else t for t in exact.batch]
+    exact.loss_fn(exact.model, *batch).backward()
+    pairs = [
+        (found.grad.double(), true.grad)
+        for found, true in zip(model.parameters(), exact.model.parameters(), strict=True)
+        if found.grad is not None and true.grad is not None
+    ]
+    return float(sum((a - b).norm() ** 2 for a, b in pairs) ** 0.5 / sum(b.norm() ** 2 for _, b in pairs) ** 0.5)
+
+
+def test_a_budget_above_the_need_changes_nothing() -> None:
+    model, batch = blocks()
+    train(model, square, batch, planned("1GB"))
+    plan = plan_of(model)
+    assert plan.is_empty
+    assert plan.predicted_peak_bytes == plan.unplanned_peak_bytes
+    assert "nothing is recomputed" in plan.summary()
+
+
+def test_a_budget_below_the_floor_is_rejected_with_one_that_works_and_what_sets_it() -> None:
+    model, batch = blocks(width=256, count=2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    batch = (torch.randn(256, 256),)
+    with pytest.raises(
+        BudgetError, match=r"below the minimum of .* set by aten\.\S+ in blocks\.\d.*use at least"
+    ) as error:
+        train(model, square, batch, planned("1MB"))
+    assert "\n" not in str(error.value)
+    assert_equal(model.state_dict(), before, "")
+    lowest = str(error.value).split('use at least "')[1].split('"')[0]
+    train(model, square, batch, planned(lowest))
+    assert plan_of(model).predicted_peak_bytes <= plan_of(model).budget_bytes
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"memory_budget": 0}, "must be positive"),
+        ({"memory_budget": float("nan")}, "must be positive"),
+        ({"memory_budget": "8 apples"}, "cannot be read"),
+        ({"memory_budget": True}, "must be positive"),
+        ({"memory_budget": "8GB", "execution": "jit"}, "choose one of inductor, eager"),
+        ({"memory_budget": "8GB", "solver": "none"}, "choose one of optimal, greedy"),
+        ({"memory_budget": "8GB", "keep": "mm"}, "give a list of patterns"),
+    ],
+)
+def test_what_cannot_be_read_is_rejected_before_anything_compiles(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(CheckpointingError, match=said) as error:
+        checkpointing.backend(**options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("option", ["keep", "recompute"])
+def test_a_pattern_that_matches_nothing_is_rejected_with_names_that_would(option: str) -> None:
+    model, batch = blocks()
+    with pytest.raises(CheckpointingError, match=r"matches no module and no operator .* blocks\.0"):
+        train(model, square, batch, planned(0.9, **{option: ["transformer.h.0"]}))
+
+
+def test_values_kept_on_request_are_kept_and_those_to_recompute_are_recomputed() -> None:
+    model, batch = blocks(dropout=0.0)
+    train(model, square, batch, planned(1.0, recompute=["blocks.1.1", "aten.clone"], keep=["blocks.0"]))
+    table = plan_of(model).table()
+    assert set(table[table.module.str.startswith("blocks.0")].decision) == {"keep"}
+    assert not (table.module == "blocks.1.1").any()
+    expected, _ = blocks(dropout=0.0)
+    train(expected, square, batch, "aot_eager")
+    assert_equal(model.state_dict(), expected.state_dict(), "")
+
+
+class Checkpointed(Blocks):
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + checkpoint(block, x, use_reentrant=False)
+        return x
+
+
+def test_the_models_own_checkpoints_are_respected() -> None:
+    torch.manual_seed(0)
+    model, batch = Checkpointed(), (torch.randn(32, 16),)
+    found = train(model, square, batch, planned(1.0))
+    table = plan_of(model).table()
+    assert not table.module.str.startswith("blocks.1.").any()
+    torch.manual_seed(0)
+    expected = train(Checkpointed(), square, batch, "aot_eager")
+    assert_equal(found.state, expected.state, "")
+
+
+def test_each_shape_has_a_plan_of_its_own() -> None:
+    model, batch = blocks()
+    train(model, square, batch, planned(1.0), steps=1)
+    need = plan_of(model).unplanned_peak_bytes
+    model, batch = blocks()
+    trained = train(model, square, batch, planned(int(0.9 * need)), steps=1)
+    trained.loss_fn(model, batch[0][:8]).backward()
+    first, second = plans_of(model)
+    assert plan_of(model) is second
+    assert second.is_empty
+    assert not first.is_empty
+
+
+def test_evaluation_between_steps_needs_no_plan() -> None:
+    model, batch = blocks(dropout=0.0)
+    trained = train(model, square, batch, planned(0.9), steps=1)
+    with torch.no_grad():
+        loss = trained.loss_fn(model, *batch)
+    assert torch.allclose(loss, square(model, *batch))
+    assert len(plans_of(model)) == 1
+
+
+def test_a_graph_break_is_an_error_that_shows_the_break() -> None:
+    def broken(model: nn.Module, x: Tensor) -> Tensor:
+        hidden = model(x)
+        torch._dynamo.graph_break()
+        return hidden.square().mean()
+
+    model, batch = blocks()
+    with pytest.raises(GraphBreakError, match=r"several graphs at .*test_backend\.py:\d+"):
+        train(model, broken, batch, planned(0.9))
+
+
+def test_a_step_whose_functions_are_compiled_one_by_one_is_an_error_too() -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = Blocks()
+
+        def forward(self, x: Tensor) -> Tensor:
+            try:  # Dynamo leaves this function alone, and compiles each one that it calls
+                for _ in range(2):
+                    x = self.blocks(x)
+                    torch._dynamo.graph_break()
+            finally:
+                x = x + 1
+            return x
+
+    batch = (torch.randn(32, 16),)
+    with pytest.raises(GraphBreakError, match="several graphs"):
+        train(Broken(), square, batch, planned(0.95))
+
+
+def test_a_symbolic_shape_is_rejected_with_the_remedy() -> None:
+    model, batch = blocks()
+    torch._dynamo.reset()
+    compiled = torch.compile(square, backend=planned(0.9), dynamic=True)
+    with pytest.raises(CheckpointingError, match="dynamic=False"):
+        compiled(model, *batch)
+
+
+def test_the_backend_goes_by_name_with_options_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = blocks()
+    torch._dynamo.reset()
+    options = {"memory_budget": 0.9, "execution": "eager"}
+    torch.compile(square, backend="recompute", options=options, dynamic=False)(model, *batch).backward()
+    assert not plan_of(model).is_empty
+    monkeypatch.setenv("RECOMPUTE_MEMORY_BUDGET", "0.9")
+    monkeypatch.setenv("RECOMPUTE_EXECUTION", "eager")
+    other, _ = blocks()
+    torch._dynamo.reset()
+    torch.compile(square, backend="recompute", dynamic=False)(other, *batch).backward()
+    assert plan_of(other).table().equals(plan_of(model).table())
+
+
+def test_by_name_without_a_budget_the_error_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RECOMPUTE_MEMORY_BUDGET", raising=False)
+    model, batch = blocks()
+    torch._dynamo.reset()
+    with pytest.raises(CheckpointingError, match="RECOMPUTE_MEMORY_BUDGET"):
+        torch.compile(square, backend="recompute", dynamic=False)(model, *batch)
+
+
+def test_plan_of_a_model_that_was_not_compiled_says_so() -> None:
+    with pytest.raises(CheckpointingError, match="run one step first"):
+        plan_of(Blocks())
+
+
+def test_planning_warns_of_nothing() -> None:
+    model, batch = blocks()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, square, batch, planned(0.9), steps=1)
