@@ -6,7 +6,7 @@ how they fuse and so in rounding: a step is compared with `torch.compile` alone,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from blockshock.errors import ConfigError, WrongValue, one_of
 from blockshock.methods.shared.checkpointed_blocks import BLOCKS, SAVED, blocks_of, checkpointed, replaced_forward
-from blockshock.methods.shared.eager_step import EagerStep
+from blockshock.methods.shared.eager_step import EagerStep, compiled_alone
 
 if TYPE_CHECKING:
     from blockshock.config import Job
@@ -87,8 +87,7 @@ class TorchCompile:
             with self._settings(blocks, head):
                 return compiled(problem.model, *batch)
 
-        alone = torch.compile(_alone(problem), backend=self.backend, dynamic=False)
-        return EagerStep(problem, optimizer, loss, alone, self.variant())
+        return EagerStep(problem, optimizer, loss, compiled_alone(problem, self.backend), self.variant())
 
     def variant(self) -> str:
         """What is added to torch.compile, in words; the budget stands in a column of its own."""
@@ -125,15 +124,6 @@ class TorchCompile:
             if head is not None:
                 stack.enter_context(_without(head))
             yield
-
-
-def _alone(problem: TrainingTask) -> Callable[..., Tensor]:
-    """The loss as a function of its own, so that it is compiled apart and with nothing but torch.compile."""
-
-    def plain(*batch: Tensor) -> Tensor:
-        return problem.loss_fn(problem.model, *batch)
-
-    return plain
 
 
 def _head(model: nn.Module) -> nn.Linear | None:

@@ -25,13 +25,13 @@ from blockshock.phases import OptimizerOptions
 
 if TYPE_CHECKING:
     from blockshock.config import Job
-    from checkpointing import Plan, Proof
+    from checkpointing import CompiledPlan, Plan, Proof
 
 
 @dataclass
 class CheckpointStep(OptimizerOptions):
     acts_on: ClassVar[str] = "model"
-    files: ClassVar = ("proof.csv", "ac_decisions_bs*.csv", "memory_*.csv", "memory_against_rank.png")
+    files: ClassVar = ("proof.csv", "ac_decisions_bs*.csv", "memory_*.csv", "memory_against_rank.png", "plan.csv")
 
     name: str = "checkpoint"
     warmup_iters: int = 2
@@ -70,6 +70,12 @@ class CheckpointStep(OptimizerOptions):
                 "baseline_peak_bytes": plan.unchanged_peak_bytes,
                 "predicted_static_bytes": plan.problem.static_bytes,
             }
+        planned: CompiledPlan | None = getattr(step, "compiled_plan", None)  # there once it has run
+        if planned is not None:
+            for line in planned.summary().partition("\n\n")[0].splitlines():  # its table is in plan.csv
+                execution.log("%s", line)
+            planned.table().to_csv(execution.folder.path / "plan.csv", index=False)
+            memory["baseline_peak_bytes"] = planned.unplanned_peak_bytes
         proof: Proof | None = None
         if self.verify and hasattr(step, "verify"):
             execution.log("comparing with the unchanged step")
@@ -88,12 +94,12 @@ class CheckpointStep(OptimizerOptions):
             memory=memory,
             device_ms=_device_ms(step, problem.batch, execution.device),
             step={"variant": getattr(step, "variant", ""), "first_s": first_s},
-            plan=None if plan is None else _plan_fields(plan),
+            plan=_compiled_plan_fields(planned, job.method.solver) if planned else _plan_fields(plan) if plan else None,
             proof=None if proof is None else _proof_fields(proof),
             matches_eager=match,
         )
-        if proof is not None and not proof.passed and getattr(job.method, "exact", False):
-            raise CheckFailed(f"the recomputed step differs from the unchanged one: {proof.summary().splitlines()[-1]}")
+        if proof is not None:
+            _require(proof, job.method)
         return summarize(samples)["p50_ms"]
 
     def _measure(self, execution: Execution, step: Callable[[], object]) -> tuple[list[float], dict[str, Any]]:
@@ -130,6 +136,33 @@ def _save_plan(execution: Execution, step: Any, plan: Plan) -> None:
     for name, curve in (("before", before), ("after", after)):
         curve.table.to_csv(folder / f"memory_{name}.csv", index=False)
     plot_memory(before, after, plan.budget_bytes, folder / "memory_against_rank.png")
+
+
+def _require(proof: Proof, method: Any) -> None:
+    """Raise CheckFailed where the step did something else than the method promises."""
+    if not proof.passed and getattr(method, "exact", False):
+        raise CheckFailed(f"the recomputed step differs from the unchanged one: {proof.summary().splitlines()[-1]}")
+    if not proof.trains_alike and getattr(method, "trains_alike", False):
+        raise CheckFailed(
+            f"the recomputed step differs from the unchanged one by more than rounding: gradients by "
+            f"{proof.gradient_error:.2g}, batch norm's statistics by {proof.buffer_error:.2g}; allowed: "
+            f"{proof.rounding_limit:.2g}"
+        )
+
+
+def _compiled_plan_fields(plan: CompiledPlan, solver: str) -> dict[str, Any]:
+    decisions = plan.table()["decision"]
+    return {
+        "solver": solver,
+        "budget_bytes": plan.budget_bytes,
+        "predicted_peak_bytes": plan.predicted_peak_bytes,
+        "predicted_added_s": plan.predicted_added_s,
+        "planning_s": plan.planning_s,
+        "gap": plan.gap,
+        "recompilations": plan.recompilations,
+        "recomputed": int((decisions == "recompute").sum()),
+        "activations": len(decisions),
+    }
 
 
 def _plan_fields(plan: Plan) -> dict[str, Any]:

@@ -44,12 +44,14 @@ class EagerStep:
         from checkpointing.rewriting.proof import BASELINE_RUNS, compare_runs
         from profiler.graph.two_runs import deterministic_algorithms
 
+        baseline_runs = 2 if self.reference else BASELINE_RUNS  # each is a copy of all parameters, states and gradients
+
         self(*batch)  # the optimizer has its state from now on
         state = {key: tensor.detach().clone() for key, tensor in self._state().items()}
         generators = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
         runs = []
         with nullcontext() if self.reference else deterministic_algorithms():
-            for loss in [self.reference or self.plain] * BASELINE_RUNS + [self.loss]:
+            for loss in [self.reference or self.plain] * baseline_runs + [self.loss]:
                 self._restore(state, generators)
                 runs.append(self._results(loss, batch))
         self._restore(state, generators)
@@ -92,6 +94,19 @@ class EagerStep:
         torch.set_rng_state(generators[0])
         if generators[1] is not None:
             torch.cuda.set_rng_state(generators[1])
+
+
+def compiled_alone(problem: TrainingTask, backend: str) -> Loss:
+    """The loss through torch.compile and nothing else: what a compiled step is compared with.
+
+    A function of its own, so that Dynamo compiles it apart from a loss that is compiled in another way.
+    """
+
+    def alone(*batch: Tensor) -> Tensor:
+        return problem.loss_fn(problem.model, *batch)
+
+    compiled: Loss = torch.compile(alone, backend=backend, dynamic=False)
+    return compiled
 
 
 def gradient_error(expected: Results, actual: Results) -> float:

@@ -1,0 +1,85 @@
+"""The compiled training step with activations recomputed under a memory budget: `checkpointing.backend`.
+
+Measured as `torch_compile` is: the loss is compiled, the optimizer stays outside, and a step is compared with
+`torch.compile` alone, from the same state and seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from blockshock.errors import ConfigError, one_of
+from blockshock.methods.shared.eager_step import EagerStep, compiled_alone
+
+if TYPE_CHECKING:
+    from blockshock.config import Job
+    from checkpointing import CompiledPlan
+    from profiler.models import TrainingTask
+
+BACKENDS = {"inductor": "inductor", "eager": "aot_eager"}  # execution -> what runs the unplanned step in the same way
+
+
+@dataclass
+class RecomputeCompiled:
+    """`memory_budget`: the step's peak in bytes or as "24GiB", or a fraction of the unplanned step's peak."""
+
+    acts_on: ClassVar[str] = "model"
+    trains_alike: ClassVar[bool] = True  # required: the masks, gradients and statistics of torch.compile alone
+
+    name: str
+    memory_budget: Any = 0.7
+    solver: str = "optimal"  # optimal | greedy
+    execution: str = "inductor"  # inductor | eager: operators one by one
+    mode: str = "default"
+
+    @property
+    def exact(self) -> bool:
+        """Whether the step must be torch.compile's to the bit: kernels that are fused otherwise round otherwise."""
+        return self.execution == "eager"
+
+    def check(self, job: Job) -> None:
+        from checkpointing import BudgetError
+        from checkpointing.budget import check
+
+        one_of("method.solver", self.solver, ("optimal", "greedy"))
+        one_of("method.execution", self.execution, BACKENDS)
+        one_of("method.mode", self.mode, ("default",))
+        try:
+            check(self.memory_budget)
+        except BudgetError as error:
+            raise ConfigError("method.memory_budget", self.memory_budget, str(error).partition(": ")[2]) from error
+
+    def build_step(self, problem: TrainingTask, optimizer: torch.optim.Optimizer) -> PlannedStep:
+        """The first call plans and compiles. It raises ConfigError for a budget that no plan meets."""
+        from checkpointing import BudgetError, backend
+
+        torch._dynamo.reset()  # a step compiled before under another budget would be taken again
+        planner = backend(self.memory_budget, execution=self.execution, solver=self.solver)
+        compiled = torch.compile(problem.loss_fn, backend=planner, dynamic=False)
+
+        def loss(*batch: Any) -> Tensor:
+            try:
+                return compiled(problem.model, *batch)
+            except BudgetError as error:
+                why = "that is " + str(error).partition(" is ")[2]
+                raise ConfigError("method.memory_budget", self.memory_budget, why) from error
+
+        words = [self.solver, *([] if self.execution == "inductor" else [self.execution])]
+        return PlannedStep(
+            problem, optimizer, loss, compiled_alone(problem, BACKENDS[self.execution]), ", ".join(words)
+        )
+
+
+@dataclass
+class PlannedStep(EagerStep):
+    """A step that was planned when it first ran."""
+
+    @property
+    def compiled_plan(self) -> CompiledPlan:
+        from checkpointing import plan_of
+
+        return plan_of(self.problem.model)
