@@ -24,7 +24,7 @@ from sweeps import load_runs
 from sweeps.status import rows_of
 from tests.sweeps.conftest import make_record
 
-# Most of its time it is in the middle of a write: a line is 25 pages, and nothing waits for the disk.
+# A line is 25 pages and nothing waits for the disk, so that it is often in the middle of a write.
 WRITER = """
 import os, sys
 from blockshock.run_folder.folder import RunFolder
@@ -39,8 +39,8 @@ while True:
 
 
 def test_a_sigkill_at_any_moment_leaves_whole_lines_but_for_the_last_and_a_whole_status(tmp_path):
-    """Linux copies a write page by page, and a SIGKILL between two ends it. Of 500 kills of a writer that syncs lines
-    of 3 kB one cut a line, of 300 of one like this 263 did, all at the end of a page."""
+    """Linux copies a write page by page, and a SIGKILL between two ends it. Of 500 kills of a bare loop that writes and
+    syncs 3 kB one cut a line, of 300 of one that only writes 100 kB 263 did, all at the end of a page."""
     for round_ in range(6):
         folder = tmp_path / str(round_)
         folder.mkdir()
