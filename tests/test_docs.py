@@ -10,11 +10,13 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
 
 from blockshock.cli import resolvers, tune
 from blockshock.cli.main import check
@@ -85,25 +87,32 @@ def test_printed_commands_pass_their_checks(snippet: Snippet, tmp_path: Path, mo
 
 def _check_jobs(arguments: list[str]) -> None:
     """The first and the last job that these arguments ask for compose, and pass the checks of a cluster with GPUs."""
+    found = _composed(*(argument for argument in arguments if argument.startswith("+") or "hydra.sweeper" in argument))
+    sweeper, params = found.hydra.sweeper, found.hydra.sweeper.params or {}
+    arguments = [argument for argument in arguments if "hydra.sweeper" not in argument]
+    for case, which in itertools.product(sweeper.cases.values() or [{}], (0, -1)):
+        own = [f"{key}={value}" for key, value in {**params, **case}.items()]
+        job = [
+            f"{override.get_key_element()}={list(override.sweep_string_iterator())[which]}"
+            if override.is_sweep_override()
+            else str(override.input_line)
+            for override in OverridesParser.create().parse_overrides([*own, *arguments])
+        ]
+        with suppress(ConfigError) if found.hydra.launcher.skip_unsupported else nullcontext():
+            _check_job(*job)
+
+
+@cache  # pages show the same jobs, and first and last are one where nothing is swept over
+def _check_job(*overrides: str) -> None:
+    check(_composed(*overrides), elsewhere=True)
+
+
+@cache
+def _composed(*overrides: str) -> DictConfig:
     resolvers.register()
     resolvers.use_run_id("documented")
-    parser = OverridesParser.create()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        preset = [argument for argument in arguments if argument.startswith("+") or "hydra.sweeper" in argument]
-        found = compose("config", ["hardware=slurm", *preset], return_hydra_config=True).hydra
-        sweeper, params = found.sweeper, found.sweeper.params or {}
-        arguments = [argument for argument in arguments if "hydra.sweeper" not in argument]
-        for case, which in itertools.product(sweeper.cases.values() or [{}], (0, -1)):
-            own = [f"{key}={value}" for key, value in {**params, **case}.items()]
-            overrides = parser.parse_overrides([*own, *arguments])
-            job = [
-                f"{override.get_key_element()}={list(override.sweep_string_iterator())[which]}"
-                if override.is_sweep_override()
-                else str(override.input_line)
-                for override in overrides
-            ]
-            with suppress(ConfigError) if found.launcher.skip_unsupported else nullcontext():
-                check(compose("config", ["hardware=slurm", *job], return_hydra_config=True), elsewhere=True)
+        return compose("config", ["hardware=slurm", *overrides], return_hydra_config=True)
 
 
 @pytest.mark.parametrize("snippet", PYTHON, ids=str)
