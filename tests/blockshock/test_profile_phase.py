@@ -37,10 +37,10 @@ def test_a_profile_leaves_its_tables_figures_and_sign_off_in_the_run_folder(cli,
 
 
 def test_a_sweep_over_batch_sizes_reports_memory_and_time_against_them(cli, tmp_path):
-    sweep = ("-m", "+sweep=batch_memory", "workload=tiny_resnet152", "workload.batch_size=2,4", "phase.timed_iters=2")
+    sweep = ("-m", "+sweep=batch_memory", "workload=tiny_gpt2", "workload.batch_size=2,4", "phase.timed_iters=2")
     assert cli(*sweep, "hardware=cpu").code == 0
     report = tmp_path / "outputs/sweeps/batch_memory/report"
-    table = pd.read_csv(report / "batch_analysis_tiny_resnet152.csv")
+    table = pd.read_csv(report / "batch_analysis_tiny_gpt2.csv")
     assert table["batch_size"].tolist() == [2, 4]
     parts = [
         "parameters",
@@ -54,7 +54,7 @@ def test_a_sweep_over_batch_sizes_reports_memory_and_time_against_them(cli, tmp_
     ]
     assert (table[parts].sum(axis=1) == table["measured_peak_bytes"]).all()
     for kind in ("peak_memory", "step_time"):
-        assert (report / "figures" / f"batch_{kind}_tiny_resnet152.png").exists()
+        assert (report / "figures" / f"batch_{kind}_tiny_gpt2.png").exists()
     text = (report / "report.html").read_text()
     assert "Profiled training steps" in text
     assert "Nothing has been measured" not in text
