@@ -45,6 +45,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"needs {need} CUDA GPU(s), this machine has {found}"))
 
 
+def pytest_runtest_setup() -> None:
+    """Tests' tensors are small: threads that wait for each other take three times as long on two busy cores. Each time,
+    since a job in this process sets its own number."""
+    torch.set_num_threads(1)
+
+
 @dataclass
 class Result:
     code: int

@@ -259,7 +259,8 @@ def test_out_of_memory_is_a_status_of_its_own_and_harms_no_other_job(cli, tmp_pa
 
 
 def test_a_sweep_with_jobs_that_cannot_run_is_refused_whole_or_skips_them_on_request(cli, tmp_path):
-    sweep = ("-m", *SMALL, "method=dense_single,block_shock", "hardware.world_size=1,2", "experiment.name=some")
+    sweep = ["-m", *SMALL, "method=dense_single,block_shock", "hardware.world_size=1,2", "experiment.name=some"]
+    sweep += ["hydra.launcher.reuse_ranks=true"]
     refused = cli(*sweep)
     assert refused.code == 2
     assert "1 of 4 jobs can't run, none was started" in refused.err
@@ -271,7 +272,8 @@ def test_a_sweep_with_jobs_that_cannot_run_is_refused_whole_or_skips_them_on_req
 
 
 def test_a_sweep_of_the_same_name_measures_nothing_twice(cli, tmp_path):
-    sweep = ("-m", *SMALL, "phase=phase0_correctness", "experiment.name=again")
+    sweep = ["-m", *SMALL, "phase=phase0_correctness", "experiment.name=again"]
+    sweep += ["hydra.launcher.report=false", "hydra.launcher.reuse_ranks=true"]
     assert cli(*sweep, "model.B=8,16").code == 0
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("metrics.jsonl")}
     assert cli(*sweep, "model.B=8,16,24").code == 0
@@ -287,7 +289,7 @@ def test_two_sweeps_cannot_write_into_one_folder(cli, tmp_path):
     with FileLock(folder / ".lock"):
         done = cli("-m", *SMALL, "experiment.name=same", "model.B=8,16")
         assert (done.code, "another sweep is writing here" in done.err) == (2, True)
-    assert cli("-m", *SMALL, "experiment.name=same", "model.B=8,16").code == 0
+    assert cli("-m", *SMALL, "experiment.name=same", "model.B=8", "hydra.launcher.report=false").code == 0
 
 
 USERS = {"thesis.tex": "precious", "config.yaml": "mine: 1", "metrics.jsonl": "{}", "figures/a.png": "x"}
@@ -446,7 +448,7 @@ def test_settled_values_are_what_is_recorded(cli, tmp_path):
 def test_a_failing_job_in_a_sweep_is_reported_and_the_others_run(cli, tmp_path):
     write_method(tmp_path, "crashing", "y / 0 if len(x) == 16 else 1 / (len(x) - 16) * 0 * y + y")
     search = f"hydra.searchpath=[file://{tmp_path}/conf]"
-    done = cli("-m", *SMALL, search, "method=crashing", "model.B=8,16,24", "experiment.name=crash")
+    done = cli("-m", *SMALL, search, "method=crashing", "model.B=8,16,24", "hydra.launcher.report=false")
     assert done.code == 1
     assert sorted(s["status"] for s in statuses(tmp_path)) == ["failed", "ok", "ok"]
 

@@ -139,10 +139,10 @@ def test_any_return_value_reaches_the_sweeper_and_how_a_job_ends_has_a_word(tmp_
 
 def test_a_job_over_its_time_limit_ends_as_timeout_with_the_limit_as_its_reason(tmp_path):
     write(tmp_path, "time.sleep(600)", "import time")
-    done = run(tmp_path, *LOCAL, "hydra.launcher.timeout_s=10", "hydra.sweep.dir=out")
+    done = run(tmp_path, *LOCAL, "hydra.launcher.timeout_s=5", "hydra.sweep.dir=out")
     assert done.returncode == 1
     found = statuses(tmp_path)["0"]
-    assert (found["status"], found["reason"]) == ("timeout", "ran longer than 10 s (hydra.launcher.timeout_s)")
+    assert (found["status"], found["reason"]) == ("timeout", "ran longer than 5 s (hydra.launcher.timeout_s)")
 
 
 def test_nothing_of_a_users_own_is_deleted_in_a_jobs_folder_and_another_configuration_runs_anew(tmp_path):
