@@ -12,6 +12,7 @@ of what it is computed from), as early as it can; the backward.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,6 +36,9 @@ from profiler.costs.memory import default_rounding, rounded
 
 SOLVING_S = 4.0  # seconds for the solver: compiling takes tens of them
 NEGLIGIBLE = 1 / 2000  # of the saved bytes: values smaller than that are kept without asking what they cost
+
+_VARIABLE = re.compile(r"^[LG]\['(\w+)'\]")  # local or global
+_MODELS = ("self", "model", "fn")  # the last is torch.compile's own, where a container of torch.nn is compiled
 
 
 @dataclass
@@ -275,12 +279,17 @@ def _reused(problem: PlanningProblem, generated: list[bool]) -> list[int]:
 
 
 def module_of(node: fx.Node) -> str:
-    """The path of the module that ran the node, or whose backward it is; "" outside of all modules."""
+    """The path of the module that ran the node, or whose backward it is; "" outside of all modules.
+
+    As in `named_modules` of the model, where that is compiled itself or is `model` or `self` in the compiled function;
+    with the variable's name in front where it is another.
+    """
     stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
     if not stack:
         return ""
-    path = str(list(stack.values())[-1][0])
-    return path.replace("L['self'].", "").replace("L['self']", "").replace("L['model'].", "").replace("L['model']", "")
+    path = _VARIABLE.sub(r"\1", str(list(stack.values())[-1][0]))  # as Dynamo writes it: L['model'].blocks.0
+    first, _, below = path.partition(".")
+    return below if first in _MODELS else path
 
 
 def _updated(graph: fx.Graph, root: Mapping[fx.Node, fx.Node]) -> set[fx.Node]:

@@ -181,6 +181,29 @@ def test_values_kept_on_request_are_kept_and_those_to_recompute_are_recomputed()
     assert_equal(model.state_dict(), expected.state_dict(), "")
 
 
+@pytest.mark.parametrize("model", [Blocks(), nn.Sequential(Blocks())], ids=["own class", "container"])
+def test_patterns_and_tables_name_the_modules_of_a_compiled_model_as_the_model_does(model: nn.Module) -> None:
+    torch._dynamo.reset()
+    first = next(name for name, _ in model.named_modules() if name.endswith("blocks.1"))
+    compiled = torch.compile(model, backend=planned(1.0, keep=[first]), dynamic=False)
+    compiled(torch.randn(32, 16)).sum().backward()
+    assert set(plan_of(model).table().module) - {""} <= {name for name, _ in model.named_modules()}
+
+
+def test_modules_of_another_variable_have_its_name_in_front() -> None:
+    torch._dynamo.reset()
+    encoder, decoder = Blocks(count=1), Blocks(count=1)
+
+    def both(encoder: nn.Module, decoder: nn.Module, x: Tensor) -> Tensor:
+        return decoder(encoder(x)).sum()
+
+    compiled = torch.compile(both, backend=planned(1.0, keep=["decoder.blocks.0"]), dynamic=False)
+    compiled(encoder, decoder, torch.randn(32, 16)).backward()
+    table = plan_of(decoder).table()
+    assert set(table.module.str.split(".").str[0]) >= {"encoder", "decoder"}
+    assert "is kept on request" in set(table[table.module.str.startswith("decoder.blocks.0")].why)
+
+
 class Checkpointed(Blocks):
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
