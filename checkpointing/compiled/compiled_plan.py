@@ -38,6 +38,7 @@ class CompiledPlan:
     planning_s: float = 0.0
     measuring_s: float = 0.0  # of operators whose cost was not known
     recompilations: int = 0  # because a compiled plan took more than predicted
+    on_request: int = 0  # values recomputed because they were asked for, and that the compiler would save
     measured_peak_bytes: int | None = None  # of the first steps, by the device's allocator
 
     @property
@@ -53,7 +54,7 @@ class CompiledPlan:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is recomputed beyond what the compiler recomputes by itself."""
-        return self.plan.kept == self.problem.default_kept | frozenset(self.problem.pinned)
+        return not self.on_request and self.plan.kept == self.problem.default_kept | frozenset(self.problem.pinned)
 
     def table(self) -> pd.DataFrame:
         """One row per value that the unplanned step saves, or that the plan saves in its place; columns `COLUMNS`."""

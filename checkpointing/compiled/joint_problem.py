@@ -31,7 +31,6 @@ from checkpointing.compiled.kernels import (
     tensors,
 )
 from checkpointing.planners.problem import PlanningProblem
-from checkpointing.planners.schedule import make_schedule
 from profiler import Region
 from profiler.costs.memory import default_rounding, rounded
 
@@ -113,6 +112,11 @@ class JointStep:
                 found[node] = len(found)
         return found
 
+    @property
+    def default_roots(self) -> set[fx.Node]:
+        """The kernels whose results the compiler saves by itself."""
+        return {self.kernels.root[node] for node in self.default}
+
     def size(self, node: fx.Node) -> int:
         """Bytes of the node's result, as the allocator counts them."""
         rounding = default_rounding(self.device)
@@ -183,7 +187,7 @@ class _Builder:
             (self.rank[_made_by(node)],) if node in step.forward else () for node in owners
         ]
         size = [step.size(node) for node in owners]
-        default = {step.kernels.root[node] for node in step.default}
+        default = step.default_roots
         never = frozenset(i for i, n in enumerate(owners) if {n, _made_by(n)} & self.forced and n not in step.outputs)
         activations = [i for i, n in enumerate(owners) if n in step.forward and n in default and i not in never]
         problem = PlanningProblem(
@@ -208,9 +212,7 @@ class _Builder:
             solving_s=SOLVING_S,
             copies_once=True,
         )
-        problem = replace(problem, workspace=_reused(problem, [self._generated(node) for node in nodes]))
-        unplanned = make_schedule(problem, problem.default_kept)
-        return replace(problem, default_added_s=unplanned.added_seconds)
+        return replace(problem, workspace=_reused(problem, [self._generated(node) for node in nodes]))
 
     def _pinned(self, owners: list[fx.Node], size: list[int], activations: list[int]) -> dict[int, str]:
         small = NEGLIGIBLE * sum(size[index] for index in activations)

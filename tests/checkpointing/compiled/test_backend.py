@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 import checkpointing
 from checkpointing import BudgetError, CheckpointingError, plan_of, plans_of
+from checkpointing.compiled import execution
 from checkpointing.decide import lowest_plan
 from checkpointing.errors import GraphBreakError
 from profiler.models import build
@@ -202,6 +203,21 @@ def test_modules_of_another_variable_have_its_name_in_front() -> None:
     table = plan_of(decoder).table()
     assert set(table.module.str.split(".").str[0]) >= {"encoder", "decoder"}
     assert "is kept on request" in set(table[table.module.str.startswith("decoder.blocks.0")].why)
+
+
+def test_what_is_to_be_recomputed_runs_in_the_backward_also_where_the_budget_suffices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    halves: list[fx.GraphModule] = []
+    interpreted = execution._interpreted
+    monkeypatch.setattr(
+        execution, "_interpreted", lambda half, inputs: halves.append(half) or interpreted(half, inputs)
+    )
+    model, batch = blocks()
+    train(model, square, batch, planned("1GB", recompute=["blocks.1.0"]), steps=1)
+    assert not plan_of(model).is_empty
+    products = [len(half.graph.find_nodes(op="call_function", target=torch.ops.aten.addmm.default)) for half in halves]
+    assert products == [8, 1]
 
 
 class Checkpointed(Blocks):
