@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from checkpointing.apply import apply_activation_checkpointing
 from checkpointing.decide import decide_checkpoints
-from checkpointing.errors import BudgetError, CheckpointingError, DecisionsFileError, IllegalPlanError
+from checkpointing.errors import BudgetError, CheckpointingError, DecisionsFileError, IllegalPlanError, ProofError
 from checkpointing.planners import SOLVERS
 from checkpointing.planners.plan import Decision, Plan, read_plan
 from checkpointing.planners.problem import PlanningProblem, problem_from, problem_of
@@ -27,6 +27,7 @@ from checkpointing.rewriting.subgraphs import extract_recomputation_subgraphs
 if TYPE_CHECKING:
     from checkpointing.compiled.backend import backend
     from checkpointing.compiled.compiled_plan import CompiledPlan, plan_of, plans_of
+    from checkpointing.compiled.proof.prove import CompiledProof, prove_compiled
 
 __all__ = [
     "SOLVERS",
@@ -34,12 +35,14 @@ __all__ = [
     "CheckpointedStep",
     "CheckpointingError",
     "CompiledPlan",
+    "CompiledProof",
     "Decision",
     "DecisionsFileError",
     "IllegalPlanError",
     "Plan",
     "PlanningProblem",
     "Proof",
+    "ProofError",
     "apply_activation_checkpointing",
     "backend",
     "decide_checkpoints",
@@ -49,6 +52,7 @@ __all__ = [
     "plans_of",
     "problem_from",
     "problem_of",
+    "prove_compiled",
     "read_plan",
     "rewrite_graph_with_recomputation",
     "simulate_memory_usage",
@@ -65,4 +69,8 @@ def __getattr__(name: str) -> Any:
         from checkpointing.compiled import compiled_plan
 
         return getattr(compiled_plan, name)
+    if name in ("CompiledProof", "prove_compiled"):
+        from checkpointing.compiled.proof import prove
+
+        return getattr(prove, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

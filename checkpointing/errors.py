@@ -1,5 +1,12 @@
 """What this library refuses, each with one sentence that says what was given and what to do."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from checkpointing.compiled.proof.prove import CompiledProof
+
 
 class CheckpointingError(ValueError):
     """The parent of every error that this library raises on purpose."""
@@ -23,3 +30,11 @@ class CostError(CheckpointingError):
 
 class GraphBreakError(CheckpointingError):
     """The compiled step falls into several graphs, and a budget is of the whole step."""
+
+
+class ProofError(CheckpointingError):
+    """The compiled step under a budget does not do what the compiled step does without one. `proof` is the evidence."""
+
+    def __init__(self, message: str, proof: CompiledProof) -> None:
+        super().__init__(message)
+        self.proof = proof

@@ -144,6 +144,12 @@ def remember(parameters: Sequence[Tensor], plan: CompiledPlan) -> None:
         _PLANS[parameter] = [*plans, plan]
 
 
+def forget(parameters: Sequence[Tensor], plans: Sequence[CompiledPlan]) -> None:
+    """Let `plan_of` no longer find these plans."""
+    for parameter in parameters:
+        _PLANS[parameter] = [other for other in _PLANS.get(parameter, ()) if not any(other is plan for plan in plans)]
+
+
 def plans_of(model: nn.Module) -> list[CompiledPlan]:
     """The plans of all compiled steps of the model, one for each shape of the inputs, the latest last."""
     found: dict[int, CompiledPlan] = {}
