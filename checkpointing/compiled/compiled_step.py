@@ -22,7 +22,13 @@ from checkpointing.compiled.costs.costs import Costs, fusible_seconds
 from checkpointing.compiled.execution import CompiledHalves, compile_halves
 from checkpointing.compiled.joint_problem import JointStep
 from checkpointing.compiled.kernels import is_element
-from checkpointing.compiled.memory.device_memory import FirstSteps, device_of, input_bytes, resident_bytes
+from checkpointing.compiled.memory.device_memory import (
+    FirstSteps,
+    device_of,
+    input_bytes,
+    resident_bytes,
+    take_library_workspaces,
+)
 from checkpointing.compiled.memory.generated_memory import peak_of_code, peak_of_plan
 from checkpointing.compiled.memory.optimizer_memory import missing_optimizer_state
 from checkpointing.compiled.partition import default_split, split
@@ -58,6 +64,7 @@ class CompiledStep:
         self.execution, self.solver, self.rules = execution, solver, rules
         self.device = device_of(inputs)
         self.parameters = [t for t in inputs if isinstance(t, nn.Parameter) and t.requires_grad]
+        take_library_workspaces(self.device, {p.dtype for p in self.parameters} | _autocast_dtype(self.device))
         self.resident = resident_bytes(self.device, inputs)
         self.static = input_bytes(inputs)
         self.state = missing_optimizer_state(self.parameters, self.device) if torch.is_grad_enabled() else []
@@ -67,7 +74,7 @@ class CompiledStep:
         self.given: set[str] = set()  # names of the joint graph's inputs
         self.leaving: set[str] = set()  # and of the forward's results
         self.context = TracingContext.try_get()
-        self.first_steps = FirstSteps(self.device, self._measured)
+        self.first_steps = FirstSteps(self.device, sum(self.state), self._measured)
         self.recompile = False
         self.is_pending = False  # the forward has run, and its backward has not
         self.halves = self._compile(inputs)
@@ -215,13 +222,14 @@ class CompiledStep:
         budget = self._budget(problem)
         kept = problem.default_kept | frozenset(problem.pinned)
         plan = Plan(problem, self.solver, kept, budget_bytes=budget, bound_s=0.0)
-        aim = budget - self.offset
+        blocks = peak_of_plan(plan.schedule, self.device) - plan.predicted_peak_bytes  # that the allocator adds
+        aim = budget - self.offset - blocks
         try:
             for _ in range(AIMED):
                 peak = peak_of_plan(plan.schedule, self.device) + self.offset
                 if peak <= budget:
                     return plan, peak
-                if plan.planning_s:  # the solver's, which the allocator exceeds by its blocks
+                if plan.planning_s:  # the solver's, whose blocks are more
                     aim -= peak - budget + min(SLACK, budget // 1000)
                 started = time.perf_counter()
                 plan = SOLVERS[self.solver](problem, aim)
@@ -238,3 +246,7 @@ class CompiledStep:
             f"memory_budget={self.memory_budget!r} is {asked}, below the minimum of {minimum}, set by {where}: "
             f'use at least "{needed}MiB"'
         )
+
+
+def _autocast_dtype(device: torch.device) -> set[torch.dtype]:
+    return {torch.get_autocast_dtype(device.type)} if torch.is_autocast_enabled(device.type) else set()

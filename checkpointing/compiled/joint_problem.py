@@ -31,6 +31,7 @@ from checkpointing.compiled.kernels import (
     tensors,
 )
 from checkpointing.planners.problem import PlanningProblem
+from checkpointing.planners.schedule import make_schedule
 from profiler import Region
 from profiler.costs.memory import default_rounding, rounded
 
@@ -212,7 +213,9 @@ class _Builder:
             solving_s=SOLVING_S,
             copies_once=True,
         )
-        return replace(problem, workspace=_reused(problem, [self._generated(node) for node in nodes]))
+        problem = replace(problem, workspace=_reused(problem, [self._generated(node) for node in nodes]))
+        unplanned = make_schedule(problem, problem.default_kept)
+        return replace(problem, default_added_s=unplanned.added_seconds)
 
     def _pinned(self, owners: list[fx.Node], size: list[int], activations: list[int]) -> dict[int, str]:
         small = NEGLIGIBLE * sum(size[index] for index in activations)

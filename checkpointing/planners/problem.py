@@ -47,6 +47,7 @@ class PlanningProblem:
     measured_memory: MeasuredMemory = field(default_factory=MeasuredMemory)
     substitutes: dict[int, Substitute] = field(default_factory=dict)  # rank → how its value is recomputed
     never_kept: frozenset[int] = frozenset()  # forward values that no plan may keep
+    default_added_s: float = 0.0  # seconds of what the original step recomputes already: no plan is charged for it
     solving_s: float = 25.0  # seconds that `optimal` may take, about
     copies_once: bool = False  # a value may be recomputed once at most: a graph of the backward holds a node once
 

@@ -47,11 +47,15 @@ class Schedule:
 
     @cached_property
     def added_seconds(self) -> float:
-        """Time of the copies less that of the forward nodes that no longer run, though the step has a use for them."""
+        """Time of the copies less that of the forward nodes that no longer run, though the step has a use for them.
+
+        Copies that the original step makes too do not count.
+        """
         time, again, needed = self.problem.time, self.problem.recompute_time, self.problem.needed
         copies = sum(again[run.rank] for run in self.runs if run.is_copy)
         there = {run.rank for run in self.runs if not run.is_copy}
-        return copies - sum(time[rank] for rank in range(self.problem.count) if needed[rank] and rank not in there)
+        saved = sum(time[rank] for rank in range(self.problem.count) if needed[rank] and rank not in there)
+        return copies - saved - self.problem.default_added_s
 
     @cached_property
     def lifetimes(self) -> list[Lifetime]:

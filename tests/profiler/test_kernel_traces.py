@@ -168,9 +168,9 @@ def test_flops_by_module_add_up_to_pytorchs_count(name: str) -> None:
         attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
         backward: lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v),
     }
-    with FlopCounterMode(display=False, custom_mapping=lacking) as theirs:
-        step()
-    if name != "tiny_llama":  # PyTorch's own formula knows no grouped queries
+    if name != "tiny_llama":  # before torch 2.13 PyTorch's own formula rejects grouped queries
+        with FlopCounterMode(display=False, custom_mapping=lacking) as theirs:
+            step()
         assert sum(ours.values()) == theirs.get_total_flops()
     assert ours == graph_flops(
         trace_train_step(

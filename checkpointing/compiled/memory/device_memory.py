@@ -6,7 +6,7 @@ check = FirstSteps(device); check.before_call(...)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -36,15 +36,27 @@ def input_bytes(inputs: Sequence[Any]) -> list[int]:
     return list({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
 
 
+def take_library_workspaces(device: torch.device, dtypes: Collection[torch.dtype]) -> None:
+    """Have the matmul libraries take the workspaces that they keep from their first call on (tens of MiB on a GPU), so
+    that they are there when the step is planned."""
+    if device.type != "cuda":
+        return
+    for dtype in dtypes:
+        a = torch.ones(16, 16, dtype=dtype, device=device)
+        torch.mm(a, a)
+        torch.addmm(a[0], a, a)
+
+
 class FirstSteps:
     """Reads the allocator's peak over each of the first steps, from one call of the step to the next.
 
-    `report(peak)` is called with it. The allocator's peak counter (`torch.cuda.max_memory_allocated`) starts anew with
-    each of these steps. A CPU has none: nothing is read there.
+    `report(peak)` is called with it, where what a later step has besides (`to_come` bytes of optimizer state at most,
+    as far as they have been allocated) is added to the first step's. The allocator's peak counter
+    (`torch.cuda.max_memory_allocated`) starts anew with each of these steps. A CPU has none: nothing is read there.
     """
 
-    def __init__(self, device: torch.device, report: Callable[[int], None]) -> None:
-        self.device, self.report = device, report
+    def __init__(self, device: torch.device, to_come: int, report: Callable[[int], None]) -> None:
+        self.device, self.to_come, self.report = device, to_come, report
         self.calls = 0
         self.before = 0  # bytes at the start of the step that is being read
 
@@ -58,7 +70,8 @@ class FirstSteps:
             return
         allocated = torch.cuda.memory_allocated(self.device)
         if self.calls > 0:
-            grown = max(0, allocated - self.before)  # optimizer state, which the next step has from its start
+            grown = min(self.to_come, max(0, allocated - self.before))
+            self.to_come -= grown
             self.report(torch.cuda.max_memory_allocated(self.device) + grown)
         if self.calls < CHECKED:
             torch.cuda.reset_peak_memory_stats(self.device)
