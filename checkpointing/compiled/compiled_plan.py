@@ -1,26 +1,32 @@
 """What a compiled step keeps and recomputes, by module, what it costs, and what was measured.
 
 plan = checkpointing.plan_of(model)
-print(plan.summary()); plan.table().to_csv("plan.csv")
+print(plan.summary()); plan.to_csv("plan.csv"); plan.plot("memory.png"); plan.price
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from checkpointing.compiled.plan_figure import curve_of, draw_curves
 from checkpointing.errors import CheckpointingError
 from checkpointing.planners.plan import Plan
+from checkpointing.planners.price import price_of_memory
 from checkpointing.planners.problem import PlanningProblem
+from checkpointing.planners.schedule import make_schedule
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
 COLUMNS = ["module", "operator", "value", "decision", "bytes", "recompute_ms", "why"]
 
 
@@ -56,6 +62,21 @@ class CompiledPlan:
         """Whether nothing is recomputed beyond what the compiler recomputes by itself."""
         return not self.on_request and self.plan.kept == self.problem.default_kept | frozenset(self.problem.pinned)
 
+    @cached_property
+    def price(self) -> float | None:
+        """Milliseconds of a step that a GiB more of budget would save, at this budget: the slope of the least added
+        time in the linear relaxation of the planners' program, its dual (`planners.price`).
+
+        0 where nothing is recomputed, None where the relaxation is not solved in time. Computed when it is first asked
+        for: it takes two linear programs.
+        """
+        if self.is_empty:
+            return 0.0
+        # what the generated code and the allocator take more than the planner counts is not the planner's to spend
+        budget = self.budget_bytes - (self.predicted_peak_bytes - self.plan.predicted_peak_bytes)
+        price = price_of_memory(self.problem, budget)
+        return None if price is None else price * 1e3 * GIB
+
     def table(self) -> pd.DataFrame:
         """One row per value that the unplanned step saves, or that the plan saves in its place; columns `COLUMNS`."""
         import pandas as pd
@@ -73,6 +94,33 @@ class CompiledPlan:
         rows["recompute_ms"] = again.recompute_ms.sum()
         return rows.fillna(0).astype({"kept_bytes": int, "recomputed_bytes": int}).reset_index()
 
+    def to_csv(self, path: str | Path) -> Path:
+        """Write `table()`."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.table().to_csv(target, index=False)
+        return target
+
+    def curve(self, planned: bool = True) -> pd.DataFrame:
+        """Predicted bytes over the step, or the unplanned one's: a row per kernel in the order in which they run.
+
+        Columns: order, kernel, module, region (forward, backward, recompute), bytes while it runs, and end_ms, the
+        predicted device time from the start of the forward to its end. The highest bytes are the predicted peak.
+        """
+        if planned:
+            return curve_of(self.problem, self.plan.schedule, self.predicted_peak_bytes)
+        unplanned = make_schedule(self.problem, self.problem.default_kept)
+        return curve_of(self.problem, unplanned, self.unplanned_peak_bytes)
+
+    def plot(self, path: str | Path | None = None, measured: bool = True) -> Figure:
+        """Draw both curves and the budget, and the measured peak if there is one and it is wanted.
+
+        The suffix of `path` chooses the format: .png, .svg, .pdf.
+        """
+        peak = self.measured_peak_bytes if measured else None
+        static = self.problem.static_bytes
+        return draw_curves(self.curve(planned=False), self.curve(), self.budget_bytes, static, peak, path)
+
     def summary(self) -> str:
         """The plan in a few lines, and its table by module."""
         lines = [
@@ -87,6 +135,8 @@ class CompiledPlan:
             return "\n".join(lines)
         certificate = "" if self.gap is None else f"; at most {self.gap:.1%} above the least possible"
         lines.append(f"added      {self.predicted_added_s * 1e3:10.3f} ms of device time{certificate}")
+        if self.price is not None:
+            lines.append(f"price      {self.price:10.3f} ms saved per GiB more of budget")
         lines.append(
             f"planned in {self.planning_s:.1f} s by {self.plan.solver}, {self.measuring_s:.1f} s of it measuring "
             f"operators; recompiled {self.recompilations} times"
