@@ -12,6 +12,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -121,6 +122,21 @@ def test_printed_imports_resolve(snippet: Snippet) -> None:
         if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in PACKAGES:
             module = importlib.import_module(str(node.module))
             assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+
+
+@pytest.mark.slow
+def test_the_page_of_the_memory_budget_runs_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "printed"}
+    for snippet in PYTHON:
+        if snippet.page == "memory-budget.md":
+            exec(compile(snippet.text, str(snippet), "exec"), names)
+    plan, printed = names["plan"], capsys.readouterr().out
+    assert plan.predicted_peak_bytes <= plan.budget_bytes < plan.unplanned_peak_bytes
+    assert "below the minimum of" in printed
+    assert printed.endswith("passed\n")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
