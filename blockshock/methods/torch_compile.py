@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from blockshock.errors import ConfigError, WrongValue, one_of
-from blockshock.methods.shared.checkpointed_blocks import BLOCKS, SAVED, blocks_of, checkpointed, replaced_forward
+from blockshock.methods.shared.checkpointed_blocks import (
+    BLOCKS,
+    SAVED,
+    Forwards,
+    blocks_of,
+    checkpointed_forwards,
+    replaced_forwards,
+)
 from blockshock.methods.shared.eager_step import EagerStep, compiled_alone
 
 if TYPE_CHECKING:
@@ -74,17 +81,19 @@ class TorchCompile:
 
     def build_step(self, problem: TrainingTask, optimizer: torch.optim.Optimizer) -> EagerStep:
         """The first call compiles. Raises ConfigError where the model lacks what an option speaks of."""
-        blocks = self._blocks(problem.model)
+        forwards = checkpointed_forwards(self._blocks(problem.model), self.saved)
         head = _head(problem.model) if self.loss == "linear_cross_entropy" else None
         if self.loss == "linear_cross_entropy" and head is None:
             raise ConfigError("method.loss", self.loss, "needs a language model, whose logits are a linear layer's")
+        if head is not None:  # the model then returns what its last layer would multiply
+            forwards.append((head, nn.Identity().forward))
         torch._dynamo.reset()  # a step compiled before with other settings would be taken again
         loss_fn = problem.loss_fn if head is None else _linear_cross_entropy
         mode = None if self.mode == "default" else self.mode
         compiled = torch.compile(loss_fn, backend=self.backend, dynamic=False, mode=mode)
 
         def loss(*batch: Any) -> Tensor:
-            with self._settings(blocks, head):
+            with self._settings(forwards):
                 return compiled(problem.model, *batch)
 
         return EagerStep(problem, optimizer, loss, compiled_alone(problem, self.backend), self.variant())
@@ -111,7 +120,7 @@ class TorchCompile:
         return blocks
 
     @contextmanager
-    def _settings(self, blocks: list[nn.Module], head: nn.Linear | None) -> Iterator[None]:
+    def _settings(self, forwards: Forwards) -> Iterator[None]:
         """Read when the first call compiles."""
         import torch._functorch.config as functorch_config
 
@@ -119,10 +128,7 @@ class TorchCompile:
             stack.enter_context(functorch_config.patch(activation_memory_budget=self.memory_budget))
             if self.loss == "auto_chunker":
                 stack.enter_context(_inductor_config().patch({"auto_chunker.enable": True}))
-            if blocks:
-                stack.enter_context(checkpointed(blocks, self.saved))
-            if head is not None:
-                stack.enter_context(_without(head))
+            stack.enter_context(replaced_forwards(forwards))
             yield
 
 
@@ -130,13 +136,6 @@ def _head(model: nn.Module) -> nn.Linear | None:
     """The linear layer that makes a language model's logits."""
     embeddings = getattr(model, "get_output_embeddings", lambda: None)()
     return embeddings if isinstance(embeddings, nn.Linear) else None
-
-
-@contextmanager
-def _without(head: nn.Linear) -> Iterator[None]:
-    """The model then returns what its last layer would multiply."""
-    with replaced_forward(head, nn.Identity().forward):
-        yield
 
 
 def _linear_cross_entropy(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:

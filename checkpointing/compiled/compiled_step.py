@@ -6,6 +6,7 @@ step.plan, step(*inputs)
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Collection, Sequence
@@ -34,11 +35,11 @@ from checkpointing.compiled.memory.optimizer_memory import missing_optimizer_sta
 from checkpointing.compiled.partition import default_split, split
 from checkpointing.compiled.rules import Rules
 from checkpointing.decide import lowest_plan
-from checkpointing.errors import BudgetError
+from checkpointing.errors import BudgetError, CostError
 from checkpointing.planners import SOLVERS
 from checkpointing.planners.plan import NoPlanError, Plan
 from checkpointing.planners.problem import PlanningProblem
-from checkpointing.planners.schedule import unchanged_peak
+from checkpointing.planners.schedule import make_schedule
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class CompiledStep:
         self.static = input_bytes(inputs)
         self.state = missing_optimizer_state(self.parameters, self.device) if torch.is_grad_enabled() else []
         self.offset = 0  # bytes by which the step is known to take more than its plan says; less, if negative
+        self.unseen = 0  # of these, what the generated code does not show: seen in a step
         self.recompilations = 0
         self.plan: CompiledPlan | None = None
         self.given: set[str] = set()  # names of the joint graph's inputs
@@ -84,14 +86,22 @@ class CompiledStep:
             self.first_steps.before_call()
             if self.recompile:
                 self.recompile = False
-                with tracing(self.context):
-                    self.halves = self._compile(arguments)
+                self.halves = self._compile_again(arguments)
                 self.first_steps.restart()
                 self.first_steps.before_call()
         results = self.halves.run(*arguments)
         if self.plan is not None and torch.is_grad_enabled():
             self._await_backward(results)
         return results
+
+    def _compile_again(self, arguments: Sequence[Any]) -> CompiledHalves:
+        """After the first compilation, which Dynamo made: on fake inputs of the same sizes, none of them symbolic."""
+        assert self.context is not None
+        mode = self.context.fake_mode
+        assert mode is not None
+        fakes = [mode.from_tensor(a, static_shapes=True) if isinstance(a, Tensor) else a for a in arguments]
+        with tracing(self.context):
+            return self._compile(fakes)
 
     def _await_backward(self, results: Sequence[Any]) -> None:
         """`is_pending` from here until the backward begins."""
@@ -109,6 +119,7 @@ class CompiledStep:
         self.plan.measured_peak_bytes = max(peak, self.plan.measured_peak_bytes or 0)
         if peak > self.plan.budget_bytes and not self.plan.is_empty:
             self.offset += peak - self.plan.predicted_peak_bytes
+            self.unseen += peak - self.plan.predicted_peak_bytes
             self._count(peak - self.plan.budget_bytes, "the step")
             self.recompile = True
 
@@ -121,8 +132,8 @@ class CompiledStep:
                 return halves
             planned = plan.predicted_peak_bytes
             plan.predicted_peak_bytes = self._predicted(halves, plan)
-            plan.unplanned_peak_bytes += plan.predicted_peak_bytes - planned
             self.offset += plan.predicted_peak_bytes - planned
+            plan.budget_bytes, plan.unplanned_peak_bytes = self._budget(plan.problem), self._unplanned(plan.problem)
             excess = plan.predicted_peak_bytes - plan.budget_bytes
             if excess <= 0 and (plan.is_empty or self.recompilations or -excess < ROOM * plan.budget_bytes):
                 break
@@ -141,10 +152,10 @@ class CompiledStep:
         assert self.plan is not None
         log.info("%s takes %+.1f MiB of the budget: planned anew", who, excess / 2**20)
         if excess > 0 and self.recompilations == RECOMPILED:
-            needed = -(-(self.plan.budget_bytes + excess) // 2**20)
+            needed = _advised(self.plan.budget_bytes + excess)
             raise BudgetError(
                 f"memory_budget={self.memory_budget!r} is {self.plan.budget_bytes / 2**20:.1f} MiB, and {who} takes "
-                f'{excess / 2**20:.1f} MiB more, planned {1 + RECOMPILED} times: use at least "{needed}MiB"'
+                f"{excess / 2**20:.1f} MiB more, planned {1 + RECOMPILED} times: use at least {needed}"
             )
         self.recompilations += 1
 
@@ -153,7 +164,7 @@ class CompiledStep:
         if halves.forward is None or halves.backward is None:
             return plan.plan.predicted_peak_bytes
         above = peak_of_code(halves.forward, halves.backward, self.given, self.leaving, self.static, self.state)
-        return self.resident + sum(self.state) + above
+        return self.resident + sum(self.state) + above + self.unseen
 
     def _partition(
         self,
@@ -177,8 +188,8 @@ class CompiledStep:
         self.plan = CompiledPlan(
             problem=problem,
             plan=plan,
-            budget_bytes=previous.budget_bytes if previous else self._budget(problem),
-            unplanned_peak_bytes=unchanged_peak(problem),
+            budget_bytes=self._budget(problem),
+            unplanned_peak_bytes=self._unplanned(problem),
             predicted_peak_bytes=peak,
             optimizer_state_bytes=sum(self.state),
             execution=self.execution,
@@ -199,20 +210,24 @@ class CompiledStep:
         self.rules.check(forward)
         costs = Costs(self.device)
         started = time.perf_counter()
-        costs.measure([kernel.node for kernel in step.order if kernel.called and not is_element(kernel.node)])
+        seconds = _measured_seconds(costs, [k.node for k in step.order if k.called and not is_element(k.node)])
         measuring_s = time.perf_counter() - started
+        unknown = {k.node: "cannot be timed on its own" for k in step.order if k.called and k.node not in seconds}
         problem = step.problem(
-            seconds=costs.seconds,
+            seconds=lambda node: seconds.get(node, 0.0),
             moving=lambda size: fusible_seconds(size, costs),
             resident=self.resident + sum(self.state),
-            pinned={node: why for node in forward if (why := self.rules.pinned(node))},
+            pinned={node: why for node in forward if (why := self.rules.pinned(node) or unknown.get(node, ""))},
             forced=[node for node in forward if self.rules.is_forced(node)],
         )
         return problem, measuring_s
 
     def _budget(self, problem: PlanningProblem) -> int:
-        given = self.memory_budget
-        return budgets.in_bytes(given, 0, unchanged_peak(problem))  # a fraction is one of the unplanned peak
+        return budgets.in_bytes(self.memory_budget, 0, self._unplanned(problem))  # a fraction is one of that peak
+
+    def _unplanned(self, problem: PlanningProblem) -> int:
+        """Bytes at the peak of the unplanned step: the plan that keeps everything, with what is known of the code."""
+        return peak_of_plan(make_schedule(problem, problem.default_kept), self.device) + self.offset
 
     def _plan(self, problem: PlanningProblem) -> tuple[Plan, int]:
         """The solver's plan, and the peak that it is expected to have: the allocator's, with what is known of the code.
@@ -241,12 +256,31 @@ class CompiledStep:
         least = peak_of_plan(lowest.schedule, self.device) + self.offset
         asked, minimum = budgets.told_apart(budget, max(least, budget + 1))
         where = " in ".join(filter(None, [problem.targets[order], problem.modules[order]]))
-        needed = -(-max(least, budget) * 101 // 100 // 2**20)
         raise BudgetError(
             f"memory_budget={self.memory_budget!r} is {asked}, below the minimum of {minimum}, set by {where}: "
-            f'use at least "{needed}MiB"'
+            f"use at least {_advised(max(least, budget) * 101 // 100)}"
         )
+
+
+def _advised(size: int) -> str:
+    """A budget as one writes it, not below `size` bytes."""
+    digits = 0 if size >= 100 * 2**20 else 2
+    scale = 10**digits
+    return f'"{-(-size * scale // 2**20) / scale:.{digits}f}MiB"'
 
 
 def _autocast_dtype(device: torch.device) -> set[torch.dtype]:
     return {torch.get_autocast_dtype(device.type)} if torch.is_autocast_enabled(device.type) else set()
+
+
+def _measured_seconds(costs: Costs, nodes: Sequence[fx.Node]) -> dict[fx.Node, float]:
+    """Seconds of each operator; one that cannot run on its own is left out, and said."""
+    try:
+        costs.measure(nodes)
+    except CostError as error:
+        log.warning("%s: its results are kept", error)
+    found: dict[fx.Node, float] = {}
+    for node in nodes:
+        with contextlib.suppress(CostError):
+            found[node] = costs.seconds(node)
+    return found

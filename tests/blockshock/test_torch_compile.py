@@ -170,3 +170,16 @@ def checkpointed_without_its_random_state(model):
 def test_options_that_cannot_be_are_rejected(cli, arguments, expected):
     done = cli("hardware=cpu", "phase=checkpoint", "method=torch_compile", "workload=tiny_gpt2", *arguments)
     assert (done.code, expected in done.err) == (2, True), done.err
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"checkpoint": "blocks"}, {"checkpoint": "blocks", "saved": ["attention", "qkv"]}]
+)
+def test_a_baseline_is_compiled_once_and_not_in_every_step(options):
+    task = build("tiny_gpt2", batch_size=4, seq_len=32)
+    method = TorchCompile(name="torch_compile", backend="aot_eager", **options)
+    step = method.build_step(task, torch.optim.SGD(task.model.parameters(), lr=0.1))
+    torch._dynamo.utils.counters.clear()
+    for _ in range(4):
+        step.loss(*task.batch).backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

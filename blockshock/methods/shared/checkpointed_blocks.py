@@ -28,6 +28,7 @@ BLOCKS: dict[str, dict[str, tuple[int, ...]]] = {
     "ResNetBottleNeckLayer": {},
     "ResNetBasicLayer": {},
 }
+Forwards = list[tuple[nn.Module, Callable[..., Any]]]
 SAVED = ("attention", "qkv", "projection", "mlp_in", "mlp_out")
 
 
@@ -45,17 +46,34 @@ def blocks_of(model: nn.Module, count: float | None = None) -> list[nn.Module]:
 @contextmanager
 def checkpointed(blocks: Sequence[nn.Module], saved: Sequence[str] = ()) -> Iterator[None]:
     """Within it each block keeps its input and what `saved` names, and runs again in the backward."""
+    with replaced_forwards(checkpointed_forwards(blocks, saved)):
+        yield
+
+
+def checkpointed_forwards(blocks: Sequence[nn.Module], saved: Sequence[str] = ()) -> Forwards:
+    """Each block with the forward that it has within `checkpointed`.
+
+    A compiled step has to be given the same functions in every call: Dynamo compiles it again for others.
+    """
     from torch.utils.checkpoint import checkpoint
 
+    found: Forwards = []
+    for block in blocks:
+        places = BLOCKS[type(block).__name__]
+        matmuls = frozenset(place for name in saved for place in places.get(name, ()))
+        selective: dict[str, Any] = (
+            {"context_fn": partial(selective_contexts, "attention" in saved, matmuls)} if saved else {}
+        )
+        found.append((block, partial(checkpoint, block.forward, use_reentrant=False, **selective)))
+    return found
+
+
+@contextmanager
+def replaced_forwards(forwards: Forwards) -> Iterator[None]:
+    """Within it each module runs the function beside it instead of its class's own."""
     with ExitStack() as stack:
-        for block in blocks:
-            places = BLOCKS[type(block).__name__]
-            matmuls = frozenset(place for name in saved for place in places.get(name, ()))
-            selective: dict[str, Any] = (
-                {"context_fn": partial(selective_contexts, "attention" in saved, matmuls)} if saved else {}
-            )
-            forward = partial(checkpoint, block.forward, use_reentrant=False, **selective)
-            stack.enter_context(replaced_forward(block, forward))
+        for module, forward in forwards:
+            stack.enter_context(replaced_forward(module, forward))
         yield
 
 

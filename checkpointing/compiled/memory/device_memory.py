@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 CHECKED = 2  # steps whose peak is read: the first makes the optimizer's state, the second has it from the start
 
@@ -41,10 +42,11 @@ def take_library_workspaces(device: torch.device, dtypes: Collection[torch.dtype
     that they are there when the step is planned."""
     if device.type != "cuda":
         return
-    for dtype in dtypes:
-        a = torch.ones(16, 16, dtype=dtype, device=device)
-        torch.mm(a, a)
-        torch.addmm(a[0], a, a)
+    with _disable_current_modes(), torch.no_grad():  # we are within a compilation, whose tensors are fake
+        for dtype in dtypes:
+            a = torch.ones(256, 256, dtype=dtype, device=device)
+            torch.mm(a, a)
+            torch.addmm(a[0], a, a)
 
 
 class FirstSteps:
