@@ -124,7 +124,12 @@ class CompiledStep:
             self.recompile = True
 
     def _compile(self, inputs: Sequence[Any]) -> CompiledHalves:
-        """Plan and compile, and again for less where the generated code takes more than the plan."""
+        """Plan and compile, and again for less where the generated code takes more than the plan.
+
+        Where it takes so much less that more could be kept, once for more: what was compiled before is taken if that
+        is too much.
+        """
+        fitting: tuple[CompiledHalves, CompiledPlan, int] | None = None
         while True:
             halves = compile_halves(self.execution, self.module, inputs, self._partition)
             plan = self.plan
@@ -135,9 +140,18 @@ class CompiledStep:
             self.offset += plan.predicted_peak_bytes - planned
             plan.budget_bytes, plan.unplanned_peak_bytes = self._budget(plan.problem), self._unplanned(plan.problem)
             excess = plan.predicted_peak_bytes - plan.budget_bytes
-            if excess <= 0 and (plan.is_empty or self.recompilations or -excess < ROOM * plan.budget_bytes):
+            if excess > 0 and fitting is not None:
+                later = plan
+                halves, plan, self.offset = fitting
+                if later.is_empty:
+                    plan.budget_bytes, plan.unplanned_peak_bytes = later.budget_bytes, later.unplanned_peak_bytes
+                plan.recompilations, self.plan = self.recompilations, plan
                 break
-            if plan.is_empty or not self._replanned(plan):
+            if excess <= 0:
+                if plan.is_empty or self.recompilations or -excess < ROOM * plan.budget_bytes:
+                    break
+                fitting = (halves, plan, self.offset)
+            if not self._replanned(plan):
                 break
             self._count(excess, "the generated code")
         remember(self.parameters, plan)

@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 import checkpointing
 from checkpointing import BudgetError, CheckpointingError, plan_of, plans_of
 from checkpointing.compiled import execution
+from checkpointing.compiled.compiled_plan import CompiledPlan
+from checkpointing.compiled.compiled_step import CompiledStep
 from checkpointing.compiled.memory.device_memory import FirstSteps
 from checkpointing.decide import lowest_plan
 from checkpointing.errors import GraphBreakError
@@ -158,6 +160,23 @@ def test_a_budget_above_the_need_changes_nothing() -> None:
     assert plan.is_empty
     assert plan.predicted_peak_bytes == plan.unplanned_peak_bytes
     assert "nothing is recomputed" in plan.summary()
+
+
+def test_code_that_recomputes_and_takes_less_than_planned_does_not_let_an_unplanned_step_pass_as_fitting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, batch = blocks()
+    need = plan_of(train(model, square, batch, planned(1.0), steps=1).model).unplanned_peak_bytes
+
+    def smaller_if_planned(step: CompiledStep, halves: Any, plan: CompiledPlan) -> int:
+        return plan.plan.predicted_peak_bytes - (0 if plan.is_empty else need // 5)
+
+    monkeypatch.setattr(CompiledStep, "_predicted", smaller_if_planned)
+    model, batch = blocks()
+    train(model, square, batch, planned(int(0.9 * need)), steps=1)
+    plan = plan_of(model)
+    assert not plan.is_empty
+    assert plan.predicted_peak_bytes <= plan.budget_bytes < plan.unplanned_peak_bytes == need
 
 
 def test_a_budget_below_the_floor_is_rejected_with_one_that_works_and_what_sets_it() -> None:
