@@ -117,9 +117,14 @@ class CompiledStep:
         """The allocator's peak of one of the first steps. Raises BudgetError if no plan brought it under the budget."""
         assert self.plan is not None
         self.plan.measured_peak_bytes = max(peak, self.plan.measured_peak_bytes or 0)
-        if peak > self.plan.budget_bytes and not self.plan.is_empty:
-            self.offset += peak - self.plan.predicted_peak_bytes
-            self.unseen += peak - self.plan.predicted_peak_bytes
+        if peak <= self.plan.budget_bytes:
+            return
+        more = peak - self.plan.predicted_peak_bytes
+        self.offset += more
+        self.unseen += more
+        self.plan.predicted_peak_bytes = peak
+        self._learn(self.plan)
+        if peak > self.plan.budget_bytes:
             self._count(peak - self.plan.budget_bytes, "the step")
             self.recompile = True
 
@@ -138,7 +143,7 @@ class CompiledStep:
             planned = plan.predicted_peak_bytes
             plan.predicted_peak_bytes = self._predicted(halves, plan)
             self.offset += plan.predicted_peak_bytes - planned
-            plan.budget_bytes, plan.unplanned_peak_bytes = self._budget(plan.problem), self._unplanned(plan.problem)
+            self._learn(plan)
             excess = plan.predicted_peak_bytes - plan.budget_bytes
             if excess > 0 and fitting is not None:
                 later = plan
@@ -148,18 +153,17 @@ class CompiledStep:
                 plan.recompilations, self.plan = self.recompilations, plan
                 break
             if excess <= 0:
-                if plan.is_empty or self.recompilations or -excess < ROOM * plan.budget_bytes:
+                enough = plan.is_empty or self.recompilations or -excess < ROOM * plan.budget_bytes
+                if enough or self._plan(plan.problem)[0].kept == plan.plan.kept:
                     break
                 fitting = (halves, plan, self.offset)
-            if not self._replanned(plan):
-                break
             self._count(excess, "the generated code")
         remember(self.parameters, plan)
         return halves
 
-    def _replanned(self, plan: CompiledPlan) -> bool:
-        """Whether planning with what is known now would keep other values."""
-        return self._plan(plan.problem)[0].kept != plan.plan.kept
+    def _learn(self, plan: CompiledPlan) -> None:
+        """Bring what the plan says of its budget and of the unplanned step up to what is known by now."""
+        plan.budget_bytes, plan.unplanned_peak_bytes = self._budget(plan.problem), self._unplanned(plan.problem)
 
     def _count(self, excess: int, who: str) -> None:
         """Before each further compilation. Raises BudgetError after `RECOMPILED` of them."""

@@ -415,6 +415,8 @@ def test_a_step_that_takes_more_than_predicted_is_planned_for_less_and_trains_on
 
 def test_a_step_that_always_takes_more_is_rejected_with_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = blocks(count=8)
+    need = plan_of(train(model, square, batch, planned(1.0), steps=1).model).unplanned_peak_bytes
+    model, _ = blocks(count=8)
     Overrun(monkeypatch, excess=1024, times=9)
     with pytest.raises(BudgetError, match=r"the step takes .* more, planned 3 times: use at least"):
-        train(model, square, batch, planned(0.98), steps=9)
+        train(model, square, batch, planned(int(0.97 * need)), steps=9)
