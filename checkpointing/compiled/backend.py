@@ -3,7 +3,7 @@
     model = torch.compile(model, backend=checkpointing.backend(memory_budget="8GB"), dynamic=False)
 
 Dynamo captures the forward and the loss as it always does, AOTAutograd traces them and their backward as one joint
-graph, `joint_problem` makes of it the planners' question, `partition` splits it as planned, and inductor compiles the
+graph, `joint_step` and `joint_problem` make of it the planners' question, `partition` splits it as planned, and inductor compiles the
 halves. The optimizer and the loop stay outside. Nothing runs before it is planned: the unplanned step never has to fit.
 """
 

@@ -21,7 +21,8 @@ from checkpointing import budget as budgets
 from checkpointing.compiled.compiled_plan import CompiledPlan, remember
 from checkpointing.compiled.costs.costs import Costs, fusible_seconds
 from checkpointing.compiled.execution import CompiledHalves, compile_halves
-from checkpointing.compiled.joint_problem import JointStep
+from checkpointing.compiled.joint_problem import planning_problem
+from checkpointing.compiled.joint_step import JointStep
 from checkpointing.compiled.kernels import is_element
 from checkpointing.compiled.memory.device_memory import (
     FirstSteps,
@@ -231,7 +232,8 @@ class CompiledStep:
         seconds = _measured_seconds(costs, [k.node for k in step.order if k.called and not is_element(k.node)])
         measuring_s = time.perf_counter() - started
         unknown = {k.node: "cannot be timed on its own" for k in step.order if k.called and k.node not in seconds}
-        problem = step.problem(
+        problem = planning_problem(
+            step,
             seconds=lambda node: seconds.get(node, 0.0),
             moving=lambda size: fusible_seconds(size, costs),
             resident=self.resident + sum(self.state),

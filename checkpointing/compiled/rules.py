@@ -15,7 +15,7 @@ import torch
 from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
-from checkpointing.compiled.joint_problem import module_of
+from checkpointing.compiled.joint_step import module_of
 from checkpointing.errors import CheckpointingError
 
 _SAVE = (CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_SAVE)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from checkpointing.compiled.memory.optimizer_memory import present_optimizer_state
+
 CHECKED = 2  # steps whose peak is read: the first makes the optimizer's state, the second has it from the start
 
 
@@ -23,11 +25,13 @@ def device_of(inputs: Sequence[Any]) -> torch.device:
 
 
 def resident_bytes(device: torch.device, inputs: Sequence[Any]) -> int:
-    """Bytes allocated on the device. A CPU does not count them: there, those of the inputs and of their gradients."""
+    """Bytes allocated on the device. A CPU does not count them: there, those of the inputs, of their gradients and of
+    the optimizer's state."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     tensors = [value for value in inputs if isinstance(value, Tensor)]
-    tensors += [t.grad for t in tensors if isinstance(t, nn.Parameter) and t.grad is not None]
+    parameters = [t for t in tensors if isinstance(t, nn.Parameter)]
+    tensors += [t.grad for t in parameters if t.grad is not None] + present_optimizer_state(parameters)
     return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
 
 

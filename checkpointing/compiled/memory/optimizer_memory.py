@@ -42,6 +42,13 @@ def missing_optimizer_state(parameters: Collection[Tensor], device: torch.device
     return [size for _, sizes in counted for size in sizes]
 
 
+def present_optimizer_state(parameters: Collection[Tensor]) -> list[Tensor]:
+    """The tensors of optimizer state that the parameters have by now."""
+    wanted = {id(parameter) for parameter in parameters}
+    states = [optimizer.state for optimizer in _optimizers(wanted)]
+    return [t for state in states for parameter in parameters for t in _tensors(state.get(parameter, {}))]
+
+
 def _optimizers(wanted: Collection[int]) -> Iterator[Optimizer]:
     for candidate in gc.get_objects():
         if issubclass(type(candidate), Optimizer) and any(
