@@ -3,8 +3,9 @@
     model = torch.compile(model, backend=checkpointing.backend(memory_budget="8GB"), dynamic=False)
 
 Dynamo captures the forward and the loss as it always does, AOTAutograd traces them and their backward as one joint
-graph, `joint_step` and `joint_problem` make of it the planners' question, `partition` splits it as planned, and inductor compiles the
-halves. The optimizer and the loop stay outside. Nothing runs before it is planned: the unplanned step never has to fit.
+graph, `joint_step` and `joint_problem` make of it the planners' question, `partition` splits it as planned, and
+inductor compiles the halves. The optimizer and the loop stay outside. Nothing runs before it is planned: the unplanned
+step never has to fit.
 """
 
 from __future__ import annotations
