@@ -1,0 +1,48 @@
+"""Plans of full-size models, on joint graphs that were recorded on a GPU: the peaks measured there, near-optimal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from checkpointing.decide import lowest_plan
+from checkpointing.planners.greedy import plan_greedy
+from checkpointing.planners.optimal import plan_optimal
+from checkpointing.planners.schedule import make_schedule, unchanged_peak
+from tests.checkpointing.compiled.recorded_graphs import NAMES, problem_of, recorded
+
+# Inductor's scheduler delays the gradient of Llama's head to where memory is free; plans have it where autograd does.
+TOLERANCE = {"llama": 0.03}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_unplanned_peak_is_the_one_that_was_measured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = recorded(name)
+    peak = unchanged_peak(problem_of(graph, monkeypatch))
+    assert peak == pytest.approx(graph.peak_bytes, rel=TOLERANCE.get(name, 0.01))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_optimal_plans_meet_their_budgets_near_the_bound(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = replace(problem_of(recorded(name), monkeypatch), solving_s=12.0)  # three times the usual: a busy machine
+    highest, lowest = unchanged_peak(problem), lowest_plan(problem).predicted_peak_bytes
+    added = [0.0]
+    for share in (0.75, 0.5):
+        budget = int(lowest + share * (highest - lowest))
+        optimal, greedy = plan_optimal(problem, budget), plan_greedy(problem, budget)
+        assert optimal.predicted_peak_bytes <= budget
+        assert optimal.predicted_added_s <= greedy.predicted_added_s
+        assert optimal.gap is not None
+        assert optimal.gap <= 0.02  # of which ViT's 1.2% are of the bound: its values are too large to fill a budget
+        added.append(optimal.predicted_added_s)
+    assert added == sorted(added)
+    assert added[-1] < 0.2 * sum(problem.time)
+
+
+def test_what_the_compiler_recomputes_by_itself_costs_a_plan_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = problem_of(recorded("bert"), monkeypatch)
+    unplanned = make_schedule(problem, problem.default_kept)
+    assert any(run.is_copy for run in unplanned.runs)
+    assert unplanned.added_seconds == 0
