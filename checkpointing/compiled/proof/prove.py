@@ -72,7 +72,7 @@ class CompiledProof:
 
     def summary(self) -> str:
         """One line per kind of result, and what they were compared with."""
-        recomputed = len(self.plan.plan.recomputed)
+        recomputed = len(self.plan.plan.recomputed) + self.plan.on_request
         lines = [f"planned against unplanned, {self.execution}: {recomputed} values recomputed"]
         if self.reference:
             lines.append(
