@@ -46,6 +46,13 @@ def told_apart(a: int, b: int) -> tuple[str, str]:
     return first, second
 
 
+def written(size: int) -> str:
+    """A budget as one writes it, in quotes, not below `size` bytes: "2433MiB", "0.44MiB"."""
+    digits = 0 if size >= 100 * 2**20 else 2
+    scale = 10**digits
+    return f'"{-(-size * scale // 2**20) / scale:.{digits}f}MiB"'
+
+
 def _parse(text: str) -> int:
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmg]?i?b)\s*", text.lower())
     if match is None or float(match[1]) <= 0:

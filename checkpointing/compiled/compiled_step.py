@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -66,7 +67,7 @@ class CompiledStep:
         self.execution, self.solver, self.rules = execution, solver, rules
         self.device = device_of(inputs)
         self.parameters = [t for t in inputs if isinstance(t, nn.Parameter) and t.requires_grad]
-        take_library_workspaces(self.device, {p.dtype for p in self.parameters} | _autocast_dtype(self.device))
+        take_library_workspaces(self.device, self.parameters)
         self.resident = resident_bytes(self.device, inputs)
         self.static = input_bytes(inputs)
         self.state = missing_optimizer_state(self.parameters, self.device) if torch.is_grad_enabled() else []
@@ -79,7 +80,7 @@ class CompiledStep:
         self.context = TracingContext.try_get()
         self.first_steps = FirstSteps(self.device, sum(self.state), self._measured)
         self.recompile = False
-        self.is_pending = False  # the forward has run, and its backward has not
+        self._autograd: list[weakref.ref[Any]] = []  # the autograd nodes of the latest forward; none once it began
         self.halves = self._compile(inputs)
 
     def __call__(self, *arguments: Any) -> Any:
@@ -104,15 +105,19 @@ class CompiledStep:
         with tracing(self.context):
             return self._compile(fakes)
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether a forward has run, its results are still in use, and their backward has not begun."""
+        return any(node() is not None for node in self._autograd)
+
     def _await_backward(self, results: Sequence[Any]) -> None:
-        """`is_pending` from here until the backward begins."""
         differentiable = [value for value in results if isinstance(value, Tensor) and value.requires_grad]
-        self.is_pending = bool(differentiable)
+        self._autograd = [weakref.ref(value.grad_fn) for value in differentiable]
         for value in differentiable:
             value.register_hook(self._backward_begins)
 
     def _backward_begins(self, _: Tensor) -> None:
-        self.is_pending = False
+        self._autograd = []
 
     def _measured(self, peak: int) -> None:
         """The allocator's peak of one of the first steps. Raises BudgetError if no plan brought it under the budget."""
@@ -171,7 +176,7 @@ class CompiledStep:
         assert self.plan is not None
         log.info("%s takes %+.1f MiB of the budget: planned anew", who, excess / 2**20)
         if excess > 0 and self.recompilations == RECOMPILED:
-            needed = _advised(self.plan.budget_bytes + excess)
+            needed = budgets.written(self.plan.budget_bytes + excess)
             raise BudgetError(
                 f"memory_budget={self.memory_budget!r} is {self.plan.budget_bytes / 2**20:.1f} MiB, and {who} takes "
                 f"{excess / 2**20:.1f} MiB more, planned {1 + RECOMPILED} times: use at least {needed}"
@@ -278,19 +283,8 @@ class CompiledStep:
         where = " in ".join(filter(None, [problem.targets[order], problem.modules[order]]))
         raise BudgetError(
             f"memory_budget={self.memory_budget!r} is {asked}, below the minimum of {minimum}, set by {where}: "
-            f"use at least {_advised(max(least, budget) * 101 // 100)}"
+            f"use at least {budgets.written(max(least, budget) * 101 // 100)}"
         )
-
-
-def _advised(size: int) -> str:
-    """A budget as one writes it, not below `size` bytes."""
-    digits = 0 if size >= 100 * 2**20 else 2
-    scale = 10**digits
-    return f'"{-(-size * scale // 2**20) / scale:.{digits}f}MiB"'
-
-
-def _autocast_dtype(device: torch.device) -> set[torch.dtype]:
-    return {torch.get_autocast_dtype(device.type)} if torch.is_autocast_enabled(device.type) else set()
 
 
 def _measured_seconds(costs: Costs, nodes: Sequence[fx.Node]) -> dict[fx.Node, float]:

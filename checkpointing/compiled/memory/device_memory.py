@@ -41,11 +41,14 @@ def input_bytes(inputs: Sequence[Any]) -> list[int]:
     return list({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def take_library_workspaces(device: torch.device, dtypes: Collection[torch.dtype]) -> None:
+def take_library_workspaces(device: torch.device, parameters: Collection[Tensor]) -> None:
     """Have the matmul libraries take the workspaces that they keep from their first call on (tens of MiB on a GPU), so
     that they are there when the step is planned."""
     if device.type != "cuda":
         return
+    dtypes = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
+    if torch.is_autocast_enabled(device.type):
+        dtypes.add(torch.get_autocast_dtype(device.type))
     with _disable_current_modes(), torch.no_grad():  # we are within a compilation, whose tensors are fake
         for dtype in dtypes:
             a = torch.ones(256, 256, dtype=dtype, device=device)

@@ -299,6 +299,14 @@ def test_each_shape_has_a_plan_of_its_own() -> None:
     assert not first.is_empty
 
 
+def test_a_forward_whose_result_was_dropped_is_no_first_half_of_a_step() -> None:
+    model, batch = blocks(dropout=0.0)
+    trained = train(model, square, batch, planned("1GB"), steps=1)
+    trained.loss_fn(model, *batch)  # evaluated, with gradients enabled and never asked for
+    trained.loss_fn(model, batch[0][:8]).backward()
+    assert len(plans_of(model)) == 2
+
+
 def test_evaluation_between_steps_needs_no_plan() -> None:
     model, batch = blocks(dropout=0.0)
     trained = train(model, square, batch, planned(0.9), steps=1)
