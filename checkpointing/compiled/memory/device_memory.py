@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from checkpointing.compiled.memory.optimizer_memory import present_optimizer_state
 
+_MULTIPLIED = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 CHECKED = 2  # steps whose peak is read: the first makes the optimizer's state, the second has it from the start
 
 
@@ -46,7 +47,7 @@ def take_library_workspaces(device: torch.device, parameters: Collection[Tensor]
     that they are there when the step is planned."""
     if device.type != "cuda":
         return
-    dtypes = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
+    dtypes = {parameter.dtype for parameter in parameters} & _MULTIPLIED
     if torch.is_autocast_enabled(device.type):
         dtypes.add(torch.get_autocast_dtype(device.type))
     with _disable_current_modes(), torch.no_grad():  # we are within a compilation, whose tensors are fake

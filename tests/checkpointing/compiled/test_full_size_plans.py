@@ -28,17 +28,13 @@ def test_the_unplanned_peak_is_the_one_that_was_measured(name: str, monkeypatch:
 def test_optimal_plans_meet_their_budgets_near_the_bound(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = replace(problem_of(recorded(name), monkeypatch), solving_s=12.0)  # three times the usual: a busy machine
     highest, lowest = unchanged_peak(problem), lowest_plan(problem).predicted_peak_bytes
-    added = [0.0]
-    for share in (0.75, 0.5):
-        budget = int(lowest + share * (highest - lowest))
-        optimal, greedy = plan_optimal(problem, budget), plan_greedy(problem, budget)
-        assert optimal.predicted_peak_bytes <= budget
-        assert optimal.predicted_added_s <= greedy.predicted_added_s
-        assert optimal.gap is not None
-        assert optimal.gap <= 0.02  # of which ViT's 1.2% are of the bound: its values are too large to fill a budget
-        added.append(optimal.predicted_added_s)
-    assert added == sorted(added)
-    assert added[-1] < 0.2 * sum(problem.time)
+    budget = int(lowest + 0.5 * (highest - lowest))
+    optimal, greedy = plan_optimal(problem, budget), plan_greedy(problem, budget)
+    assert optimal.predicted_peak_bytes <= budget
+    assert 0 < optimal.predicted_added_s <= greedy.predicted_added_s
+    assert optimal.predicted_added_s < 0.2 * sum(problem.time)
+    assert optimal.gap is not None
+    assert optimal.gap <= 0.02  # of which ViT's 1.2% are of the bound: its values are too large to fill a budget
 
 
 def test_what_the_compiler_recomputes_by_itself_costs_a_plan_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
