@@ -28,6 +28,7 @@ from checkpointing.errors import CheckpointingError, GraphBreakError
 from checkpointing.planners import BUDGETED
 
 MEMORY_BUDGET, EXECUTION = "RECOMPUTE_MEMORY_BUDGET", "RECOMPUTE_EXECUTION"  # environment, for the backend by name
+OLDEST = "2.11"
 OPTIONS = ("memory_budget", "execution", "solver", "keep", "recompute")
 
 
@@ -48,6 +49,8 @@ def backend(
     they cost. Raises CheckpointingError for what cannot be read; a budget below the floor is rejected when the step
     compiles.
     """
+    if torch.__version__ < OLDEST:
+        raise CheckpointingError(f"checkpointing.backend needs torch {OLDEST} or later; this is {torch.__version__}")
     budgets.check(memory_budget)
     for option, value, allowed in (("execution", execution, EXECUTIONS), ("solver", solver, BUDGETED)):
         if value not in allowed:

@@ -212,6 +212,12 @@ def test_what_cannot_be_read_is_rejected_before_anything_compiles(options: dict[
     assert "\n" not in str(error.value)
 
 
+def test_an_older_torch_is_rejected_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.9.1"))
+    with pytest.raises(CheckpointingError, match=r"needs torch 2\.11 or later; this is 2\.9\.1"):
+        checkpointing.backend("8GB")
+
+
 @pytest.mark.parametrize("option", ["keep", "recompute"])
 def test_a_pattern_that_matches_nothing_is_rejected_with_names_that_would(option: str) -> None:
     model, batch = blocks()
