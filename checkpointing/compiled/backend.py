@@ -98,7 +98,7 @@ def _number(text: str) -> float | str:
         return text
 
 
-@dataclass
+@dataclass(eq=False)  # Dynamo compares backends to learn what was compiled by which
 class Backend:
     """Called by Dynamo with each graph that it captures. `plans` are those of the graphs so far, the latest last."""
 
