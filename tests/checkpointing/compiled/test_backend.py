@@ -54,6 +54,7 @@ def planned(memory_budget: float | str, **options: Any) -> Any:
     return checkpointing.backend(memory_budget, execution=options.pop("execution", "eager"), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "solver"), [*((name, "optimal") for name in TINY), ("tiny_gpt2", "greedy"), ("tiny_resnet152", "greedy")]
 )
@@ -65,6 +66,7 @@ def test_three_steps_are_bitwise_those_of_the_unplanned_step(name: str, solver: 
     assert_equal(found.state, expected.state, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_any_small_model_trains_bitwise_as_unplanned(seed: int) -> None:
     batch = random_batch(seed)
@@ -79,6 +81,7 @@ def _apply(model: nn.Module, x: Tensor) -> Tensor:
     return model(x)
 
 
+@pytest.mark.slow
 def test_eleven_budgets_are_met_and_a_lower_one_never_counts_more(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = CountedHalves(monkeypatch)
     model, batch = blocks(rows=256, count=6)
@@ -411,6 +414,7 @@ class Overrun:
         monkeypatch.setattr(FirstSteps, "before_call", before_call)
 
 
+@pytest.mark.slow
 def test_a_step_that_takes_more_than_predicted_is_planned_for_less_and_trains_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -427,6 +431,7 @@ def test_a_step_that_takes_more_than_predicted_is_planned_for_less_and_trains_on
     assert_equal(model.state_dict(), expected.state_dict(), "")
 
 
+@pytest.mark.slow
 def test_a_step_that_always_takes_more_is_rejected_with_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = blocks(count=8)
     need = plan_of(train(model, square, batch, planned(1.0), steps=1).model).unplanned_peak_bytes

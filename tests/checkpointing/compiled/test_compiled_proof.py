@@ -55,6 +55,7 @@ def rows(seed: int = 0) -> tuple[Tensor]:
     return (torch.randn(32, WIDTH, generator=torch.Generator().manual_seed(seed)),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny_bert", "tiny_vit"])
 def test_operator_by_operator_a_models_planned_step_is_bitwise_the_unplanned_one(name: str) -> None:
     task = build(name, batch_size=2, seq_len=16, dropout=0.1)

@@ -17,6 +17,8 @@ from profiler.models import build
 from tests.checkpointing.compiled.training import TINY
 from tests.profiler.eager_steps import assert_equal
 
+pytestmark = pytest.mark.slow
+
 Loop = Callable[[nn.Module, Any], list[Tensor]]  # trains the model by a backend; the losses
 WIDTH, CLASSES = 16, 5
 
