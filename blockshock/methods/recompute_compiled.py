@@ -38,7 +38,7 @@ class RecomputeCompiled:
 
     @property
     def exact(self) -> bool:
-        """Whether the step must be torch.compile's to the bit: kernels that are fused otherwise round otherwise."""
+        """Whether the step must be bitwise equal to torch.compile's: other fusions round differently."""
         return self.execution == "eager"
 
     def check(self, job: Job) -> None:

@@ -187,7 +187,10 @@ def _is_padded_in_place(node: fx.Node, source: fx.Node) -> bool:
 
     The rule of `torch._inductor.lowering.inplace_constant_pad_nd`.
     """
-    if node.target is not aten.constant_pad_nd.default or len(node.args[1]) != 4 or source.op != "call_function":  # type: ignore[arg-type]
+    if node.target is not aten.constant_pad_nd.default or source.op != "call_function":
+        return False
+    padding = node.args[1]  # two numbers a dimension; inductor pads matrices only
+    if not isinstance(padding, list | tuple) or len(padding) != 4:
         return False
     users = list(node.users)
     one_matmul = len(users) == 1 and users[0].target in (aten.mm.default, aten.addmm.default)

@@ -6,7 +6,7 @@
 Compared are the loss, every gradient, and every parameter, buffer and optimizer state after the step, bit for bit.
 Some GPU kernels (the backward of attention, for one) add in an order that changes from run to run, and then two runs
 of the same step differ as well. Such operators are found by running every node of the baseline twice on the same
-inputs. Where one occurs in the rewritten step, its inputs must be those of the baseline to the bit, and its results
+inputs. Where one occurs in the rewritten step, its inputs must be bitwise those of the baseline, and its results
 are then taken from the baseline's run; so what comes after is compared bit for bit again, and nothing is tolerated.
 The second run of such an operator, where it is recomputed, must give the bits of the baseline's by itself.
 """
@@ -53,7 +53,7 @@ class Proof:
 
     @property
     def identical(self) -> bool:
-        """Whether everything is equal to the bit to a run of the baseline."""
+        """Whether everything is bitwise equal to a run of the baseline."""
         return bool(self.table["identical"].all())
 
     @property
@@ -70,7 +70,7 @@ class Proof:
 
     @property
     def deterministic(self) -> bool:
-        """Whether the baseline's own runs agree to the bit."""
+        """Whether the baseline's own runs agree bitwise."""
         return not self.unsteady and bool((self.table["spread"] == 0).all())
 
     def summary(self) -> str:
@@ -78,7 +78,7 @@ class Proof:
         lines = []
         for kind, rows in self.table.groupby("kind", sort=False):
             same = int(rows["identical"].sum())
-            line = f"{kind}: {same} of {len(rows)} equal to the bit"
+            line = f"{kind}: {same} of {len(rows)} bitwise equal"
             other = rows[~rows["identical"]]
             if len(other):
                 inside = int(other["passed"].sum())
@@ -174,7 +174,7 @@ def _cloned(value: Any) -> Any:
 def compare_runs(baseline: Sequence[Results], found: Results) -> Proof:
     """Judge what one step left by what runs of the baseline left, all from the same state.
 
-    Where the baseline's runs agree it must be equal to the bit, and elsewhere as near to one as they are to each other.
+    Where the baseline's runs agree it must be bitwise equal, and elsewhere as near to one as they are to each other.
     """
     import pandas as pd
 

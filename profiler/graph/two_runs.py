@@ -1,4 +1,4 @@
-"""What it takes to compare two runs of a step: kernels that can be repeated, equality to the bit, room for copies.
+"""What it takes to compare two runs of a step: repeatable kernels, bitwise equality, room for copies.
 
 with deterministic_algorithms():
     a, b = step(*batch), step(*batch)
@@ -33,7 +33,7 @@ def deterministic_algorithms() -> Iterator[None]:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal to the bit; NaN of the same bits is equal, and 0 is not -0."""
+    """Bitwise equality: NaN of the same bits is equal, and 0 is not -0."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     a, b = (tensor.resolve_conj().resolve_neg() for tensor in (a, b))  # a view that negates has other bits in memory

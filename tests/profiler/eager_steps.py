@@ -35,7 +35,7 @@ def assert_same_as_eager(
     groups: Callable[[nn.Module], list[dict[str, Any]]] = one_group,
     eager_steps_before: int = 0,
 ) -> TracedStep:
-    """Train two copies on `batches`, by the traced step and in eager: all must be equal to the bit."""
+    """Train two copies on `batches`, by the traced step and in eager: all must be bitwise equal."""
     twin = copy.deepcopy(model)
     optimizer, twin_optimizer = make_optimizer(groups(model)), make_optimizer(groups(twin))
     for _ in range(eager_steps_before):

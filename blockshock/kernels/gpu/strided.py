@@ -4,7 +4,7 @@
 
 With few rows the product is bound by the bytes of the weight, so a program takes BLOCK_R rows of it and all of X's rows
 that fit, and `split` programs share a row's K. The last of them to finish adds their partial sums, in a fixed order, so
-that a product is one launch and always the same to the bit.
+that a matmul is one launch and always bitwise the same.
 """
 
 from __future__ import annotations

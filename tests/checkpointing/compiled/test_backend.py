@@ -21,28 +21,8 @@ from checkpointing.decide import lowest_plan
 from checkpointing.errors import GraphBreakError
 from profiler.models import build
 from tests.checkpointing.compiled.random_models import RandomModel, random_batch
-from tests.checkpointing.compiled.training import TINY, CountedHalves, train, train_tiny
+from tests.checkpointing.compiled.training import TINY, Blocks, CountedHalves, square, train, train_tiny
 from tests.profiler.eager_steps import assert_equal
-
-
-class Blocks(nn.Module):
-    """Residual blocks of linear, GELU, linear and dropout, all alike."""
-
-    def __init__(self, count: int = 4, width: int = 16, dropout: float = 0.1) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout))
-            for _ in range(count)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = x + block(x)
-        return x
-
-
-def square(model: nn.Module, x: Tensor) -> Tensor:
-    return model(x).square().mean()
 
 
 def blocks(rows: int = 32, **options: Any) -> tuple[nn.Module, tuple[Tensor]]:

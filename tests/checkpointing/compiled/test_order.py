@@ -11,7 +11,7 @@ import torch
 import checkpointing
 from checkpointing import plan_of
 from checkpointing.compiled import compiled_step
-from tests.checkpointing.compiled.test_backend import Blocks, square
+from tests.checkpointing.compiled.training import Blocks, square
 
 
 def compiled_once(monkeypatch: pytest.MonkeyPatch, execution: str) -> tuple[Any, list[Any]]:

@@ -21,6 +21,26 @@ TINY = ("tiny_bert", "tiny_gpt2", "tiny_llama", "tiny_resnet152", "tiny_vit")
 LossFn = Callable[..., Tensor]
 
 
+class Blocks(nn.Module):
+    """Residual blocks of linear, GELU, linear and dropout, all alike."""
+
+    def __init__(self, count: int = 4, width: int = 16, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout))
+            for _ in range(count)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+def square(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x).square().mean()
+
+
 @dataclass
 class Trained:
     """What a loop leaves: losses by step, and everything that training moves, by name."""
