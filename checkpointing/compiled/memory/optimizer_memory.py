@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterator
@@ -20,8 +21,6 @@ from torch.optim import Optimizer
 from profiler.costs.memory import default_rounding, rounded
 
 log = logging.getLogger(__name__)
-
-_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
 def missing_optimizer_state(parameters: Collection[Tensor], device: torch.device) -> list[int]:
@@ -66,8 +65,9 @@ def _missing(optimizer: Optimizer, device: torch.device) -> list[int]:
         return []
     shadow: Any = copy.copy(optimizer)
     shadow.__dict__ = {key: value for key, value in optimizer.__dict__.items() if key != "step"}  # a schedule wraps it
-    shadow.__dict__ |= {hooks: {} for hooks in _HOOKS}
     shadow.state = defaultdict(dict)
+    step = inspect.getattr_static(type(optimizer), "step")  # wrapped by torch, to call the user's hooks
+    without_hooks = getattr(step, "__wrapped__", step)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
             shadow.param_groups = [
@@ -75,7 +75,7 @@ def _missing(optimizer: Optimizer, device: torch.device) -> list[int]:
                 for group, new in zip(optimizer.param_groups, groups, strict=True)
                 if new
             ]
-            shadow.step()
+            without_hooks(shadow)
     except Exception as error:  # any optimizer's own code
         name = type(optimizer).__name__
         log.warning("the state of the optimizer %s cannot be predicted (%s): its first step will show it", name, error)

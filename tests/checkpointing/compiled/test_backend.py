@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.checkpoint import checkpoint
 
 import checkpointing
@@ -17,6 +18,7 @@ from checkpointing.compiled import execution
 from checkpointing.compiled.compiled_plan import CompiledPlan
 from checkpointing.compiled.compiled_step import CompiledStep
 from checkpointing.compiled.memory.device_memory import FirstSteps
+from checkpointing.compiled.memory.optimizer_memory import missing_optimizer_state
 from checkpointing.decide import lowest_plan
 from checkpointing.errors import GraphBreakError
 from profiler.models import build
@@ -134,6 +136,21 @@ def _statistics(model: nn.Module) -> list[Tensor]:
 def _distance(found: list[Tensor], true: list[Tensor]) -> float:
     difference = sum(float((a.double() - b.double()).norm() ** 2) for a, b in zip(found, true, strict=True))
     return (difference / max(sum(float(b.double().norm() ** 2) for b in true), 1e-300)) ** 0.5
+
+
+def test_predicting_the_optimizers_state_calls_no_hook_of_the_user() -> None:
+    model = Blocks()
+    optimizer = torch.optim.AdamW(model.parameters())
+    called = []
+    handles = [optimizer.register_step_pre_hook(lambda *_: called.append("own"))]
+    handles.append(register_optimizer_step_pre_hook(lambda *_: called.append("global")))
+    try:
+        assert sum(missing_optimizer_state(list(model.parameters()), torch.device("cpu"))) > 0
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert not called
+    assert not optimizer.state
 
 
 def test_a_budget_above_the_need_changes_nothing() -> None:
