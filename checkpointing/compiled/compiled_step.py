@@ -41,7 +41,7 @@ from checkpointing.errors import BudgetError, CostError
 from checkpointing.planners import SOLVERS
 from checkpointing.planners.plan import NoPlanError, Plan
 from checkpointing.planners.problem import PlanningProblem
-from checkpointing.planners.schedule import make_schedule
+from checkpointing.planners.schedule import Schedule, make_schedule
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ class CompiledStep:
         if halves.forward is None or halves.backward is None:
             return plan.plan.predicted_peak_bytes
         above = peak_of_code(halves.forward, halves.backward, self.given, self.leaving, self.static, self.state)
-        return self.resident + sum(self.state) + above + self.unseen
+        return self.resident + above + self.unseen
 
     def _partition(
         self,
@@ -252,21 +252,21 @@ class CompiledStep:
 
     def _unplanned(self, problem: PlanningProblem) -> int:
         """Bytes at the peak of the unplanned step: the plan that keeps everything, with what is known of the code."""
-        return peak_of_plan(make_schedule(problem, problem.default_kept), self.device) + self.offset
+        return self._peak(make_schedule(problem, problem.default_kept))
+
+    def _peak(self, schedule: Schedule) -> int:
+        """Bytes at the peak that a plan is expected to have: the allocator's, with what is known of the code."""
+        return peak_of_plan(schedule, self.device, self.state) + self.offset
 
     def _plan(self, problem: PlanningProblem) -> tuple[Plan, int]:
-        """The solver's plan, and the peak that it is expected to have: the allocator's, with what is known of the code.
-
-        Raises BudgetError with the lowest budget that has a plan, and what sets it.
-        """
+        """The solver's plan and its peak. Raises BudgetError with the lowest that has a plan, and what sets it."""
         budget = self._budget(problem)
         kept = problem.default_kept | frozenset(problem.pinned)
         plan = Plan(problem, self.solver, kept, budget_bytes=budget, bound_s=0.0)
-        blocks = peak_of_plan(plan.schedule, self.device) - plan.predicted_peak_bytes  # that the allocator adds
-        aim = budget - self.offset - blocks
+        aim = budget - (self._peak(plan.schedule) - plan.predicted_peak_bytes)  # what the allocator and the code add
         try:
             for _ in range(AIMED):
-                peak = peak_of_plan(plan.schedule, self.device) + self.offset
+                peak = self._peak(plan.schedule)
                 if peak <= budget:
                     return plan, peak
                 if plan.planning_s:  # the solver's, whose blocks are more
@@ -274,11 +274,11 @@ class CompiledStep:
                 started = time.perf_counter()
                 plan = SOLVERS[self.solver](problem, aim)
                 plan = replace(plan, budget_bytes=budget, planning_s=time.perf_counter() - started)
-            return plan, peak_of_plan(plan.schedule, self.device) + self.offset
+            return plan, self._peak(plan.schedule)
         except NoPlanError:
             lowest = lowest_plan(problem)
         order = lowest.schedule.runs[lowest.schedule.peak_position].rank
-        least = peak_of_plan(lowest.schedule, self.device) + self.offset
+        least = self._peak(lowest.schedule)
         asked, minimum = budgets.told_apart(budget, max(least, budget + 1))
         where = " in ".join(filter(None, [problem.targets[order], problem.modules[order]]))
         raise BudgetError(

@@ -100,12 +100,13 @@ def _merged(block: Block, after: Block) -> Block:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Allocated bytes above the static ones, of a step in the middle of training."""
+    """Allocated bytes of a step in the middle of training, above those between steps."""
 
     peak_forward: int
     after_forward: int
     peak_backward: int
     after_backward: int
+    state: int = 0  # bytes of the optimizer state's blocks, which are there between steps
 
 
 def step_memory(
@@ -124,6 +125,7 @@ def step_memory(
     for size in static:
         allocator.malloc(size)
     memory = StepMemory(0, 0, 0, 0)
+    given = allocator.allocated
     for step in range(_STEPS):
         before = allocator.peak = allocator.allocated
         values = replay(allocator, forward, {})
@@ -131,13 +133,14 @@ def step_memory(
         held = {position: values[output] for position, output in saved.items() if output in values}
         allocator.peak = allocator.allocated
         gradients = replay(allocator, backward, held)
-        memory = StepMemory(peak_forward, after_forward, allocator.peak - before, allocator.allocated - before)
+        peaks = (peak_forward, after_forward, allocator.peak - before, allocator.allocated - before)
+        memory = StepMemory(*peaks, state=before - given)
+        left = [block for block in _distinct([*values.values(), *gradients.values()]) if not block.free]
         if step == 0:
             for size in state:
                 allocator.malloc(size)
-        for block in _distinct([*values.values(), *gradients.values()]):
-            if not block.free:
-                allocator.free(block)
+        for block in left:
+            allocator.free(block)
     return memory
 
 

@@ -1,6 +1,6 @@
 """The peak of a compiled step as the device's allocator will count it: of a plan, and of the code generated for it.
 
-peak_of_plan(schedule, static)                  # bytes, before anything is compiled
+peak_of_plan(schedule, device, state)           # bytes, before anything is compiled
 peak_of_code(forward, backward, ...)            # bytes above what was there before the step
 """
 
@@ -19,8 +19,9 @@ from profiler.costs.memory import default_rounding, rounded
 _STEPS = 2  # the second finds the blocks that the first has left
 
 
-def peak_of_plan(schedule: Schedule, device: torch.device) -> int:
-    """Bytes at the peak of a planned step. On a GPU, larger blocks that the caching allocator hands out are counted."""
+def peak_of_plan(schedule: Schedule, device: torch.device, state: Sequence[int] = ()) -> int:
+    """Bytes at the peak of a planned step. On a GPU, larger blocks that the caching allocator hands out are counted,
+    those of the optimizer's `state` (bytes of each tensor) among them: they are cut from what the first step freed."""
     if device.type != "cuda":
         return schedule.peak
     problem = schedule.problem
@@ -30,9 +31,9 @@ def peak_of_plan(schedule: Schedule, device: torch.device) -> int:
         starting.setdefault(life.first, []).append(number)
         ending.setdefault(life.last, []).append(number)
     allocator = CachingAllocator()
-    for _ in range(_STEPS):
+    for step in range(_STEPS):
         blocks: dict[int, Block] = {}
-        allocator.peak = allocator.allocated
+        before = allocator.peak = allocator.allocated
         for position, run in enumerate(schedule.runs):
             in_place = problem.workspace[run.rank] < 0
             over = [n for n in ending.get(position, ()) if n in blocks and in_place]
@@ -40,10 +41,14 @@ def peak_of_plan(schedule: Schedule, device: torch.device) -> int:
                 allocator.free(blocks.pop(number))
             for number in starting.get(position, ()):
                 blocks[number] = allocator.malloc(problem.size[schedule.lifetimes[number].storage])
+            if step == 0 and position == len(schedule.runs) - 1:  # the gradients are there
+                for size in state:
+                    allocator.malloc(size)
             for number in ending.get(position, ()):
                 if number in blocks:
                     allocator.free(blocks.pop(number))
-    return problem.static_bytes + max(allocator.peak, schedule.peak - problem.static_bytes)
+    above = max(allocator.peak - before, schedule.peak - problem.static_bytes)
+    return problem.static_bytes - sum(state) + before + above
 
 
 def peak_of_code(
@@ -54,7 +59,8 @@ def peak_of_code(
     static: Sequence[int],
     state: Sequence[int],
 ) -> int:
-    """Bytes at the peak of forward and backward, in the order in which inductor allocates, reuses and deletes.
+    """Bytes at the peak of forward and backward, in the order in which inductor allocates, reuses and deletes, with the
+    optimizer's state.
 
     `given` are the names of the joint graph's inputs, which the step does not free; `leaving` those of the forward's
     results, which its caller may hold until the backward ends. `static` and `state`: see `step_memory`.
@@ -79,10 +85,10 @@ def peak_of_code(
         held = sum(
             _bytes(value) for name, value in zip(forward.output_names, first.outputs, strict=True) if name in leaving
         )
-        return max(first.peak, held + between + second.peak)
+        return sum(state) + max(first.peak, held + between + second.peak)
     saved = {index: position[backward.input_names[index]] for index in freed if backward.input_names[index] in position}
     memory = step_memory(static, first, second, saved, state)
-    return max(memory.peak_forward, between + memory.peak_backward)
+    return memory.state + max(memory.peak_forward, between + memory.peak_backward)
 
 
 def _bytes(value: object) -> int:

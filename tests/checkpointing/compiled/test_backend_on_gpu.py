@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -32,19 +34,20 @@ def loss_of(model: nn.Module, x: Tensor) -> Tensor:
     return model(x).float().square().mean()
 
 
-def measured(memory_budget: float | str | None) -> tuple[int, list[float], nn.Module]:
-    """(peak bytes of the fourth step, losses, model) under a budget; None: inductor alone."""
+def measured(memory_budget: float | str | None, rows: int = 4096) -> tuple[int, list[float], nn.Module]:
+    """(peak bytes of the fifth step, losses, model) under a budget; None: inductor alone."""
     torch._dynamo.reset()
+    gc.collect()
     torch.manual_seed(0)
     model = nn.Sequential(*(Block() for _ in range(6))).to("cuda", torch.bfloat16)
-    x = torch.randn(4096, 1024, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(rows, 1024, device="cuda", dtype=torch.bfloat16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     backend = "inductor" if memory_budget is None else checkpointing.backend(memory_budget)
     step = torch.compile(loss_of, backend=backend, dynamic=False)
     torch.manual_seed(1)
     losses = []
-    for number in range(4):
-        if number == 3:
+    for number in range(5):
+        if number == 4:  # the first steps may be compiled again
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         loss = step(model, x)
@@ -58,7 +61,7 @@ def measured(memory_budget: float | str | None) -> tuple[int, list[float], nn.Mo
 def test_peaks_are_as_predicted_under_the_budget_and_monotone() -> None:
     unplanned, expected, _ = measured(None)
     peaks = []
-    for fraction in (1.0, 0.9, 0.8, 0.7, 0.6):
+    for fraction in (1.0, 0.95, 0.9, 0.85, 0.8):
         peak, losses, model = measured(fraction)
         plan = plan_of(model)
         assert peak <= plan.budget_bytes
@@ -69,18 +72,44 @@ def test_peaks_are_as_predicted_under_the_budget_and_monotone() -> None:
     assert all(lower <= higher for higher, lower in itertools.pairwise(peaks))
 
 
+def test_a_model_is_freed_with_its_last_reference() -> None:
+    """Also by what planned and compiled it."""
+    _, _, model = measured(0.8)
+    parameter = weakref.ref(next(model.parameters()))
+    del model
+    torch._dynamo.reset()
+    gc.collect()
+    assert parameter() is None, [type(holder) for holder in gc.get_referrers(parameter())]
+
+
+def test_libraries_take_no_workspace_in_a_step_that_was_planned() -> None:
+    """In the forward or the backward, whose thread has its own: no step leaves more than another behind."""
+    torch._dynamo.reset()
+    model = nn.Sequential(*(Block() for _ in range(2))).to("cuda", torch.bfloat16)
+    x = torch.randn(4096, 1024, device="cuda", dtype=torch.bfloat16)
+    step = torch.compile(loss_of, backend=checkpointing.backend(1.0), dynamic=False)
+    for _ in range(3):
+        step(model, x).backward()
+        model.zero_grad()
+        assert torch.cuda.memory_allocated() <= plan_of(model).problem.static_bytes
+
+
 def test_a_step_that_does_not_fit_unplanned_trains_under_a_budget() -> None:
     """The allocator is limited to less than the unplanned step needs, and the planned step never needs that much."""
-    unplanned, _, _ = measured(None)
+    rows = 2**14
+    unplanned = measured(None, rows)[0]
     limit = int(0.8 * unplanned)
+    room = 160 * MIB  # in the first step inductor times kernels, and what is free is not in one piece
+    gc.collect()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction((limit + 64 * MIB) / total)
+    torch.cuda.set_per_process_memory_fraction((limit + room) / total)
     try:
         with pytest.raises(torch.cuda.OutOfMemoryError):
-            measured(None)
+            measured(None, rows)
+        gc.collect()
         torch.cuda.empty_cache()
-        peak, _, _ = measured(f"{limit}B")
+        peak, _, _ = measured(f"{limit}B", rows)
         assert peak <= limit
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

@@ -98,3 +98,11 @@ def test_a_step_keeps_what_is_saved_until_its_backward_frees_it() -> None:
     assert memory.after_forward == big + 512
     assert memory.peak_backward == 3 * big + 512
     assert memory.after_backward == 2 * big + 512
+    assert memory.state == big
+
+
+def test_the_optimizers_state_is_cut_from_what_the_first_step_freed() -> None:
+    """A tensor of 39 MiB gets the whole block of 40 MiB that an activation left, as the rest is too small to split."""
+    forward = timeline([(0, 40 * MIB)], (None, 0))
+    backward = timeline([(-1, -40 * MIB)], (None,))
+    assert step_memory([], forward, backward, saved={0: 1}, state=[39 * MIB]).state == 40 * MIB
