@@ -54,7 +54,7 @@ def execute(
         raise
     finally:  # also when interrupted: then no rank stays behind and the folder says so
         folder.finish(outcome.status, outcome.reason, outcome.value)
-        if outcome.status != "ok" or not _keep_ranks:
+        if outcome.status != "ok" or not _keep_ranks or _leaves_tracing(job):
             close_ranks()
     return outcome
 
@@ -68,7 +68,8 @@ def reusing_ranks() -> Iterator[None]:
     """Let jobs with the same world size and device run one after another in the same rank processes.
 
     Saves CUDA contexts and communicators, seconds a job, at the price of isolation: what a job leaves in the process
-    (allocator, loaded kernels) the next one finds. Ranks are never reused after a job that failed.
+    (allocator, loaded kernels) the next one finds. Ranks are never reused after a job that failed, or one that traced
+    its kernels: CUPTI stays in the process, and a launch takes up to twice as long from then on.
     """
     global _keep_ranks
     _keep_ranks = True
@@ -79,13 +80,17 @@ def reusing_ranks() -> Iterator[None]:
         close_ranks()
 
 
+def _leaves_tracing(job: Job) -> bool:
+    return job.hardware.device == "cuda" and getattr(job.phase, "traces_kernels", False)
+
+
 def _pool_for(job: Job) -> RankPool:
     hardware = job.hardware
     key = (hardware.world_size, hardware.device, hardware.backend, hardware.threads_per_rank)
     pool = _pools.get(key)
     if pool is None or not pool.alive:
         close_ranks()  # one pool at a time: idle ranks would hold GPU memory and cores
-        pool = _pools[key] = RankPool(hardware.world_size, many_jobs=_keep_ranks)
+        pool = _pools[key] = RankPool(hardware.world_size)
     return pool
 
 

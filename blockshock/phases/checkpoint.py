@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @dataclass
 class CheckpointStep(OptimizerOptions):
     acts_on: ClassVar[str] = "model"
+    traces_kernels: ClassVar[bool] = True
     files: ClassVar = ("proof.csv", "ac_decisions_bs*.csv", "memory_*.csv", "memory_against_rank.png", "plan.csv")
 
     name: str = "checkpoint"

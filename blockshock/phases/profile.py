@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @dataclass
 class ProfileStep(OptimizerOptions):
     acts_on: ClassVar[str] = "model"
+    traces_kernels: ClassVar[bool] = True
     files: ClassVar = ("profiler_stats_*.csv", "profiler_plots_*.png", "profiler_*.json", "sign_off.txt")
 
     name: str = "profile"

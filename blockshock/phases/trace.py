@@ -74,6 +74,7 @@ _FIGURES = (
 @dataclass
 class Trace(TrainingOptions):
     acts_on: ClassVar[str] = "any"
+    traces_kernels: ClassVar[bool] = True
     files: ClassVar = (*_OF_EACH_RANK, *(name.replace(".", ".rank[0-9]*.") for name in _OF_EACH_RANK), *_FIGURES)
 
     name: str = "trace"

@@ -1,7 +1,7 @@
 """The server that ranks are forked from: it has imported torch already, so a rank starts in a tenth of a second.
 
 start_forking_server()                     # it imports torch while its user does something else
-with interrupts_wait(): context(False).Process(target=...).start()
+with interrupts_wait(): context().Process(target=...).start()
 """
 
 from __future__ import annotations
@@ -10,18 +10,33 @@ import contextlib
 import multiprocessing
 import multiprocessing.context
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from multiprocessing import forkserver, resource_tracker
 
 from blockshock.ranks.process import INTERRUPTS
 
 PRELOAD = ["blockshock.jobs.rank"]  # what the server that forks ranks imports, once
 PRELOAD_FOR_MANY = ["torch._dynamo"]  # what autograd functions and optimizers import at first use, a second or two
+PRELOAD_FOR_STEPS = [  # what a phase of whole models imports, ten seconds on some machines
+    "checkpointing.compiled.backend",
+    "profiler.models",
+    "torch._inductor.compile_fx",
+    "transformers.modeling_utils",
+]
+PHASES_OF_STEPS = {"checkpoint", "profile"}
+
+_preloaded = PRELOAD
 
 
-def start_forking_server(many_jobs: bool = False) -> None:
-    """Start the server that forks ranks now: it imports torch while its user does something else."""
-    context(many_jobs)
+def start_forking_server(many_jobs: bool = False, phases: Collection[str] = ()) -> None:
+    """Start the server that forks ranks now: it imports torch while its user does something else.
+
+    For `many_jobs`, of these `phases`, it imports what each of them would at first use.
+    """
+    global _preloaded
+    steps = not PHASES_OF_STEPS.isdisjoint(phases)
+    _preloaded = PRELOAD + (PRELOAD_FOR_MANY + PRELOAD_FOR_STEPS * steps) * many_jobs
+    context()
     with interrupts_wait():
         forkserver.ensure_running()
 
@@ -41,10 +56,10 @@ def interrupts_wait() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def context(many_jobs: bool) -> multiprocessing.context.ForkServerContext:
+def context() -> multiprocessing.context.ForkServerContext:
     if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
         # A worker of joblib's has a method of its own ("loky"), whose name a new process is told and does not know.
         multiprocessing.set_start_method("forkserver", force=True)
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(PRELOAD + PRELOAD_FOR_MANY * many_jobs)
+    found.set_forkserver_preload(_preloaded)
     return found

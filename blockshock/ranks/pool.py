@@ -54,11 +54,11 @@ class RankPool:
     A pool whose job failed is closed: its ranks may hang in a collective, so the next job gets new ones.
     """
 
-    def __init__(self, world_size: int, many_jobs: bool = False) -> None:
+    def __init__(self, world_size: int) -> None:
         import torch.distributed as dist
 
         check_loopback()
-        context = forking.context(many_jobs)
+        context = forking.context()
         self.world_size = world_size
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._ranks: list[_Rank] = []

@@ -11,7 +11,6 @@ is no synchronisation and no event record between nodes.
 """
 
 import re
-import warnings
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
+
+from profiler.torch_trace import torch_trace
 
 RANGE = "profiler.node "  # the name of a node's range, before its rank
 _RUNTIME_CALL = re.compile(r"cu(da)?[A-Z]")  # cudaLaunchKernel, cuLaunchKernelEx: numbered apart from operators
@@ -87,19 +88,8 @@ class Trace:
 @contextmanager
 def node_trace(device: torch.device, memory: bool = False, cpu: bool = True) -> Iterator[Trace]:
     """Record a trace of what runs inside. `memory` adds allocations; without `cpu` there are only kernels."""
-    activities = [ProfilerActivity.CPU] if cpu else []
-    if device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
-    profiler = profile(activities=activities, profile_memory=memory, acc_events=False)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Profiler clears events")  # of one cycle, which is all there is
-        profiler.start()
-    try:
-        yield Trace(device, profiler)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-    finally:
-        profiler.stop()
+    with torch_trace(device, cpu, profile_memory=memory) as recorder:
+        yield Trace(device, recorder)
 
 
 def attribute(events: Iterable[Event]) -> tuple[list[dict[int, NodeRecord]], int]:

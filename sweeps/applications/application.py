@@ -64,8 +64,8 @@ class Application(Protocol):
     def report(self, sweeps: Sequence[Path]) -> None:
         """Write the reports of sweeps that have ended, and say where they are."""
 
-    def session(self, run_id: str, reuse_ranks: bool) -> Any:
-        """A context manager around all jobs of one process."""
+    def session(self, run_id: str, reuse_ranks: bool, jobs: Sequence[dict[str, Any]]) -> Any:
+        """A context manager around all `jobs` of one process, given as settled."""
 
     def run(self, place: Place, task: Callable[[], JobReturn]) -> None:
         """Run `task` in a job's process and leave the folder with a final status. Raises what the task has raised."""
@@ -111,7 +111,7 @@ class HydraApplication:
         """What a task has measured, we can't know."""
 
     @contextmanager
-    def session(self, run_id: str, reuse_ranks: bool) -> Iterator[None]:
+    def session(self, run_id: str, reuse_ranks: bool, jobs: Sequence[dict[str, Any]]) -> Iterator[None]:
         yield
 
     def run(self, place: Place, task: Callable[[], JobReturn]) -> None:

@@ -68,11 +68,11 @@ class BlockShock:
                 print(f"no report in {shown(path)}: {error}; write it elsewhere with: {again}", file=sys.stderr)
 
     @contextmanager
-    def session(self, run_id: str, reuse_ranks: bool) -> Iterator[None]:
+    def session(self, run_id: str, reuse_ranks: bool, jobs: Sequence[dict[str, Any]]) -> Iterator[None]:
         """Ranks join those that srun has started, or are forked from a server that imports torch meanwhile."""
         resolvers.use_run_id(ranks.share_run_id(run_id))
         if ranks.launched() is None:
-            ranks.start_forking_server(reuse_ranks)
+            ranks.start_forking_server(reuse_ranks, {job["phase"]["name"] for job in jobs})
         from blockshock.jobs.job import reusing_ranks
 
         with reusing_ranks() if reuse_ranks else nullcontext():

@@ -92,7 +92,8 @@ def run(payload: bytes, path: list[str], folders: list[str]) -> None:
     shared: Shared = cloudpickle.loads(submission.shared)
     Singleton.set_state(shared.singletons)
     os.chdir(shared.folder)
-    with submission.application.session(submission.run_id, submission.reuse_ranks):
+    settled_jobs = [settled for _, settled in submission.jobs]
+    with submission.application.session(submission.run_id, submission.reuse_ranks, settled_jobs):
         for (config, settled), folder in zip(submission.jobs, folders, strict=True):
             _run_one(config, settled, Path(folder), submission, shared, watching)
 

@@ -1,6 +1,7 @@
 """On a GPU: the traced step equals eager, the simulated peak the allocator's; every kernel has its node."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,3 +71,29 @@ def test_step_runs_in_a_cuda_graph() -> None:
             loss = step(*problem.batch)
         losses.append(loss.item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_a_profiled_process_launches_as_fast_as_before() -> None:
+    """By CUPTI's own account: no subscriber is left, so that another one may come."""
+    from profiler.torch_trace import torch_trace
+
+    device = torch.device("cuda", 0)
+    for _ in range(2):  # also the second time
+        with torch_trace(device) as recorded:
+            torch.ones(8, device=device).sum()
+        assert recorded.profiler is not None
+        torch.ones(8, device=device).sum().item()
+        assert not cupti_subscribed()
+
+
+def cupti_subscribed() -> bool:
+    """Whether CUPTI says that this process has a subscriber already."""
+    import ctypes
+
+    library = next(line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libcupti" in line)
+    cupti, handle = ctypes.CDLL(library), ctypes.c_void_p()
+    callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p)(lambda *_: None)
+    status = cupti.cuptiSubscribe(ctypes.byref(handle), callback, None)
+    if status == 0:
+        cupti.cuptiUnsubscribe(handle)
+    return bool(status)

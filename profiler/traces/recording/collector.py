@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,9 +20,9 @@ from types import TracebackType
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
 from profiler.errors import EmptyTraceError, ProfilerError
+from profiler.torch_trace import torch_trace
 from profiler.traces.attribution import STEP, Attribution, attribute
 from profiler.traces.read_trace import RawTrace, read_trace
 from profiler.traces.recording.cupti import finalize_cupti_kernels, setup_cupti_kernels
@@ -118,22 +117,12 @@ class KernelDataCollector:
 
     @contextmanager
     def _kineto(self) -> Iterator[None]:
-        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])
         # Shapes give the bytes of a CPU's copies; on a GPU the trace has them, and shapes cost time.
-        profiler = profile(
-            activities=activities, record_shapes=self.on_cpu, with_stack=self.with_stack, acc_events=False
-        )
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*Profiler clears events")  # of one cycle, which is all there is
-            profiler.start()
-        try:
+        with torch_trace(self.device, record_shapes=self.on_cpu, with_stack=self.with_stack) as recorder:
             yield
-            self.synchronize()
-        finally:
-            profiler.stop()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trace.json"
-            profiler.export_chrome_trace(str(path))
+            recorder.export_chrome_trace(str(path))
             self.trace = read_trace(path)
 
     def _read(self) -> None:
