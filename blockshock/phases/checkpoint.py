@@ -117,10 +117,16 @@ class CheckpointStep(OptimizerOptions):
             torch.cuda.reset_peak_memory_stats(execution.device)
         samples = timer.measure("total_step", step, self.warmup_iters, self.timed_iters)["total_step"]
         if cuda:
-            peak = torch.cuda.max_memory_allocated(execution.device)
+            peak = torch.cuda.max_memory_allocated(execution.device) + graph_pool_bytes(execution.device)
             memory = {"peak_bytes": peak, "static_bytes": static, "above_static_bytes": peak - static}
             memory["reserved_peak_bytes"] = torch.cuda.max_memory_reserved(execution.device)
         return samples, memory
+
+
+def graph_pool_bytes(device: torch.device) -> int:
+    """Bytes that CUDA graphs hold in pools of their own, and that a replay uses without allocating them."""
+    segments = [s for s in torch.cuda.memory_snapshot() if s["device"] == device.index and any(s["segment_pool_id"])]
+    return sum(segment["total_size"] - segment["allocated_size"] for segment in segments)
 
 
 def _save_plan(execution: Execution, step: Any, plan: Plan) -> None:

@@ -9,6 +9,7 @@ import torch
 from blockshock.kernels.autograd import packed_linear
 from blockshock.kernels.choice import make
 from blockshock.kernels.cusparselt import CuSparseLt, multiply
+from blockshock.phases.checkpoint import graph_pool_bytes
 from sweeps import load_runs
 from tests.blockshock.test_packing import PERIODS, half_mask
 
@@ -117,6 +118,19 @@ def test_every_phase_runs_on_two_gpus_with_every_method_that_fits(cli, tmp_path)
     done = cli(*sweep, "mask=complement_1100_0011,random_2of4", "experiment.name=two", *OURS)
     assert done.code == 0, done.err
     assert set(load_runs([tmp_path / "outputs"]).status) == {"ok"}
+
+
+@pytest.mark.gpu
+def test_what_a_cuda_graph_replays_in_counts_as_its_steps_memory():
+    device = torch.device("cuda", 0)
+    before = graph_pool_bytes(device)
+    graph = torch.cuda.CUDAGraph()
+    x = torch.zeros(2**22, device=device)
+    with torch.cuda.graph(graph):
+        y = x + 1
+        (y * 2).sum()  # what it sums is freed within the graph
+    held = graph_pool_bytes(device) - before
+    assert held >= x.nbytes
 
 
 @pytest.mark.gpu
