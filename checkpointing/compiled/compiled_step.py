@@ -6,7 +6,6 @@ step.plan, step(*inputs)
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 import weakref
@@ -20,11 +19,9 @@ from torch._guards import TracingContext, tracing
 
 from checkpointing import budget as budgets
 from checkpointing.compiled.compiled_plan import CompiledPlan, remember
-from checkpointing.compiled.costs.costs import Costs, fusible_seconds
 from checkpointing.compiled.execution import CompiledHalves, compile_halves
-from checkpointing.compiled.joint_problem import planning_problem
+from checkpointing.compiled.joint_problem import measured_problem
 from checkpointing.compiled.joint_step import JointStep
-from checkpointing.compiled.kernels import is_element
 from checkpointing.compiled.memory.device_memory import (
     FirstSteps,
     device_of,
@@ -34,10 +31,11 @@ from checkpointing.compiled.memory.device_memory import (
 )
 from checkpointing.compiled.memory.generated_memory import peak_of_code, peak_of_plan
 from checkpointing.compiled.memory.optimizer_memory import missing_optimizer_state
+from checkpointing.compiled.memory.wrapper_memory import WrapperError
 from checkpointing.compiled.partition import default_split, split
 from checkpointing.compiled.rules import Rules
 from checkpointing.decide import lowest_plan
-from checkpointing.errors import BudgetError, CostError
+from checkpointing.errors import BudgetError
 from checkpointing.planners import SOLVERS
 from checkpointing.planners.plan import NoPlanError, Plan
 from checkpointing.planners.problem import PlanningProblem
@@ -73,6 +71,7 @@ class CompiledStep:
         self.state = missing_optimizer_state(self.parameters, self.device) if torch.is_grad_enabled() else []
         self.offset = 0  # bytes by which the step is known to take more than its plan says; less, if negative
         self.unseen = 0  # of these, what the generated code does not show: seen in a step
+        self.unread_code = False  # whether code was generated whose memory is not known
         self.recompilations = 0
         self.plan: CompiledPlan | None = None
         self.given: set[str] = set()  # names of the joint graph's inputs
@@ -186,9 +185,20 @@ class CompiledStep:
     def _predicted(self, halves: CompiledHalves, plan: CompiledPlan) -> int:
         """Bytes at the peak of the step, from the generated code where there is some."""
         if halves.forward is None or halves.backward is None:
-            return plan.plan.predicted_peak_bytes
-        above = peak_of_code(halves.forward, halves.backward, self.given, self.leaving, self.static, self.state)
+            return plan.predicted_peak_bytes
+        try:
+            above = peak_of_code(halves.forward, halves.backward, self.given, self.leaving, self.static, self.state)
+        except WrapperError as error:
+            self._warn_of_unread_code(error)
+            return plan.predicted_peak_bytes
         return self.resident + above + self.unseen
+
+    def _warn_of_unread_code(self, error: WrapperError) -> None:
+        """Once a step, however often it is compiled."""
+        if not self.unread_code:
+            checked = "the first steps check it" if self.device.type == "cuda" else "on this device nothing checks it"
+            log.warning("%s: the peak is the planner's own prediction, and %s", error, checked)
+        self.unread_code = True
 
     def _partition(
         self,
@@ -206,7 +216,7 @@ class CompiledStep:
         self.given = {node.name for node in default.joint.graph.find_nodes(op="placeholder")}
         step = JointStep.of(default.joint, num_fwd_outputs, static, fused, default.saved)
         self.leaving = {node.name for node in step.outputs}
-        problem, measuring_s = self._problem(step)
+        problem, measuring_s = measured_problem(step, self.rules, self.device, self.resident + sum(self.state))
         plan, peak = self._plan(problem)
         previous = self.plan
         self.plan = CompiledPlan(
@@ -226,26 +236,6 @@ class CompiledStep:
             log.info("the unplanned step fits the budget: nothing is recomputed")
             return default.forward, default.backward
         return split(default.joint, step.saved_nodes(plan.kept), num_fwd_outputs, static)
-
-    def _problem(self, step: JointStep) -> tuple[PlanningProblem, float]:
-        """The planners' question, and the seconds that measuring operators took."""
-        kernels = [kernel.node for kernel in step.order if not is_element(kernel.node)]
-        forward = [node for node in kernels if node in step.forward]
-        self.rules.check(forward)
-        costs = Costs(self.device)
-        started = time.perf_counter()
-        seconds = _measured_seconds(costs, [k.node for k in step.order if k.called and not is_element(k.node)])
-        measuring_s = time.perf_counter() - started
-        unknown = {k.node: "cannot be timed on its own" for k in step.order if k.called and k.node not in seconds}
-        problem = planning_problem(
-            step,
-            seconds=lambda node: seconds.get(node, 0.0),
-            moving=lambda size: fusible_seconds(size, costs),
-            resident=self.resident + sum(self.state),
-            pinned={node: why for node in forward if (why := self.rules.pinned(node) or unknown.get(node, ""))},
-            forced=[node for node in forward if self.rules.is_forced(node)],
-        )
-        return problem, measuring_s
 
     def _budget(self, problem: PlanningProblem) -> int:
         return budgets.in_bytes(self.memory_budget, 0, self._unplanned(problem))  # a fraction is one of that peak
@@ -285,16 +275,3 @@ class CompiledStep:
             f"memory_budget={self.memory_budget!r} is {asked}, below the minimum of {minimum}, set by {where}: "
             f"use at least {budgets.written(max(least, budget) * 101 // 100)}"
         )
-
-
-def _measured_seconds(costs: Costs, nodes: Sequence[fx.Node]) -> dict[fx.Node, float]:
-    """Seconds of each operator; one that cannot run on its own is left out, and said."""
-    try:
-        costs.measure(nodes)
-    except CostError as error:
-        log.warning("%s: its results are kept", error)
-    found: dict[fx.Node, float] = {}
-    for node in nodes:
-        with contextlib.suppress(CostError):
-            found[node] = costs.seconds(node)
-    return found

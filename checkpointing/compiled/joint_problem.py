@@ -1,22 +1,30 @@
 """A joint step as the planners' question.
 
-problem = planning_problem(joint, costs.seconds, moving, resident=torch.cuda.memory_allocated(), pinned={})
+problem, measuring_s = measured_problem(joint, rules, device, resident=torch.cuda.memory_allocated())
 plan = decide_checkpoints(problem, "8GB")
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import fx
 
+from checkpointing.compiled.costs.costs import Costs, fusible_seconds
 from checkpointing.compiled.joint_step import JointStep, made_by, module_of
 from checkpointing.compiled.kernels import gathers, is_element, is_random
+from checkpointing.compiled.rules import Rules
+from checkpointing.errors import CostError
 from checkpointing.planners.problem import PlanningProblem
 from checkpointing.planners.schedule import make_schedule
 from profiler import Region
+
+log = logging.getLogger(__name__)
 
 SOLVING_S = 4.0  # seconds for the solver: compiling takes tens of them
 NEGLIGIBLE = 1 / 2000  # of the saved bytes: values smaller than that are kept without asking what they cost
@@ -36,6 +44,55 @@ def planning_problem(
     small or an output of the forward is kept as well.
     """
     return _Builder(step, seconds, moving, resident, pinned, frozenset(forced)).build()
+
+
+def measured_problem(
+    step: JointStep, rules: Rules, device: torch.device, resident: int
+) -> tuple[PlanningProblem, float]:
+    """The planners' question with costs as measured on the device, and the seconds that measuring them took.
+
+    Raises CheckpointingError for a rule that matches nothing.
+    """
+    kernels = [kernel.node for kernel in step.order if not is_element(kernel.node)]
+    forward = [node for node in kernels if node in step.forward]
+    rules.check(forward)
+    costs = Costs(device)
+    started = time.perf_counter()
+    called = [node for node in kernels if step.kernels.of[node].called]
+    seconds = _measured_seconds(costs, called, step.forward)
+    measuring_s = time.perf_counter() - started
+    unknown = {node: "cannot be timed on its own" for node in called if node not in seconds}
+    problem = planning_problem(
+        step,
+        seconds=lambda node: seconds.get(node, 0.0),
+        moving=lambda size: fusible_seconds(size, costs),
+        resident=resident,
+        pinned={node: why for node in forward if (why := rules.pinned(node) or unknown.get(node, ""))},
+        forced=[node for node in forward if rules.is_forced(node)],
+    )
+    return problem, measuring_s
+
+
+def _measured_seconds(costs: Costs, nodes: Sequence[fx.Node], forward: Collection[fx.Node]) -> dict[fx.Node, float]:
+    """Seconds of each operator; one that cannot run on its own is left out, and said.
+
+    Of the forward, its results are kept. One of the backward runs once whatever the plan: no plan's added time depends
+    on it.
+    """
+    of_backward = [node for node in nodes if node not in forward]
+    for some, say, what in (
+        ([node for node in nodes if node in forward], log.warning, "its results are kept"),
+        (of_backward, log.info, "it runs once, in the backward, and its time is no matter of the plan"),
+    ):
+        try:
+            costs.measure(some)
+        except CostError as error:
+            say("%s: %s", error, what)
+    found: dict[fx.Node, float] = {}
+    for node in nodes:
+        with contextlib.suppress(CostError):
+            found[node] = costs.seconds(node)
+    return found
 
 
 class _Builder:

@@ -28,6 +28,12 @@ from profiler.costs.memory import default_rounding, rounded
 InternalBytes = Callable[[str, tuple[Any, ...]], int]
 
 
+# what a statement that is not known raises: of ours, of fake tensors, and of inductor's own checks
+_NOT_FOLLOWED = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+
+
 class WrapperError(CheckpointingError):
     """The generated wrapper does something whose memory is not known."""
 
@@ -88,14 +94,16 @@ def wrapper_timeline(
     lines = source_code.splitlines()
     ledger = _Ledger(device_type, lines, internal_bytes)
     with torch.no_grad(), FakeTensorMode():
-        args, kept = _fake_inputs(inputs, freed, ledger)
-        start = ledger.now
-        ledger.events.clear()
-        call = load_wrapper(source_code, wrapper_names(source_code, ledger.ran), ledger.after_statement)
         try:
+            args, kept = _fake_inputs(inputs, freed, ledger)
+            start = ledger.now
+            ledger.events.clear()
+            call = load_wrapper(source_code, wrapper_names(source_code, ledger.ran), ledger.after_statement)
             with ledger:
                 outputs = tuple(call(args))
-        except (NameError, AttributeError, TypeError, ValueError, LookupError, RuntimeError) as error:
+        except WrapperError:
+            raise
+        except _NOT_FOLLOWED as error:
             raise _explained(error, lines) from error
         del args
     output_storages = tuple(ledger.known.get(_key(x)) if isinstance(x, torch.Tensor) else None for x in outputs)
