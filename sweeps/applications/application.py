@@ -125,7 +125,7 @@ class HydraApplication:
             if error is not None:
                 traceback.print_exception(error)
         if error is not None:
-            folder.finish(*_how(error, rank))
+            folder.finish(*how_it_failed(error, rank))
             raise error
         if rank == 0:
             folder.finish_with(done.return_value)
@@ -150,7 +150,7 @@ def application_named(target: str) -> Application:
 _METHODS: Sequence[str] = [*Application.__annotations__, *(n for n in vars(Application) if not n.startswith("_"))]
 
 
-def _how(error: BaseException, rank: int) -> tuple[str, str]:
+def how_it_failed(error: BaseException, rank: int) -> tuple[str, str]:
     """(status, reason). torch need not be there: its exception is known by name, others of CUDA and NCCL by words."""
     last = traceback.format_exception_only(error)[-1].strip()
     reason = f"rank {rank}: {last}" if rank else last

@@ -13,6 +13,7 @@ import os
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -104,7 +105,7 @@ def _run_one(
     from hydra.core.utils import JobReturn, run_job, setup_globals
     from hydra.types import HydraContext
 
-    from sweeps.applications.application import Place
+    from sweeps.applications.application import Place, how_it_failed
 
     application = submission.application
     setup_globals()
@@ -138,9 +139,14 @@ def _run_one(
         rank = int(os.environ.get("SLURM_PROCID", 0))
         try:
             application.run(Place(folder, settled, submission.run_id, rank), task)
-        except Exception:  # it is in the folder: the next job of this process does not suffer for it
+        except Exception as error:  # whatever the job raises: the next one of this process does not suffer for it
+            if first:
+                watching.record(*how_it_failed(error, rank))
             if len(submission.jobs) == 1:
                 raise
+            traceback.print_exception(error)
+        if first and not folder.has_ended():
+            watching.record("failed", "it left no status: its folder was deleted while it ran")
         watching.now = None
 
 
@@ -178,8 +184,6 @@ def run_submitted(folder: str) -> None:
     try:
         result = ("success", DelayedSubmission.load(paths.submitted_pickle).result())
     except Exception:  # whatever the task raises, submitit's job.result() hands it on
-        import traceback
-
         result = ("error", traceback.format_exc())
     with temporary_save_path(paths.result_pickle) as unfinished:
         cloudpickle_dump(result, unfinished)

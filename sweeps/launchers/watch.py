@@ -137,10 +137,14 @@ class Watch:
     def _say(self, status: str, reason: str, requeued: bool = False) -> None:
         """Into the log, which is all there is before a job has begun, and into the status."""
         print(f"{slurm_queue.REQUEUES if requeued else slurm_queue.OWN_WORDS}{status}: {reason}", flush=True)
-        if self.now is None:
-            return
+        if self.now is not None:
+            self.record(status, reason, requeued)
+
+    def record(self, status: str, reason: str, requeued: bool = False) -> None:
+        """Write how the job that has begun ended, unless it has written that itself."""
+        assert self.now is not None
         found = self.now.status() if (self.now.path / "status.json").exists() else None
-        if found == self._before:  # of an earlier run, or none
+        if found is None or found == self._before:  # none, or of an earlier run
             self.now.close(self._plain, status, reason, self._run_id, requeued)
         else:
             self.now.finish(status, reason, requeued=requeued)

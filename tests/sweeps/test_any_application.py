@@ -137,6 +137,30 @@ def test_any_return_value_reaches_the_sweeper_and_how_a_job_ends_has_a_word(tmp_
     assert TaskFolder(tmp_path / "out" / "0").value() == {1, 2}
 
 
+@pytest.mark.parametrize("shared", ["true", "false"])
+def test_a_job_that_can_not_say_how_it_failed_is_in_its_folder_and_in_the_summary(tmp_path, shared):
+    """A value that no other process can be handed, and a folder that is gone."""
+    write(
+        tmp_path,
+        "out = pathlib.Path(HydraConfig.get().runtime.output_dir)\n"
+        "if cfg.lr == 1: return threading.Lock()\n"
+        "if cfg.lr == 2: shutil.rmtree(out)\n"
+        "if cfg.lr == 3: raise ValueError('the loss is nan')\n"
+        "return 7",
+        "import pathlib, shutil, threading\nfrom hydra.core.hydra_config import HydraConfig",
+    )
+    done = run(tmp_path, *LOCAL, "lr=1,2,3,4", "hydra.sweep.dir=out", f"hydra.launcher.reuse_ranks={shared}")
+    found = statuses(tmp_path)
+    assert {name: status["status"] for name, status in found.items()} == dict.fromkeys("012", "failed") | {"3": "ok"}
+    assert "cannot pickle" in found["0"]["reason"]
+    assert "its folder was deleted" in found["1"]["reason"]
+    assert found["2"]["reason"] == "ValueError: the loss is nan"
+    assert "1 ok" in done.stderr
+    for name in "012":
+        assert f"failed: {name}: {found[name]['reason']}" in done.stderr
+    assert done.returncode == 1
+
+
 def test_a_job_over_its_time_limit_ends_as_timeout_with_the_limit_as_its_reason(tmp_path):
     write(tmp_path, "time.sleep(600)", "import time")
     done = run(tmp_path, *LOCAL, "hydra.launcher.timeout_s=5", "hydra.sweep.dir=out")
