@@ -25,8 +25,9 @@ from checkpointing.rewriting.simulate import memory_of, simulate_memory_usage
 from checkpointing.rewriting.subgraphs import extract_recomputation_subgraphs
 
 if TYPE_CHECKING:
-    from checkpointing.compiled.backend import backend
+    from checkpointing.compiled.backend import backend, fit
     from checkpointing.compiled.compiled_plan import CompiledPlan, plan_of, plans_of
+    from checkpointing.compiled.largest_batch import LargestBatch, largest_batch
     from checkpointing.compiled.proof.prove import CompiledProof, prove_compiled
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Decision",
     "DecisionsFileError",
     "IllegalPlanError",
+    "LargestBatch",
     "Plan",
     "PlanningProblem",
     "Proof",
@@ -47,6 +49,8 @@ __all__ = [
     "backend",
     "decide_checkpoints",
     "extract_recomputation_subgraphs",
+    "fit",
+    "largest_batch",
     "memory_of",
     "plan_of",
     "plans_of",
@@ -61,10 +65,14 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """What needs the compiler is imported when it is first asked for."""
-    if name == "backend":
-        from checkpointing.compiled.backend import backend
+    if name in ("backend", "fit"):
+        from checkpointing.compiled import backend
 
-        return backend
+        return getattr(backend, name)
+    if name in ("LargestBatch", "largest_batch"):
+        from checkpointing.compiled import largest_batch
+
+        return getattr(largest_batch, name)
     if name in ("CompiledPlan", "plan_of", "plans_of"):
         from checkpointing.compiled import compiled_plan
 

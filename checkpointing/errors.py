@@ -13,7 +13,11 @@ class CheckpointingError(ValueError):
 
 
 class BudgetError(CheckpointingError):
-    """The budget cannot be read, or no plan meets it."""
+    """The budget cannot be read, or no plan meets it. `minimum_bytes`: the lowest peak of a plan, where it is known."""
+
+    def __init__(self, message: str, minimum_bytes: int | None = None) -> None:
+        super().__init__(message)
+        self.minimum_bytes = minimum_bytes
 
 
 class IllegalPlanError(CheckpointingError):

@@ -10,6 +10,7 @@ step never has to fit.
 
 from __future__ import annotations
 
+import copy
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from checkpointing import budget as budgets
 from checkpointing.compiled.compiled_plan import CompiledPlan
@@ -59,6 +60,25 @@ def backend(
         if isinstance(patterns, str):
             raise CheckpointingError(f"{option}={patterns!r}: give a list of patterns, {option}=[{patterns!r}]")
     return Backend(memory_budget, execution, solver, Rules(tuple(keep), tuple(recompute)))
+
+
+def fit(model: nn.Module, memory_budget: float | str, **options: Any) -> nn.Module:
+    """Compile `model` in place so that a training step with it keeps to the budget, and return it.
+
+    `options` are those of `backend`. It stays the module that it was: parameters, names and state are the same. Raises
+    CheckpointingError if it is compiled already; the first call plans, and raises BudgetError for too small a budget.
+    """
+    from torch._dynamo import OptimizedModule
+
+    chosen = backend(memory_budget, **options)
+    if not isinstance(model, nn.Module):
+        raise CheckpointingError(f"fit takes a torch.nn.Module, not {type(model).__name__}")
+    if isinstance(model, OptimizedModule) or model._compiled_call_impl is not None:
+        raise CheckpointingError(
+            "the model is compiled already, and a budget cannot be put on that: fit the model before torch.compile"
+        )
+    model.compile(backend=chosen, dynamic=False)
+    return model
 
 
 def recompute(
@@ -141,10 +161,10 @@ class Backend:
 
 
 def _raising(error: CheckpointingError) -> Callable[..., Any]:
-    kind, said = type(error), str(error)  # the error itself would hold on to the model by its traceback
+    again = copy.copy(error)  # the error itself would hold on to the model by its traceback
 
     def rejected(*arguments: Any) -> Any:
-        raise kind(said)
+        raise copy.copy(again)
 
     return rejected
 

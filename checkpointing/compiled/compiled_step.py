@@ -7,6 +7,7 @@ step.plan, step(*inputs)
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import weakref
 from collections.abc import Collection, Sequence
@@ -216,7 +217,9 @@ class CompiledStep:
         self.given = {node.name for node in default.joint.graph.find_nodes(op="placeholder")}
         step = JointStep.of(default.joint, num_fwd_outputs, static, fused, default.saved)
         self.leaving = {node.name for node in step.outputs}
-        problem, measuring_s = measured_problem(step, self.rules, self.device, self.resident + sum(self.state))
+        resident = self.resident + sum(self.state)
+        hopeless = budgets.in_bytes(self.memory_budget, 0, sys.maxsize) < resident  # and rejected whatever things cost
+        problem, measuring_s = measured_problem(step, self.rules, self.device, resident, measure=not hopeless)
         plan, peak = self._plan(problem)
         previous = self.plan
         self.plan = CompiledPlan(
@@ -273,5 +276,6 @@ class CompiledStep:
         where = " in ".join(filter(None, [problem.targets[order], problem.modules[order]]))
         raise BudgetError(
             f"memory_budget={self.memory_budget!r} is {asked}, below the minimum of {minimum}, set by {where}: "
-            f"use at least {budgets.written(max(least, budget) * 101 // 100)}"
+            f"use at least {budgets.written(max(least, budget) * 101 // 100)}",
+            least,
         )
