@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from blockshock.cli import resolvers, tune
+from blockshock.cli import doctor, resolvers, tune
 from blockshock.cli.main import check
 from blockshock.config import CONF
 from blockshock.errors import ConfigError
@@ -82,6 +82,8 @@ def test_printed_commands_pass_their_checks(snippet: Snippet, tmp_path: Path, mo
             report._parser().parse_args(words[1:])
         elif words[0] == "blockshock-tune":
             tune._parser().parse_args(words[1:])
+        elif words[0] == "blockshock-doctor":
+            doctor._parser().parse_args(words[1:])
         elif words[0] == "make":
             assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
 
