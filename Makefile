@@ -2,6 +2,10 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# pytest-xdist runs the tests in this many processes, each file in one of them; with 0, all in one process. The order of
+# files is tests/conftest.py's. A process that crashes ends the run: xdist would start that test again and again.
+WORKERS ?= 2
+PYTEST  := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .DEFAULT_GOAL := run
 .PHONY: help run quick test test-gpu check figures hooks slurm-up slurm-down clean
@@ -13,10 +17,10 @@ run: $(VENV)/.installed ## install into .venv, measure five methods on this mach
 	$(BIN)/blockshock -m +sweep=first_picture
 
 quick: check ## check, and the tests that answer within two minutes on two cores
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test: check ## check, and every test
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-gpu: $(VENV)/.installed ## the tests that need one CUDA GPU or two
 	$(BIN)/pytest -m "gpu or gpus"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -35,7 +36,7 @@ SLOW = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     found = torch.cuda.device_count()
     for item in items:
         if item.path.stem in SLOW:
@@ -43,6 +44,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         need = 2 if item.get_closest_marker("gpus") else 1 if item.get_closest_marker("gpu") else 0
         if need > found:
             item.add_marker(pytest.mark.skip(reason=f"needs {need} CUDA GPU(s), this machine has {found}"))
+    if hasattr(config, "workerinput"):
+        # `make test` hands whole files to two workers (pytest-xdist): the long ones first, so that both end together.
+        long = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in long)
 
 
 def pytest_runtest_setup() -> None:
@@ -81,7 +86,10 @@ def cli(
         return Result(int(code or 0), captured.out, captured.err)
 
     monkeypatch.chdir(tmp_path)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield run
+    for number, handler in handlers.items():  # main's would meet the end of the process that runs the tests
+        signal.signal(number, handler)
     for name, module in list(sys.modules.items()):  # the next test's method may have the same name
         if str(getattr(module, "__file__", None) or "").startswith(f"{tmp_path}/"):
             del sys.modules[name]

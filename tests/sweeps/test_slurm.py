@@ -194,7 +194,7 @@ def test_what_slurm_refuses_is_said_without_a_trace(tmp_path):
 def test_without_slurm_the_launcher_is_refused_in_one_line(cli, monkeypatch):
     monkeypatch.setattr("sweeps.launchers.slurm_queue.available", lambda: False)
     done = cli(*SLURM, "method=dense_single", "model.B=8,16")
-    assert (done.code, "no sbatch and squeue here" in done.err, done.err.count("\n")) == (2, True, 1)
+    assert (done.code, "no sbatch and squeue here" in done.err, done.err.count("\n")) == (2, True, 1), done.err
 
 
 def test_what_the_nodes_have_must_be_said(cli, monkeypatch):
