@@ -20,6 +20,7 @@ from blockshock.errors import writable
 from blockshock.run_folder.files import printable
 from blockshock.run_folder.folder import UNREADABLE
 from sweeps.report.actions import draw_some, pack_each, unpack_each
+from sweeps.report.compare import compare
 from sweeps.report.figures import FIGURES
 from sweeps.report.figures.batches import draw_batches
 from sweeps.report.figures.draw import draw
@@ -54,7 +55,11 @@ def main() -> None:
     check_packages("blockshock-report")
     if arguments.keep and not arguments.pack:
         _refuse(f"--keep={arguments.keep[0]}: only --pack keeps files; give it too")
+    if arguments.fail_over and not arguments.compare:
+        _refuse(f"--fail-over={arguments.fail_over}: is a limit of --compare; give it too")
     try:
+        if arguments.compare:
+            sys.exit(compare(arguments.folders, arguments.out, arguments.fail_over))
         if arguments.pack:
             return pack_each(arguments.folders, arguments.out, arguments.keep)
         if arguments.unpack:
@@ -207,7 +212,15 @@ def _parser() -> argparse.ArgumentParser:
     actions = parser.add_mutually_exclusive_group()
     actions.add_argument("--pack", action="store_true", help="write the run folders of DIR into one runs.jsonl.gz")
     actions.add_argument("--unpack", action="store_true", help="write the run folders of a runs.jsonl.gz again")
+    actions.add_argument(
+        "--compare",
+        action="store_true",
+        help="two DIRs, A and B: how much longer each cell takes in B; --out: a folder",
+    )
     actions.add_argument("--figures", metavar="NAME,NAME", help="draw these figures only, as <PATH>/NAME.png")
+    parser.add_argument(
+        "--fail-over", metavar="SHARE", help="with --compare: exit status 1 if a cell is slower by more, such as 5%%"
+    )
     parser.add_argument(
         "--keep",
         metavar="PATTERN",
