@@ -24,6 +24,7 @@ from checkpointing import budget as budgets
 from checkpointing.compiled.compiled_plan import CompiledPlan
 from checkpointing.compiled.compiled_step import CompiledStep
 from checkpointing.compiled.execution import EXECUTIONS
+from checkpointing.compiled.obstacles import place_of, remedy_of_break
 from checkpointing.compiled.rules import Rules
 from checkpointing.errors import CheckpointingError, GraphBreakError
 from checkpointing.planners import BUDGETED
@@ -180,12 +181,8 @@ def _check_one_graph(module: fx.GraphModule, is_second: bool) -> None:
         why = str(reason.reason).splitlines()[0]
     if not why:
         return
-    where = reason.user_stack[-1] if reason is not None and reason.user_stack else None
-    place = f" at {where.filename}:{where.lineno} ({where.line})" if where is not None else ""
-    raise GraphBreakError(
-        f"the step breaks into several graphs{place}: {why}; "
-        "remove the break (torch.compile(..., fullgraph=True) finds it), or compile the parts with budgets of their own"
-    )
+    place = place_of(reason.user_stack) if reason is not None else ""
+    raise GraphBreakError(f"the step breaks into several graphs{place}: {why}; {remedy_of_break(why)}")
 
 
 def _check_static(inputs: Sequence[Any]) -> None:

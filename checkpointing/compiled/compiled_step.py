@@ -33,6 +33,7 @@ from checkpointing.compiled.memory.device_memory import (
 from checkpointing.compiled.memory.generated_memory import peak_of_code, peak_of_plan
 from checkpointing.compiled.memory.optimizer_memory import missing_optimizer_state
 from checkpointing.compiled.memory.wrapper_memory import WrapperError
+from checkpointing.compiled.obstacles import check_shapes
 from checkpointing.compiled.partition import default_split, split
 from checkpointing.compiled.rules import Rules
 from checkpointing.decide import lowest_plan
@@ -211,6 +212,7 @@ class CompiledStep:
         **_: Any,
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         started = time.perf_counter()
+        check_shapes(joint.graph)
         static = list(static_lifetime_input_indices or ())
         fused = self.execution == "inductor"
         default = default_split(joint, joint_inputs, num_fwd_outputs, static, fused)

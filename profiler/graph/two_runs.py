@@ -34,8 +34,10 @@ def deterministic_algorithms() -> Iterator[None]:
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Bitwise equality: NaN of the same bits is equal, and 0 is not -0."""
-    if a.dtype != b.dtype or a.shape != b.shape:
+    if a.dtype != b.dtype or a.shape != b.shape or a.layout != b.layout:
         return False
+    if a.layout is torch.sparse_coo:
+        return torch.equal(a._indices(), b._indices()) and same_bits(a._values(), b._values())
     a, b = (tensor.resolve_conj().resolve_neg() for tensor in (a, b))  # a view that negates has other bits in memory
     if a.is_complex():
         a, b = torch.view_as_real(a), torch.view_as_real(b)

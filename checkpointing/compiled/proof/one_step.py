@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from checkpointing.compiled.proof.exact_step import Reference
 from checkpointing.errors import CheckpointingError
+from profiler.graph.two_runs import same_bits
 
 CHANGED = 0.01  # of each parameter, for another draw
 
@@ -49,8 +51,10 @@ class OneStep:
         return torch.compile(own, backend=by, dynamic=False)
 
     def run(self, compiled: LossFn, reference: Reference | None = None) -> Results:
-        """Loss, gradients and buffers after one step, on the CPU. The buffers are put back."""
+        """Loss, gradients and buffers after one step, on the CPU. What the step writes to is put back."""
         copy_of = reference.copy_of if reference is not None else _itself
+        leaves = [leaf for leaf in tree_leaves(self.batch) if isinstance(leaf, Tensor)]
+        written = [(tensor, _on_cpu(tensor)) for tensor in (*self.model.parameters(), *leaves)]
         try:
             _forget_gradients(self.model, copy_of)
             torch.manual_seed(self.seed)
@@ -70,6 +74,10 @@ class OneStep:
         finally:
             _forget_gradients(self.model, copy_of)
             _put_back(self.buffers)
+            with torch.no_grad():
+                for tensor, copy in written:
+                    if not same_bits(_on_cpu(tensor), copy):  # the model clips its weights, or changes the batch
+                        tensor.copy_(copy)
         return results
 
 
@@ -89,25 +97,27 @@ def _forget_gradients(model: nn.Module, copy_of: Callable[[Tensor], Tensor]) -> 
 
 @dataclass(frozen=True)
 class _Buffer:
-    owner: nn.Module
+    owner: dict[str, Any]
     name: str
     tensor: Tensor
     copy: Tensor
 
 
 def _buffers(model: nn.Module) -> list[_Buffer]:
+    """Those that are registered, and tensors that are attributes without being registered."""
     return [
-        _Buffer(module, name, buffer, _on_cpu(buffer))
+        _Buffer(owner, name, value, _on_cpu(value))
         for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
+        for owner in (module._buffers, vars(module))
+        for name, value in owner.items()
+        if isinstance(value, Tensor)
     ]
 
 
 @torch.no_grad()
 def _put_back(buffers: Sequence[_Buffer]) -> None:
     for buffer in buffers:
-        buffer.owner._buffers[buffer.name] = buffer.tensor  # a module may have put another tensor in its place
+        buffer.owner[buffer.name] = buffer.tensor  # a module may have put another tensor in its place
         buffer.tensor.copy_(buffer.copy)
 
 

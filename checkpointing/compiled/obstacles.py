@@ -1,0 +1,60 @@
+"""What keeps a step from being one graph of known shapes: where it is in the user's code, and what to do.
+
+place_of(stack), remedy_of_break(reason)        # of a graph break
+check_shapes(joint_graph)                       # raises CheckpointingError at a shape that depends on data
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from traceback import FrameSummary
+
+import torch
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import free_symbols
+
+from checkpointing.compiled.kernels import tensors
+from checkpointing.errors import CheckpointingError
+
+_FRAME = re.compile(r'^ *File "(?P<file>.+)", line (?P<line>\d+), in (?P<name>.+)\n? *(?P<code>.*)', re.MULTILINE)
+_FIXED_LENGTH = "use a mask or torch.where, or a length that does not depend on data"
+_ANY_BREAK = (
+    "remove the break (torch.compile(..., fullgraph=True) finds it), or compile the parts with budgets of their own"
+)
+# What Dynamo says of a break → what removes it. Anything else: `_ANY_BREAK`.
+_REMEDIES = {
+    "RNN, GRU, or LSTM": "set torch._dynamo.config.allow_rnn = True",
+    ".item()": "keep the value a tensor, or set torch._dynamo.config.capture_scalar_outputs = True",
+    "Dynamic shape": _FIXED_LENGTH,
+    "Dynamic slicing": _FIXED_LENGTH,
+    "Data-dependent": "use torch.where in place of the condition, or take the check out of the step",
+    "requires_grad": "set requires_grad outside of the step (speech models of transformers: freeze_feature_encoder)",
+}
+
+
+def place_of(stack: Sequence[FrameSummary] | None) -> str:
+    """The innermost frame of `stack` outside of PyTorch, as " at file:line (code)"; "" for an empty stack."""
+    if not stack:
+        return ""
+    library = str(Path(torch.__file__).parent)
+    frame = [frame for frame in stack if not frame.filename.startswith(library)] or stack
+    return f" at {frame[-1].filename}:{frame[-1].lineno} ({frame[-1].line})"
+
+
+def remedy_of_break(reason: str) -> str:
+    """What to do about a graph break that Dynamo explains by `reason`."""
+    return next((remedy for part, remedy in _REMEDIES.items() if part in reason), _ANY_BREAK)
+
+
+def check_shapes(graph: fx.Graph) -> None:
+    """Raise CheckpointingError for the first value whose shape is not known when the step compiles."""
+    for node in graph.nodes:
+        if any(free_symbols(tensor) for tensor in tensors(node)):
+            frames = _FRAME.finditer(node.meta.get("stack_trace") or "")
+            stack = [FrameSummary(m["file"], int(m["line"]), m["name"], line=m["code"]) for m in frames]
+            raise CheckpointingError(
+                f"the shape of a result of {node.target} depends on data{place_of(stack)}, and a plan is of one shape: "
+                f"{_FIXED_LENGTH}"
+            )
