@@ -28,16 +28,17 @@ BUDGETS = (0.5, 0.75, 1.0)  # fractions of the activation memory
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 BEGIN, END = "<!-- table: made by python -m tests.architectures --write -->", "<!-- end of the table -->"
 
+DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
+DEPTHS += ("num_decoder_layers", "decoder_num_hidden_layers")
 # What the default configuration says of these keys is replaced, so that every architecture is tiny.
 SMALL: dict[str, Any] = {
     **dict.fromkeys(
         ("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "embedding_size", "decoder_hidden_size"), 32
     ),
     **dict.fromkeys(("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff", "ffn_dim", "hidden_dim"), 64),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"), 4),
+    **dict.fromkeys(DEPTHS, 4),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads"), 4),
     **dict.fromkeys(("decoder_attention_heads", "num_key_value_heads", "decoder_num_attention_heads"), 4),
-    **dict.fromkeys(("num_decoder_layers", "decoder_num_hidden_layers"), 4),
     **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts"), 4),
     **dict.fromkeys(("moe_intermediate_size", "decoder_intermediate_size", "shared_expert_intermediate_size"), 32),
     **dict.fromkeys(("vocab_size", "max_position_embeddings", "n_positions", "type_vocab_size"), 64),
@@ -58,11 +59,12 @@ SMALL: dict[str, Any] = {
 }
 
 
-def _names(text: str) -> list[str]:
+def names_in(text: str) -> list[str]:
+    """Words of a text as a list."""
     return text.split()
 
 
-TEXT = _names(
+TEXT = names_in(
     """
     albert bert big_bird biogpt bloom camembert codegen convbert ctrl deberta deberta-v2 distilbert electra ernie esm
     flaubert fnet gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gptj ibert mobilebert mpnet mpt nystromformer
@@ -72,20 +74,20 @@ TEXT = _names(
     mixtral qwen2_moe qwen3_moe olmoe granitemoe deepseek_v3 gpt_oss jamba
     """
 )
-SEQUENCE_TO_SEQUENCE = _names(
+SEQUENCE_TO_SEQUENCE = names_in(
     """
     bart bigbird_pegasus blenderbot fsmt led m2m_100 marian mbart mt5 mvp pegasus plbart prophetnet t5 umt5
     switch_transformers
     """
 )
-IMAGES = _names(
+IMAGES = names_in(
     """
     beit bit convnext convnextv2 cvt data2vec-vision deit dinov2 dinov2_with_registers focalnet ijepa mobilenet_v1
     mobilenet_v2 mobilevit poolformer pvt pvt_v2 regnet resnet segformer swiftformer swin swinv2 vit vit_mae vit_msn
     vitdet
     """
 )
-AUDIO = _names(
+AUDIO = names_in(
     """
     hubert sew unispeech wav2vec2 wavlm data2vec-audio
     """
@@ -109,7 +111,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     "segformer": STAGES | {"num_attention_heads": [1, 2, 2, 2], "decoder_hidden_size": 16},
     "swin": WINDOWS,
     "swinv2": WINDOWS,
-    **{name: {"apply_spec_augment": False} for name in AUDIO},
+    **{name: {"apply_spec_augment": False, **({"conv_dim": [4] * 7} if name != "sew" else {})} for name in AUDIO},
 }
 
 
@@ -123,15 +125,19 @@ class Row:
     seconds: float
 
 
-def tiny(name: str) -> nn.Module:
-    """The architecture `name` at a tiny size, in training mode, with random weights."""
+def tiny(name: str, layers: int = 4) -> nn.Module:
+    """The architecture `name` at a tiny size, in training mode, with random weights.
+
+    `layers` has no effect where `EXTRA` gives the depths.
+    """
     from transformers import AutoModel
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     default = CONFIG_MAPPING[name]()
     known = default.to_dict()
     mapped = {**{alias: known.get(key) for alias, key in default.attribute_map.items()}, **known}
-    sizes = {key: value for key, value in SMALL.items() if key in mapped and not isinstance(mapped[key], list | tuple)}
+    small = SMALL | dict.fromkeys(() if {"depths", "num_layers"} & EXTRA.get(name, {}).keys() else DEPTHS, layers)
+    sizes = {key: value for key, value in small.items() if key in mapped and not isinstance(mapped[key], list | tuple)}
     config = CONFIG_MAPPING[name](**{**sizes, **EXTRA.get(name, {})})
     torch.manual_seed(0)
     model: nn.Module = AutoModel.from_config(config)
@@ -140,15 +146,15 @@ def tiny(name: str) -> nn.Module:
     return model.train()
 
 
-def inputs_of(name: str) -> dict[str, Tensor]:
-    """A batch for the architecture."""
+def inputs_of(name: str, rows: int = 2, length: int = 16) -> dict[str, Tensor]:
+    """A batch for the architecture: images, waves, or `length` tokens per row."""
     generator = torch.Generator().manual_seed(0)
     if name in IMAGES:
         size = EXTRA.get(name, {}).get("image_size", 32)
-        return {"pixel_values": torch.randn(2, 3, size, size, generator=generator)}
+        return {"pixel_values": torch.randn(rows, 3, size, size, generator=generator)}
     if name in AUDIO:
-        return {"input_values": torch.randn(2, 2000, generator=generator)}
-    ids = torch.randint(3, 60, (2, 16), generator=generator)
+        return {"input_values": torch.randn(rows, 2000, generator=generator)}
+    ids = torch.randint(3, 60, (rows, length), generator=generator)
     return {"input_ids": ids, "decoder_input_ids": ids} if name in SEQUENCE_TO_SEQUENCE else {"input_ids": ids}
 
 
