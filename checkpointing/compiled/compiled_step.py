@@ -74,6 +74,7 @@ class CompiledStep:
         self.offset = 0  # bytes by which the step is known to take more than its plan says; less, if negative
         self.unseen = 0  # of these, what the generated code does not show: seen in a step
         self.unread_code = False  # whether code was generated whose memory is not known
+        self.warned_of_second = False
         self.recompilations = 0
         self.plan: CompiledPlan | None = None
         self.given: set[str] = set()  # names of the joint graph's inputs
@@ -92,6 +93,9 @@ class CompiledStep:
                 self.halves = self._compile_again(arguments)
                 self.first_steps.restart()
                 self.first_steps.before_call()
+            if self.is_pending and not self.warned_of_second:
+                self.warned_of_second = True
+                log.warning("the step runs forward twice before one backward, and the budget counts one forward")
         results = self.halves.run(*arguments)
         if self.plan is not None and torch.is_grad_enabled():
             self._await_backward(results)

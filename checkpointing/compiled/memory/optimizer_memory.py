@@ -8,15 +8,17 @@ from __future__ import annotations
 import copy
 import gc
 import inspect
+import itertools
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.costs.memory import default_rounding, rounded
 
@@ -49,11 +51,28 @@ def present_optimizer_state(parameters: Collection[Tensor]) -> list[Tensor]:
 
 
 def _optimizers(wanted: Collection[int]) -> Iterator[Optimizer]:
+    """Those of the wanted parameters. One around another (Accelerate's, say) is left out: its step would move the
+    other's real state, and the other is found by itself."""
     for candidate in gc.get_objects():
-        if issubclass(type(candidate), Optimizer) and any(
-            id(parameter) in wanted for group in candidate.param_groups for parameter in group["params"]
+        if (
+            issubclass(type(candidate), Optimizer)
+            and not _is_wrapper(candidate)
+            and any(id(parameter) in wanted for group in candidate.param_groups for parameter in group["params"])
         ):
             yield candidate
+
+
+def _is_wrapper(optimizer: Optimizer) -> bool:
+    """Whether its state or its groups are no attributes of its own, or it holds another optimizer."""
+    own = vars(optimizer)
+    return not {"state", "param_groups"} <= own.keys() or any(
+        isinstance(held, Optimizer) and held is not optimizer for value in own.values() for held in _held(value)
+    )
+
+
+def _held(value: Any) -> Iterator[Any]:
+    yield from value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else (value,)
+    yield getattr(value, "__self__", None)  # of a bound method
 
 
 def _missing(optimizer: Optimizer, device: torch.device) -> list[int]:
@@ -69,19 +88,41 @@ def _missing(optimizer: Optimizer, device: torch.device) -> list[int]:
     step = inspect.getattr_static(type(optimizer), "step")  # wrapped by torch, to call the user's hooks
     without_hooks = getattr(step, "__wrapped__", step)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode, _Numbers(), torch.no_grad():
             shadow.param_groups = [
                 {**group, "params": [_fake(mode, p) for p in new]}
                 for group, new in zip(optimizer.param_groups, groups, strict=True)
                 if new
             ]
-            without_hooks(shadow)
+            without_hooks(shadow, *_closure(without_hooks))
     except Exception as error:  # any optimizer's own code
         name = type(optimizer).__name__
         log.warning("the state of the optimizer %s cannot be predicted (%s): its first step will show it", name, error)
         return []
     rounding = default_rounding(device)
     return [rounded(t.untyped_storage().nbytes(), rounding) for t in _tensors(shadow.state) if t.device == device]
+
+
+class _Numbers(TorchDispatchMode):
+    """Where a step asks for a value that fake tensors do not have, it is a half, 1 or False: the state's size is no
+    matter of it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            return func(*args, **(kwargs or {}))
+        except DataDependentOutputException:
+            if func is not torch.ops.aten._local_scalar_dense.default:
+                raise
+            return False if args[0].dtype == torch.bool else 0.5 if args[0].dtype.is_floating_point else 1
+
+
+def _closure(step: Callable[..., Any]) -> tuple[Callable[[], float], ...]:
+    """The arguments of a step that wants a closure (LBFGS): losses that fall, so that it goes on."""
+    parameter = inspect.signature(step).parameters.get("closure")
+    if parameter is None or parameter.default is not inspect.Parameter.empty:
+        return ()
+    falling = itertools.count(0.0, -1.0)
+    return (lambda: next(falling),)
 
 
 def _fake(mode: FakeTensorMode, parameter: Tensor) -> Tensor:
