@@ -14,7 +14,8 @@ from blockshock.run_folder.files import printable
 from sweeps.report.records.load import load_runs
 from sweeps.report.records.runs import jobs
 from sweeps.report.spreadsheet import write_csv
-from sweeps.report.tables.two_sides import EQUAL, in_short, over, two_sides
+from sweeps.report.tables.intervals import EQUAL
+from sweeps.report.tables.two_sides import in_short, over, two_sides
 from sweeps.text import counted, markdown, number, shown
 
 PRINTED = 30  # cells at most in a terminal: those that are not the same, the slower ones first

@@ -15,7 +15,8 @@ import pytest
 from sweeps import load_runs
 from sweeps.report.command import main
 from sweeps.report.records.packed import pack
-from sweeps.report.tables.two_sides import EQUAL, FASTER, OPEN, SLOWER, in_short, over, two_sides
+from sweeps.report.tables.intervals import EQUAL, FASTER, OPEN, SLOWER
+from sweeps.report.tables.two_sides import in_short, over, two_sides
 from tests.sweeps.conftest import make_record, writer
 
 QUIET = (0.999, 0.9995, 1.0, 1.0005, 1.001)  # five blocks of one job, relative to its median

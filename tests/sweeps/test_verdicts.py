@@ -7,7 +7,7 @@ import pytest
 from sweeps import load_runs
 from sweeps.report.tables.law import AGREES, FASTER, OPEN, SLOWER, law
 from sweeps.report.tables.layers import drift, results
-from sweeps.report.tables.verdicts import REFUTED, SUPPORTED, UNDECIDED, verdicts
+from sweeps.report.tables.verdicts import EQUIVALENT, REFUTED, SUPPORTED, UNDECIDED, verdicts
 
 SPARSE = {"layer": {"kernel": {"name": "cusparselt"}}}
 TIGHT = (0.99, 1.0, 1.0, 1.0, 1.01)
@@ -74,6 +74,22 @@ def test_h1_is_refuted_where_every_size_is_slower_and_open_where_an_interval_hol
     assert judge()["H1"].outcome == UNDECIDED
 
 
+def test_h1_of_ties_is_equivalent_and_with_a_slower_size_refuted(judge):
+    three(judge, ours=1.005)
+    verdict = judge()["H1"]
+    assert verdict.outcome == EQUIVALENT
+    assert "the same within 2% at 1 of 1" in verdict.because
+    three(judge, ours=1.1, N=128)
+    verdict = judge()["H1"]
+    assert verdict.outcome == REFUTED
+    assert "nowhere faster by more than 2%: slower at 1 of 2, the same within 2% at 1 of 2" in verdict.because
+
+
+def test_an_interval_that_holds_one_decides_h1_where_it_rules_out_that_two_percent_are_gained(judge):
+    three(judge, ours=1.02, spread=[0.99, 0.995, 1.0, 1.005, 1.01])  # from 0.99 of the rival's, at least, to 1.04
+    assert judge()["H1"].outcome == REFUTED
+
+
 def test_nothing_is_decided_from_times_that_were_not_repeated(judge):
     three(judge, ours=0.1, spread=None)
     verdict = judge()["H1"]
@@ -130,6 +146,12 @@ def test_h3_is_refuted_by_one_size_at_which_the_masked_split_is_not_slower(judge
     judge.add("phase1_forward", "masked_split_dense", 1.0, N=256)
     judge.add("phase1_forward", "block_shock", 1.2, N=256, **SPARSE)
     assert judge()["H3"].outcome == REFUTED
+
+
+def test_h3_of_a_tie_alone_is_equivalent(judge):
+    judge.add("phase1_forward", "masked_split_dense", 1.0)
+    judge.add("phase1_forward", "block_shock", 0.995, **SPARSE)
+    assert judge()["H3"].outcome == EQUIVALENT
 
 
 @pytest.mark.parametrize(

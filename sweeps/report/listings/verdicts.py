@@ -34,6 +34,7 @@ EVIDENCE = {
     "ratio": "ratio",
     "lo": "from",
     "hi": "to",
+    "decided": "Block-Shock is",
     "memory_over_row": "memory / row-parallel's",
     "memory_over_dense": "memory / dense's",
 }

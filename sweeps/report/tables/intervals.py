@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 MIN_REPEATS = 5
 RESAMPLES = 2000
+SAME = 0.02  # of a ratio of times, either way: what one median of the same thing differs from the next
+SLOWER, FASTER, EQUAL, OPEN = "slower", "faster", "the same", "undecided"
 Values = NDArray[np.float64]
 NONE = (float("nan"), float("nan"))
 
@@ -43,6 +45,17 @@ def ratio_intervals(above: Sequence[Sequence[float]], below: Sequence[Sequence[f
     `together`: how many of them must all hold at 95% (Bonferroni: each is then one of 1 - 0.05 / together).
     """
     return _percentiles(above, below, 0.05 / together)
+
+
+def judged(low: float, high: float) -> str:
+    """What the interval of a ratio of times decides: SLOWER, FASTER, EQUAL or OPEN.
+
+    EQUAL comes first: it lies within SAME of 1. That are two one-sided tests (D. Schuirmann, J. Pharmacokinetics and
+    Biopharmaceutics 15, 1987), which no overlap of intervals is.
+    """
+    if low >= 1 - SAME and high <= 1 + SAME:
+        return EQUAL
+    return SLOWER if low > 1 else FASTER if high < 1 else OPEN  # NaN: OPEN
 
 
 def _percentiles(above: Sequence[Sequence[float]], below: Sequence[Sequence[float] | None], outside: float) -> Values:

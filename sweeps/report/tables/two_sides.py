@@ -5,8 +5,7 @@ print(in_short(cells))
 
 A cell is a configuration and what was measured of it; seeds and how long it was measured tell no cells apart. Machines
 that differ are never merged: where a side has several, a cell has a row for each, beside the same machine of the other
-side if it is there. A verdict is of the interval of the ratio: two one-sided tests say that two times are the same
-(D. Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15, 1987), which no overlap of intervals does.
+side if it is there. A verdict is of the interval of the ratio.
 """
 
 from __future__ import annotations
@@ -20,11 +19,9 @@ import pandas as pd
 
 from sweeps.report.tables.benchmarks import PHASES as BENCHMARKS
 from sweeps.report.tables.comparisons import repeats
-from sweeps.report.tables.intervals import ratio_intervals
+from sweeps.report.tables.intervals import EQUAL, FASTER, OPEN, SLOWER, judged, ratio_intervals
 from sweeps.text import counted
 
-SAME = 0.02  # of the ratio, either way: within it two times are the same
-SLOWER, FASTER, EQUAL, OPEN = "slower", "faster", "the same", "undecided"
 VERDICTS = (SLOWER, FASTER, EQUAL, OPEN)
 
 REGIONS = ("total_step", "forward", "backward", "round")  # of a record the first that it has
@@ -74,7 +71,7 @@ def two_sides(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     table["ratio"] = table["b_ms"] / table["a_ms"]
     table["ratio_lo"], table["ratio_hi"] = edges[:, 0], edges[:, 1]
     table["memory_ratio"] = [row[4][1] / row[3][1] if row[3][1] else float("nan") for row in rows]
-    table["verdict"] = [_verdict(*edge) for edge in edges]
+    table["verdict"] = [judged(*edge) for edge in edges]
     table.attrs["alone"] = tuple(len(sides[side]) - len(common) for side in ("a", "b"))
     return table
 
@@ -154,14 +151,6 @@ def _pairs(a: Iterable[Machine], b: Iterable[Machine]) -> list[tuple[Machine, Ma
     """The machines that both have, each beside itself; if there is none, each of the one beside each of the other."""
     both = [machine for machine in a if machine in b]
     return [(machine, machine) for machine in both] or [(one, other) for one in a for other in b]
-
-
-def _verdict(low: float, high: float) -> str:
-    if math.isnan(low):
-        return OPEN
-    if low >= 1 - SAME and high <= 1 + SAME:
-        return EQUAL
-    return SLOWER if low > 1 else FASTER if high < 1 else OPEN
 
 
 def _what_differs(a: pd.DataFrame, b: pd.DataFrame) -> str:

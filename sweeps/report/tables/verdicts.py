@@ -1,4 +1,4 @@
-"""Supported, refuted or undecided: docs/method.md's premise and three hypotheses, judged from the results' table.
+"""Supported, refuted, equivalent or undecided: docs/method.md's premise and hypotheses, judged from the results' table.
 
 for verdict in verdicts(results(runs), drift(runs)): print(verdict.name, verdict.outcome, verdict.because)
 
@@ -14,11 +14,11 @@ from typing import Any
 import pandas as pd
 
 from sweeps.report.tables.comparisons import ALIKE, lists
-from sweeps.report.tables.intervals import MIN_REPEATS, ratio_intervals
+from sweeps.report.tables.intervals import EQUAL, FASTER, MIN_REPEATS, SAME, SLOWER, judged, ratio_intervals
 from sweeps.text import counted
 
-SUPPORTED, REFUTED, UNDECIDED = "supported", "refuted", "undecided"
-MARGIN = 1.02  # "no more than" allows 2%: what one median of the same thing differs from the next
+SUPPORTED, REFUTED, EQUIVALENT, UNDECIDED = "supported", "refuted", "equivalent", "undecided"
+MARGIN = 1 + SAME  # what "no more than" allows
 ROUNDING_MARGIN = 1.2  # blockshock/jobs/correctness.py's, on the roundings a method must make: docs/method.md
 CLAIMS = {
     "premise": "The split computes the same thing: errors and drift are those of the roundings it must make.",
@@ -96,13 +96,16 @@ def _premise(table: pd.DataFrame, curves: pd.DataFrame) -> tuple[str, str, pd.Da
 def _forward(table: pd.DataFrame) -> tuple[str, str, pd.DataFrame]:
     rival = table[table["method"].isin(["dense_tp_row", "dense_tp_column"])]
     found = _compared(table[table["method"] == "block_shock"], rival, "forward", SIZE)
-    faster, slower = found["hi"] < 1, found["lo"] >= 1
     text = _range(found, "times the faster dense method's forward time")
     if found.empty:
         return UNDECIDED, _nothing("Block-Shock and dense tensor parallelism"), found
-    if faster.any():
-        return SUPPORTED, f"faster at {_of(faster)}; {text}", found
-    return (REFUTED, f"slower at {_of(slower)}; {text}", found) if slower.all() else _open(found, text)
+    if (found["decided"] == FASTER).any():
+        return SUPPORTED, f"{_counts(found)}; {text}", found
+    if (found["decided"] == EQUAL).all():
+        return EQUIVALENT, f"{_counts(found)}; {text}", found
+    if _not_faster(found).all():
+        return REFUTED, f"nowhere faster by more than {SAME:.0%}: {_counts(found)}; {text}", found
+    return _open(found, text)
 
 
 def _training(table: pd.DataFrame) -> tuple[str, str, pd.DataFrame]:
@@ -141,11 +144,13 @@ def _kernels(table: pd.DataFrame) -> tuple[str, str, pd.DataFrame]:
     found = found.sort_values("ratio").drop_duplicates(SIZE).sort_values(SIZE)  # the mask that suits the kernels best
     if found.empty:
         return UNDECIDED, _nothing("Block-Shock and masked_split_dense"), found
-    slower, faster = found["lo"] >= 1, found["hi"] < 1
     text = _range(found, "times the masked split's forward time")
-    if slower.any():
-        return REFUTED, f"not faster at {_of(slower)}, faster at {_of(faster)}; {text}", found
-    return (SUPPORTED, f"faster at {_of(faster)}; {text}", found) if faster.all() else _open(found, text)
+    if (found["decided"] == EQUAL).all():
+        return EQUIVALENT, f"{_counts(found)}; {text}", found
+    if _not_faster(found).any():
+        return REFUTED, f"{_counts(found)}; {text}", found
+    faster = (found["decided"] == FASTER).all()
+    return (SUPPORTED, f"{_counts(found)}; {text}", found) if faster else _open(found, text)
 
 
 def _compared(ours: pd.DataFrame, rivals: pd.DataFrame, name: str, size: list[str]) -> pd.DataFrame:
@@ -158,8 +163,9 @@ def _compared(ours: pd.DataFrame, rivals: pd.DataFrame, name: str, size: list[st
     together = max(1, len(pairs[SIZE].drop_duplicates()))
     edges = ratio_intervals(lists(pairs[f"{name}_ms"]), lists(pairs[f"rival_{name}_ms"]), together)
     pairs["lo"], pairs["hi"] = edges[:, 0], edges[:, 1]
+    pairs["decided"] = [judged(*edge) for edge in edges]
     pairs = pairs.rename(columns={f"{name}_p50_ms": "ours_ms", f"rival_{name}_p50_ms": "rival_ms"})
-    shown = ["kernel", "ours_ms", "rival_method", "rival_ms", "ratio", "lo", "hi", *_kept(rivals)]
+    shown = ["kernel", "ours_ms", "rival_method", "rival_ms", "ratio", "lo", "hi", "decided", *_kept(rivals)]
     shown += [f"rival_{column}" for column in _kept(rivals)]
     return pairs[[*dict.fromkeys([*size, "mask"]), *shown]]
 
@@ -204,6 +210,18 @@ def _open(found: pd.DataFrame, text: str, limit: float = 1.0) -> tuple[str, str,
     repeated = found["lo"].notna().all()
     why = f"confidence intervals include {limit}" if repeated else "not every comparison was repeated"
     return UNDECIDED, f"{why}; {text}", found
+
+
+def _not_faster(found: pd.DataFrame) -> pd.Series:
+    """Whether a comparison rules out that ours is faster by more than SAME."""
+    return found["lo"] >= 1 - SAME
+
+
+def _counts(found: pd.DataFrame) -> str:
+    """`slower at 8 of 12, the same within 2% at 3 of 12`, of what was decided."""
+    words = {SLOWER: "slower", EQUAL: f"the same within {SAME:.0%}", FASTER: "faster"}
+    counts = {word: found["decided"] == decision for decision, word in words.items()}
+    return ", ".join(f"{word} at {_of(which)}" for word, which in counts.items() if which.any())
 
 
 def _of(which: pd.Series) -> str:
