@@ -19,6 +19,8 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from checkpointing.compiled.kernels import is_random, is_view
 
+IN_FORWARD = "computed_in_forward"  # metadata of what the forward computes for the backward, though it need not
+
 
 @dataclass(frozen=True)
 class DefaultSplit:
@@ -40,16 +42,44 @@ def default_split(
 
     module = fx.GraphModule(joint, copied(joint.graph))
     partition = min_cut_rematerialization_partition if fused else default_partition
+    early = _return_early(module.graph, num_fwd_outputs)
     with functorch_config.patch(activation_memory_budget=1.0):
         forward, backward = partition(
-            module, inputs, num_fwd_outputs=num_fwd_outputs, static_lifetime_input_indices=list(static)
+            module, inputs, num_fwd_outputs=num_fwd_outputs + early, static_lifetime_input_indices=list(static)
         )
     [output] = forward.graph.find_nodes(op="output")
     by_name = {node.name: node for node in module.graph.nodes}
-    saved = [by_name.get(node.name) for node in output.args[0][num_fwd_outputs:] if isinstance(node, fx.Node)]
-    return DefaultSplit(
-        module, tuple(node for node in saved if node is not None and node.op == "call_function"), forward, backward
-    )
+    names = [node.name for node in output.args[0][num_fwd_outputs:] if isinstance(node, fx.Node)]
+    saved = [node for name in dict.fromkeys(names) if (node := by_name.get(name)) and node.op == "call_function"]
+    if early:
+        _take_out(module.graph, num_fwd_outputs, early)
+        forward, backward = split(module, saved, num_fwd_outputs, static)
+    return DefaultSplit(module, tuple(saved), forward, backward)
+
+
+def _return_early(graph: fx.Graph, num_fwd_outputs: int) -> int:
+    """Let the forward return what it is to compute for the backward (`IN_FORWARD`), and say how many that are: the
+    compiler computes in the forward what its results need, and puts off what the backward alone needs."""
+    early = [node for node in graph.nodes if node.meta.get(IN_FORWARD)]
+    [output] = graph.find_nodes(op="output")
+    results = list(output.args[0])
+    results[num_fwd_outputs:num_fwd_outputs] = early
+    output.args = (tuple(results),)
+    if output.meta.get("desc") is not None:
+        descriptions = list(output.meta["desc"])
+        descriptions[num_fwd_outputs:num_fwd_outputs] = [None] * len(early)
+        output.meta["desc"] = descriptions
+    return len(early)
+
+
+def _take_out(graph: fx.Graph, start: int, count: int) -> None:
+    """Undo `_return_early`."""
+    [output] = graph.find_nodes(op="output")
+    results = list(output.args[0])
+    del results[start : start + count]
+    output.args = (tuple(results),)
+    if output.meta.get("desc") is not None:
+        output.meta["desc"] = [*output.meta["desc"][:start], *output.meta["desc"][start + count :]]
 
 
 def copied(graph: fx.Graph) -> fx.Graph:

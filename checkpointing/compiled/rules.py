@@ -16,6 +16,7 @@ from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from checkpointing.compiled.joint_step import module_of
+from checkpointing.compiled.partition import IN_FORWARD
 from checkpointing.errors import CheckpointingError
 
 _SAVE = (CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_SAVE)
@@ -52,6 +53,8 @@ class Rules:
             return "is a collective's, which is not repeated"
         if target is torch.ops.prims.inductor_seeds.default:
             return "holds the seeds of random numbers"
+        if node.meta.get(IN_FORWARD):
+            return "is a gradient that the forward computes along with the loss"
         if node.meta.get("recompute") in _SAVE:
             return "is saved by the model's own checkpoint policy"
         if any(_matches(pattern, node) for pattern in self.keep):

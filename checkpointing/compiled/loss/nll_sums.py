@@ -1,0 +1,59 @@
+"""`nll_loss_forward` that sums over rows, as losses per row and their sum: what runs row by row can run on a few.
+
+    sum_apart(graph)            # every nll_loss_forward of `graph`, in place
+
+Graphs that inductor decomposes have no such operator; those that run operator by operator do.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx
+
+from checkpointing.compiled.loss.new_nodes import NewNodes
+from checkpointing.compiled.loss.row_rules import arguments
+
+aten = torch.ops.aten
+NONE, MEAN = 0, 1  # reductions; a sum is 2
+
+
+def sum_apart(graph: fx.Graph) -> None:
+    """The sum is in float32 or better, and the weight of all labels comes from the labels alone."""
+    for node in graph.find_nodes(op="call_function", target=aten.nll_loss_forward.default):
+        log_softmax, labels, weight, reduction, ignored = arguments(node)
+        assert isinstance(log_softmax, fx.Node)
+        assert isinstance(labels, fx.Node)
+        if log_softmax.meta["val"].dim() != 2:
+            continue
+        dtype = log_softmax.meta["val"].dtype
+        exact = torch.promote_types(dtype, torch.float32)
+        new = NewNodes(node, like=node)
+        by_row = new.add(aten.nll_loss_forward.default, log_softmax, labels, weight, NONE, ignored)
+        total = new.add(operator.getitem, by_row, 0)
+        if reduction == NONE:
+            device = log_softmax.meta["val"].device
+            total_weight = new.add(aten.full.default, [], 0, dtype=dtype, device=device)  # which nobody reads
+        else:
+            total_weight = _total_weight(new, labels, weight, ignored, exact)
+            total = new.add(aten.sum.default, total, dtype=exact)
+        if reduction == MEAN:
+            total = new.add(aten.div.Tensor, total, total_weight)
+        results = [new.cast(total, dtype), new.cast(total_weight, dtype)]
+        for user in list(node.users):
+            user.replace_all_uses_with(results[arguments(user)[1]])
+            graph.erase_node(user)
+        graph.erase_node(node)
+
+
+def _total_weight(new: NewNodes, labels: fx.Node, weight: fx.Node | None, ignored: int, dtype: torch.dtype) -> fx.Node:
+    """What a mean divides by: the number of labels that count, or the sum of their classes' weights."""
+    is_ignored = new.add(aten.eq.Scalar, labels, ignored)
+    if weight is None:
+        counted = new.add(aten.logical_not.default, is_ignored)
+    else:
+        allowed = new.add(aten.masked_fill.Scalar, labels, is_ignored, 0)
+        counted = new.add(aten.index.Tensor, weight, [allowed])
+        counted = new.add(aten.masked_fill.Scalar, counted, is_ignored, 0)
+    return new.add(aten.sum.default, counted, dtype=dtype)
