@@ -24,6 +24,7 @@ from checkpointing import budget as budgets
 from checkpointing.compiled.compiled_plan import CompiledPlan
 from checkpointing.compiled.compiled_step import CompiledStep
 from checkpointing.compiled.execution import EXECUTIONS
+from checkpointing.compiled.loss.chunked_loss import check_chunks
 from checkpointing.compiled.obstacles import place_of, remedy_of_break
 from checkpointing.compiled.rules import Rules
 from checkpointing.errors import CheckpointingError, GraphBreakError
@@ -31,7 +32,7 @@ from checkpointing.planners import BUDGETED
 
 MEMORY_BUDGET, EXECUTION = "RECOMPUTE_MEMORY_BUDGET", "RECOMPUTE_EXECUTION"  # environment, for the backend by name
 OLDEST = "2.11"
-OPTIONS = ("memory_budget", "execution", "solver", "keep", "recompute")
+OPTIONS = ("memory_budget", "execution", "solver", "keep", "recompute", "chunked_loss")
 
 
 def backend(
@@ -41,6 +42,7 @@ def backend(
     solver: str = "optimal",
     keep: Sequence[str] = (),
     recompute: Sequence[str] = (),
+    chunked_loss: int | None = None,
 ) -> Backend:
     """A backend for torch.compile that plans each training graph under `memory_budget`.
 
@@ -48,8 +50,10 @@ def backend(
     a string ("8GB", "7500MiB"), or a fraction of what the unplanned step would need. `execution` is "inductor", or
     "eager" (operator by operator, bitwise equal to the unplanned graph: for CPUs and tests). `keep` and `recompute` are
     patterns of modules ("transformer.h.0") or operators ("aten.mm") whose results are kept, or recomputed, whatever
-    they cost. Raises CheckpointingError for what cannot be read; a budget below the floor is rejected when the step
-    compiles.
+    they cost. With `chunked_loss`, a number of chunks, a cross entropy of a linear layer is computed in so many chunks
+    of rows, so that no more than one chunk of logits is there at any time: rounded otherwise than in one piece, and
+    not further from the truth. Raises CheckpointingError for what cannot be read; a budget below the floor is rejected
+    when the step compiles.
     """
     if torch.__version__ < OLDEST:
         raise CheckpointingError(f"checkpointing.backend needs torch {OLDEST} or later; this is {torch.__version__}")
@@ -60,7 +64,8 @@ def backend(
     for option, patterns in (("keep", keep), ("recompute", recompute)):
         if isinstance(patterns, str):
             raise CheckpointingError(f"{option}={patterns!r}: give a list of patterns, {option}=[{patterns!r}]")
-    return Backend(memory_budget, execution, solver, Rules(tuple(keep), tuple(recompute)))
+    check_chunks(chunked_loss)
+    return Backend(memory_budget, execution, solver, Rules(tuple(keep), tuple(recompute)), chunked_loss)
 
 
 def fit(model: nn.Module, memory_budget: float | str, **options: Any) -> nn.Module:
@@ -127,6 +132,7 @@ class Backend:
     execution: str
     solver: str
     rules: Rules
+    chunked_loss: int | None = None
     plans: list[CompiledPlan] = field(default_factory=list, repr=False)
     _references: list[weakref.ref[CompiledStep]] = field(default_factory=list, repr=False)
 
@@ -149,7 +155,9 @@ class Backend:
                 raise CheckpointingError(f"mode={mode!r}: a planned step compiles in the default mode; leave mode out")
             _check_one_graph(module, any(step.is_pending for step in self._steps()))
             _check_static(inputs)
-            step = CompiledStep(module, inputs, self.memory_budget, self.execution, self.solver, self.rules)
+            step = CompiledStep(
+                module, inputs, self.memory_budget, self.execution, self.solver, self.rules, self.chunked_loss
+            )
             if step.plan is not None:
                 self.plans.append(step.plan)
                 self._references.append(weakref.ref(step))

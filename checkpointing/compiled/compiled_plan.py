@@ -45,6 +45,7 @@ class CompiledPlan:
     measuring_s: float = 0.0  # of operators whose cost was not known
     recompilations: int = 0  # because a compiled plan took more than predicted
     on_request: int = 0  # values recomputed because they were asked for, and that the compiler would save
+    loss: str = ""  # where a loss was to be in chunks: which ones are, or why none is
     measured_peak_bytes: int | None = None  # of the first steps, by the device's allocator
 
     @property
@@ -130,6 +131,8 @@ class CompiledPlan:
         ]
         if self.measured_peak_bytes is not None:
             lines.append(f"measured   {self.measured_peak_bytes / MIB:10.1f} MiB")
+        if self.loss:
+            lines.append(self.loss)
         if self.is_empty:
             lines.append("the unplanned step fits: nothing is recomputed")
             return "\n".join(lines)

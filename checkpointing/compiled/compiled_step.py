@@ -23,6 +23,7 @@ from checkpointing.compiled.compiled_plan import CompiledPlan, remember
 from checkpointing.compiled.execution import CompiledHalves, compile_halves
 from checkpointing.compiled.joint_problem import measured_problem
 from checkpointing.compiled.joint_step import JointStep
+from checkpointing.compiled.loss.chunked_loss import with_chunked_losses
 from checkpointing.compiled.memory.device_memory import (
     FirstSteps,
     device_of,
@@ -62,9 +63,10 @@ class CompiledStep:
         execution: str,
         solver: str,
         rules: Rules,
+        chunked_loss: int | None = None,
     ) -> None:
         self.module, self.memory_budget = module, memory_budget
-        self.execution, self.solver, self.rules = execution, solver, rules
+        self.execution, self.solver, self.rules, self.chunked_loss = execution, solver, rules, chunked_loss
         self.device = device_of(inputs)
         self.parameters = [t for t in inputs if isinstance(t, nn.Parameter) and t.requires_grad]
         take_library_workspaces(self.device, self.parameters)
@@ -181,10 +183,10 @@ class CompiledStep:
         assert self.plan is not None
         log.info("%s takes %+.1f MiB of the budget: planned anew", who, excess / 2**20)
         if excess > 0 and self.recompilations == RECOMPILED:
-            needed = budgets.written(self.plan.budget_bytes + excess)
             raise BudgetError(
                 f"memory_budget={self.memory_budget!r} is {self.plan.budget_bytes / 2**20:.1f} MiB, and {who} takes "
-                f"{excess / 2**20:.1f} MiB more, planned {1 + RECOMPILED} times: use at least {needed}"
+                f"{excess / 2**20:.1f} MiB more, planned {1 + RECOMPILED} times: use at least "
+                f"{budgets.written(self.plan.budget_bytes + excess)}"
             )
         self.recompilations += 1
 
@@ -219,6 +221,7 @@ class CompiledStep:
         check_shapes(joint.graph)
         static = list(static_lifetime_input_indices or ())
         fused = self.execution == "inductor"
+        joint, loss = with_chunked_losses(joint, self.chunked_loss)
         default = default_split(joint, joint_inputs, num_fwd_outputs, static, fused)
         self.given = {node.name for node in default.joint.graph.find_nodes(op="placeholder")}
         step = JointStep.of(default.joint, num_fwd_outputs, static, fused, default.saved)
@@ -239,6 +242,7 @@ class CompiledStep:
             planning_s=time.perf_counter() - started + (previous.planning_s if previous else 0.0),
             measuring_s=measuring_s + (previous.measuring_s if previous else 0.0),
             recompilations=self.recompilations,
+            loss=loss,
             on_request=sum(step.storages.get(node) in problem.never_kept for node in step.default_roots),
         )
         if self.plan.is_empty:

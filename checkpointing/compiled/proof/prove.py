@@ -123,23 +123,32 @@ def prove_compiled(
     solver: str = "optimal",
     keep: Sequence[str] = (),
     recompute: Sequence[str] = (),
+    chunked_loss: int | None = None,
     seed: int = 0,
 ) -> CompiledProof:
     """Run `loss_fn(model, *batch)` and its backward as planned by `checkpointing.backend` and as compiled without it.
 
     Compared are the loss (a scalar), every gradient and every buffer: bitwise for execution="eager", against
-    torch.compile's "aot_eager"; as described above for "inductor". Parameters, buffers, gradients and the states of
-    the default generators are put back, so that the model is as it was. The unplanned step has to fit on the device.
-    The reference is in float64, whose saved values wait on the host if they do not fit on the device, or in float32
-    where that does not suffice or an operator has no float64. Raises ProofError, which names what failed worst;
-    CheckpointingError for a step that breaks into several graphs, is no scalar, or draws random numbers in another
-    way than by dropout (inductor only), and what the backend raises.
+    torch.compile's "aot_eager"; as described above for "inductor", and wherever `chunked_loss` rounds otherwise.
+    Parameters, buffers, gradients and the states of the default generators are put back, so that the model is as it
+    was. The unplanned step has to fit on the device. The reference is in float64, whose saved values wait on the host
+    if they do not fit on the device, or in float32 where that does not suffice or an operator has no float64. Raises
+    ProofError, which names what failed worst; CheckpointingError for a step that breaks into several graphs, is no
+    scalar, or draws random numbers in another way than by dropout (inductor only), and what the backend raises.
     """
-    chosen = backend(memory_budget, execution=execution, solver=solver, keep=keep, recompute=recompute)
+    chosen = backend(
+        memory_budget,
+        execution=execution,
+        solver=solver,
+        keep=keep,
+        recompute=recompute,
+        chunked_loss=chunked_loss,
+    )
+    bitwise = execution == "eager" and chunked_loss is None
     steps = OneStep(loss_fn, model, tuple(batch), seed)
-    with undone(model), deterministic_algorithms() if execution == "eager" else contextlib.nullcontext():
+    with undone(model), deterministic_algorithms() if bitwise else contextlib.nullcontext():
         try:
-            proof = _bitwise(steps, chosen) if execution == "eager" else _within_rounding(steps, chosen)
+            proof = _bitwise(steps, chosen) if bitwise else _within_rounding(steps, chosen)
         finally:
             forget(list(model.parameters()), chosen.plans)
     if not proof.passed:
@@ -159,7 +168,8 @@ def _bitwise(steps: OneStep, chosen: Backend) -> CompiledProof:
 
 
 def _within_rounding(steps: OneStep, chosen: Backend) -> CompiledProof:
-    by_default = torch._dynamo.lookup_backend("inductor")
+    unchanged = "aot_eager" if chosen.execution == "eager" else "inductor"
+    by_default = torch._dynamo.lookup_backend(unchanged)
     dropouts = 0
 
     def dropping_nothing(by: Any) -> Any:
@@ -183,9 +193,9 @@ def _within_rounding(steps: OneStep, chosen: Backend) -> CompiledProof:
                 distances.add(steps.run(planned), steps.run(unplanned), truth)
     if dropouts:
         del planned, unplanned
-        first = (steps.run(steps.compiled(chosen)), steps.run(steps.compiled("inductor")))
+        first = (steps.run(steps.compiled(chosen)), steps.run(steps.compiled(unchanged)))
     return CompiledProof(
-        _table(distances.rows(*first)), chosen.plans[-1], "inductor", str(dtype)[6:], distances.draws, dropouts
+        _table(distances.rows(*first)), chosen.plans[-1], chosen.execution, str(dtype)[6:], distances.draws, dropouts
     )
 
 

@@ -1,0 +1,117 @@
+"""Models trained through the backend with their loss in chunks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import checkpointing
+from checkpointing import CheckpointingError, plan_of, prove_compiled
+from profiler.models import build
+from tests.checkpointing.compiled.training import CountedHalves, train
+
+EXECUTIONS = pytest.mark.parametrize("execution", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+
+
+class Head(nn.Module):
+    """A linear layer of a large vocabulary on a small model."""
+
+    def __init__(self, vocabulary: int = 515, width: int = 16) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+        self.head = nn.Linear(width, vocabulary)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+def loss_of(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    return cross_entropy(model(x), labels)
+
+
+def batch(rows: int = 128, vocabulary: int = 515) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(rows, 16, generator=generator), torch.randint(vocabulary, (rows,), generator=generator)
+
+
+@pytest.mark.slow
+@EXECUTIONS
+@pytest.mark.parametrize("name", ["tiny_gpt2", "tiny_llama", "tiny_bert"])
+def test_a_models_step_is_as_near_to_float64_as_with_the_loss_in_one_piece(name: str, execution: str) -> None:
+    task = build(name, batch_size=4, seq_len=32, dropout=0.1)
+    proof = prove_compiled(task.loss_fn, task.model, task.batch, 1.0, execution=execution, chunked_loss=5)
+    assert proof.passed
+    assert "in 5 chunks of its 128 rows" in proof.plan.loss
+
+
+@pytest.mark.slow
+@EXECUTIONS
+def test_a_planned_step_with_its_loss_in_chunks_is_right(execution: str) -> None:
+    task = build("tiny_gpt2", batch_size=4, seq_len=32, dropout=0.1)
+    options: dict[str, Any] = {"execution": execution, "recompute": ["transformer.h.0"], "chunked_loss": 8}
+    proof = prove_compiled(task.loss_fn, task.model, task.batch, 1.0, **options)
+    assert proof.passed
+    assert not proof.plan.is_empty
+
+
+@EXECUTIONS
+def test_training_goes_as_with_the_loss_in_one_piece(execution: str) -> None:
+    chunked = checkpointing.backend("1GB", execution=execution, chunked_loss=4)
+    found = train(Head(), loss_of, batch(), chunked)
+    expected = train(Head(), loss_of, batch(), "aot_eager")
+    assert plan_of(found.model).loss == "the loss of head in 4 chunks of its 128 rows"
+    assert "the loss of head in 4 chunks of its 128 rows" in plan_of(found.model).summary()
+    for loss, true in zip(found.losses, expected.losses, strict=True):
+        assert torch.allclose(loss, true, rtol=1e-5)
+
+
+def test_a_budget_that_logits_alone_exceed_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = CountedHalves(monkeypatch)
+    rows, vocabulary = 1024, 2048
+    given = batch(rows, vocabulary)
+    peaks = {}
+    for chunks in (None, 16):
+        backend = checkpointing.backend(1.0, execution="eager", chunked_loss=chunks)
+        trained = train(Head(vocabulary), loss_of, given, backend)
+        peaks[chunks] = counted.peak(trained, given)
+    logits = rows * vocabulary * 4
+    assert peaks[None] > 2 * logits
+    assert peaks[16] < logits
+    trained = train(Head(vocabulary), loss_of, given, checkpointing.backend(logits, execution="eager", chunked_loss=16))
+    assert counted.peak(trained, given) <= logits
+
+
+def test_gradients_that_the_forward_computes_are_kept_and_the_table_says_why() -> None:
+    chunked = checkpointing.backend("1GB", execution="eager", chunked_loss=4)
+    table = plan_of(train(Head(), loss_of, batch(), chunked, steps=1).model).table()
+    rows = table[table.why == "is a gradient that the forward computes along with the loss"]
+    assert set(rows.module) == {"head"}
+    assert set(rows.decision) == {"keep"}
+
+
+def test_more_chunks_than_rows_are_as_many_as_rows() -> None:
+    chunked = checkpointing.backend("1GB", execution="eager", chunked_loss=1000)
+    trained = train(Head(), loss_of, batch(6), chunked, steps=1)
+    assert "in 6 chunks of its 6 rows" in plan_of(trained.model).loss
+
+
+def test_a_model_without_such_a_loss_is_as_without_the_option_and_says_why() -> None:
+    def square(model: nn.Module, x: Tensor, _: Tensor) -> Tensor:
+        return model(x).square().mean()
+
+    found = train(Head(), square, batch(), checkpointing.backend("1GB", execution="eager", chunked_loss=4))
+    expected = train(Head(), square, batch(), "aot_eager")
+    assert "the loss is not in chunks" in plan_of(found.model).summary()
+    assert [loss.item() for loss in found.losses] == [loss.item() for loss in expected.losses]
+
+
+@pytest.mark.parametrize("chunks", [0, -1, 2.0, "auto", True, float("nan")])
+def test_a_number_of_chunks_that_is_none_is_rejected(chunks: Any) -> None:
+    with pytest.raises(CheckpointingError, match="a positive whole number") as error:
+        checkpointing.backend("8GB", chunked_loss=chunks)
+    assert "\n" not in str(error.value)
