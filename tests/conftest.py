@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import signal
 import subprocess
@@ -52,8 +53,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_runtest_setup() -> None:
     """Tests' tensors are small: threads that wait for each other take three times as long on two busy cores. Each time,
-    since a job in this process sets its own number."""
+    since a job in this process sets its own number. Commands that silence logging do it for a process of their own."""
     torch.set_num_threads(1)
+    logging.disable(logging.NOTSET)
 
 
 @dataclass
@@ -87,9 +89,15 @@ def cli(
 
     monkeypatch.chdir(tmp_path)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    root = logging.getLogger()
+    level = root.level
     yield run
-    for number, handler in handlers.items():  # main's would meet the end of the process that runs the tests
-        signal.signal(number, handler)
+    for number, heard_by in handlers.items():  # main's would meet the end of the process that runs the tests
+        signal.signal(number, heard_by)
+    for handler in root.handlers[:]:
+        if type(handler) in (logging.StreamHandler, logging.FileHandler):  # Hydra's: their streams end with this
+            root.removeHandler(handler)  # test, and each would print seventy lines for what the next one logs
+    root.setLevel(level)
     for name, module in list(sys.modules.items()):  # the next test's method may have the same name
         if str(getattr(module, "__file__", None) or "").startswith(f"{tmp_path}/"):
             del sys.modules[name]
