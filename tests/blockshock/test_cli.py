@@ -17,6 +17,7 @@ from tests.launching import NO_SLURM, slurm_answers
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("model.N=64", "model.B=8", "hardware=cpu")
+ONE_PROCESS = "hydra.launcher.reuse_ranks=true"  # for a sweep's jobs: each process of its own imports torch
 
 
 def statuses(folder: Path) -> list[dict]:
@@ -197,7 +198,9 @@ def test_a_failed_check_fails_the_run_and_is_recorded(cli, tmp_path, monkeypatch
 def test_a_method_is_added_by_one_class_and_one_yaml_outside_of_the_package(cli, tmp_path):
     write_method(tmp_path, "mine", "y")
     phases = "phase=phase0_correctness,phase1_forward,phase2_backward_input,phase3_train_step"
-    done = cli("-m", *SMALL, f"hydra.searchpath=[file://{tmp_path}/conf]", "method=mine", "method.power=2", phases)
+    done = cli(
+        "-m", *SMALL, f"hydra.searchpath=[file://{tmp_path}/conf]", "method=mine", "method.power=2", phases, ONE_PROCESS
+    )
     assert done.code == 0, done.err
     runs = load_runs([tmp_path / "outputs"])
     assert set(runs.method) == {"mine"}
@@ -260,7 +263,7 @@ def test_out_of_memory_is_a_status_of_its_own_and_harms_no_other_job(cli, tmp_pa
 
 def test_a_sweep_with_jobs_that_cannot_run_is_refused_whole_or_skips_them_on_request(cli, tmp_path):
     sweep = ["-m", *SMALL, "method=dense_single,block_shock", "hardware.world_size=1,2", "experiment.name=some"]
-    sweep += ["hydra.launcher.reuse_ranks=true"]
+    sweep += [ONE_PROCESS]
     refused = cli(*sweep)
     assert refused.code == 2
     assert "1 of 4 jobs can't run, none was started" in refused.err
@@ -273,7 +276,7 @@ def test_a_sweep_with_jobs_that_cannot_run_is_refused_whole_or_skips_them_on_req
 
 def test_a_sweep_of_the_same_name_measures_nothing_twice(cli, tmp_path):
     sweep = ["-m", *SMALL, "phase=phase0_correctness", "experiment.name=again"]
-    sweep += ["hydra.launcher.report=false", "hydra.launcher.reuse_ranks=true"]
+    sweep += ["hydra.launcher.report=false", ONE_PROCESS]
     assert cli(*sweep, "model.B=8,16").code == 0
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("metrics.jsonl")}
     assert cli(*sweep, "model.B=8,16,24").code == 0
@@ -427,7 +430,7 @@ def test_what_is_kept_from_before_is_said(cli):
 
 
 def test_hydras_own_folder_names_can_be_overridden(cli, tmp_path):
-    sweep = ("-m", *SMALL, "phase=phase0_correctness", "model.B=8,16", "hydra.launcher.report=false")
+    sweep = ("-m", *SMALL, "phase=phase0_correctness", "model.B=8,16", "hydra.launcher.report=false", ONE_PROCESS)
     assert cli(*sweep, "hydra.sweep.dir=here", "hydra.sweep.subdir=job_${hydra.job.num}").code == 0
     assert {p.parent.name for p in (tmp_path / "here").rglob("status.json")} == {"job_0", "job_1"}
     assert cli(*SMALL, "phase=phase0_correctness", "hydra.run.dir=there").code == 0

@@ -55,6 +55,7 @@ def test_a_users_module_that_hides_ours_is_named_before_any_work(hiding, tmp_pat
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_ranks_and_jobs_do_not_import_from_the_working_directory(tmp_path):
     """They start with `python -c` and `python -m`, which would find what lies there before our packages."""
     for name in ("blockshock", "sweeps", "profiler", "checkpointing"):

@@ -36,6 +36,7 @@ def by_cell(folder, part: str) -> dict[tuple, dict[str, dict]]:
     return cells
 
 
+@pytest.mark.slow
 def test_benchmarks_alone_give_a_report_with_their_tables_and_figures(benchmarked, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["blockshock-report", str(benchmarked), "--out", str(tmp_path / "out")])
     main()

@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
 
+
+@pytest.mark.slow
 def test_what_was_recorded_before_the_hash_changed_is_measured_anew_and_said_once(cli, tmp_path):
     sweep = tmp_path / "outputs" / "sweeps" / "old"
     folder = sweep / "phase0_correctness_dense_single_complement_1100_0011_N8-B4_fp32_P1_0123456789ab"

@@ -140,6 +140,7 @@ TWO_AT_ONCE = """
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_at_once_and_agree(tmp_path):
     (tmp_path / "ready").mkdir()
     command = [sys.executable, "-c", textwrap.dedent(TWO_AT_ONCE), tmp_path / "ready"]

@@ -115,6 +115,7 @@ def test_a_memory_that_holds_no_batch_is_refused_with_what_the_smallest_needs() 
         found_in("100kB", at_least=64)
 
 
+@pytest.mark.slow
 def test_a_fitted_model_is_the_same_module_and_trains_to_the_bit_as_without() -> None:
     """In a loop of the user's own, that knows nothing of the compiler."""
 
