@@ -34,7 +34,7 @@ check: $(VENV)/.installed ## format, lint and types
 # were drawn by the run.
 FIGURES = $(BIN)/blockshock-report outputs/reference/$(1) --out docs/figures/$(1) --figures
 figures: $(VENV)/.installed ## draw docs/figures again from the committed records
-	$(call FIGURES,hypotheses_h200) throughput,training_step
+	$(call FIGURES,hypotheses_h200) hypotheses,throughput,training_step
 	$(call FIGURES,bench_h200) bench_forward,bench_product,bench_all_reduce,bench_train,bench_host,bench_law
 	$(call FIGURES,checkpoint_h200) pareto,recomputation_memory,recomputation_time
 	$(call FIGURES,profile_h200) batch_peak_memory_resnet152,batch_step_time_resnet152

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from sweeps import load_runs
+from sweeps.report.figures.hypotheses import intervals, select, span
 from sweeps.report.tables.law import AGREES, FASTER, OPEN, SLOWER, law
 from sweeps.report.tables.layers import drift, results
+from sweeps.report.tables.report_data import ReportData
 from sweeps.report.tables.verdicts import EQUIVALENT, REFUTED, SUPPORTED, UNDECIDED, verdicts
 
 SPARSE = {"layer": {"kernel": {"name": "cusparselt"}}}
@@ -196,3 +198,33 @@ def test_the_law_promises_no_less_than_nine_eighths(judge):
 
 def test_the_law_is_open_without_repeats(judge):
     assert with_law(judge, ours_two=0.8, spread=None)["finding"] == OPEN
+
+
+def test_the_figure_has_each_comparison_and_says_what_their_range_means(judge):
+    three(judge, ours=1.0)
+    three(judge, ours=1.114, N=128)
+    judge.add("phase1_forward", "masked_split_dense", 2.0)
+    data = ReportData(table=results(judge.runs()), drift=drift(judge.runs()))
+    rows = select(data)
+    assert rows.groupby("hypothesis").size().to_dict() == {"H1": 2, "H3": 1}
+    assert rows["decided"].tolist() == ["the same", "slower", "faster"]
+    titles = [axis.get_title() for axis in intervals(rows).axes]
+    assert titles == [
+        "H1 refuted: forward\n0 to 11% slower than the faster dense method",
+        "H3 supported: forward\n50% faster than the split with its zeros",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (1.0, 1.11, "0 to 11% slower"),
+        (0.996, 1.11, "0 to 11% slower"),
+        (0.66, 0.96, "4 to 34% faster"),
+        (0.97, 1.05, "3% faster to 5% slower"),
+        (1.08, 1.08, "8% slower"),
+        (0.999, 1.001, "0% slower"),
+    ],
+)
+def test_a_range_of_ratios_in_words(low, high, said):
+    assert span(low, high) == said

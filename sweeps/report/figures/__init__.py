@@ -12,6 +12,7 @@ from sweeps.report.figures.accuracy import DRIFT, ERRORS
 from sweeps.report.figures.all_reduce import ALLREDUCE
 from sweeps.report.figures.benchmark_maps import BENCHMARK_MAPS
 from sweeps.report.figures.benchmark_times import BENCHMARK_ALL_REDUCE, BENCHMARK_HOST, BENCHMARK_LAW
+from sweeps.report.figures.hypotheses import HYPOTHESES
 from sweeps.report.figures.law import LAW
 from sweeps.report.figures.recomputation import RECOMPUTATION_FIGURES
 from sweeps.report.figures.roofline import FLOOR
@@ -23,6 +24,7 @@ from sweeps.report.tables.report_data import ReportData
 
 BENCHMARK_FIGURES = (*BENCHMARK_MAPS, BENCHMARK_ALL_REDUCE, BENCHMARK_LAW, BENCHMARK_HOST)
 FIGURES = (
+    HYPOTHESES,
     THROUGHPUT,
     SPEEDUP_OVER_DENSE,
     SPEEDUP_OVER_ROW,
