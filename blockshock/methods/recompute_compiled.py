@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from blockshock.errors import ConfigError, one_of
+from blockshock.errors import ConfigError, WrongValue, one_of
 from blockshock.methods.shared.eager_step import EagerStep, compiled_alone
 
 if TYPE_CHECKING:
@@ -35,11 +35,12 @@ class RecomputeCompiled:
     solver: str = "optimal"  # optimal | greedy
     execution: str = "inductor"  # inductor | eager: operators one by one
     mode: str = "default"
+    chunked_loss: int | None = None  # of the rows of a language model's loss; null: the loss as it is
 
     @property
     def exact(self) -> bool:
-        """Whether the step must be bitwise equal to torch.compile's: other fusions round differently."""
-        return self.execution == "eager"
+        """Whether the step must be bitwise equal to torch.compile's: other fusions and sums round differently."""
+        return self.execution == "eager" and self.chunked_loss is None
 
     def check(self, job: Job) -> None:
         from checkpointing import BudgetError
@@ -48,6 +49,8 @@ class RecomputeCompiled:
         one_of("method.solver", self.solver, ("optimal", "greedy"))
         one_of("method.execution", self.execution, BACKENDS)
         one_of("method.mode", self.mode, ("default",))
+        if self.chunked_loss is not None and (type(self.chunked_loss) is not int or self.chunked_loss < 1):
+            raise WrongValue("method.chunked_loss", self.chunked_loss, "must be a positive whole number, or null")
         try:
             check(self.memory_budget)
         except BudgetError as error:
@@ -58,7 +61,9 @@ class RecomputeCompiled:
         from checkpointing import BudgetError, backend
 
         torch._dynamo.reset()  # a step compiled before under another budget would be taken again
-        planner = backend(self.memory_budget, execution=self.execution, solver=self.solver)
+        planner = backend(
+            self.memory_budget, execution=self.execution, solver=self.solver, chunked_loss=self.chunked_loss
+        )
         compiled = torch.compile(problem.loss_fn, backend=planner, dynamic=False)
 
         def loss(*batch: Any) -> Tensor:
@@ -69,6 +74,7 @@ class RecomputeCompiled:
                 raise ConfigError("method.memory_budget", self.memory_budget, why) from error
 
         words = [self.solver, *([] if self.execution == "inductor" else [self.execution])]
+        words += [f"loss in {self.chunked_loss} chunks"] if self.chunked_loss else []
         return PlannedStep(
             problem, optimizer, loss, compiled_alone(problem, BACKENDS[self.execution]), ", ".join(words)
         )

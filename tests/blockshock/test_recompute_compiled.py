@@ -42,6 +42,16 @@ def test_a_planned_step_leaves_its_plan_and_is_the_compiled_step_to_the_bit(cli,
     assert record["step.variant"] == f"{solver}, eager"
 
 
+@pytest.mark.slow
+def test_a_loss_in_chunks_trains_alike_and_is_named_in_the_record(cli, tmp_path):
+    done = cli(*OURS, "workload=tiny_gpt2", "method.memory_budget=1.0", "method.chunked_loss=4")
+    assert done.code == 0, done.err
+    record = load_runs([run_folder(tmp_path)]).iloc[0]
+    assert record["step.variant"] == "optimal, eager, loss in 4 chunks"
+    assert record["proof.trains_alike"]
+    assert not record["proof.identical"]  # the sums are others
+
+
 def test_a_budget_below_the_floor_is_unsupported_and_names_the_lowest(cli, tmp_path):
     cli(*OURS, "workload=tiny_gpt2", "method.memory_budget=0.01")
     status = json.loads((run_folder(tmp_path) / "status.json").read_text())
@@ -58,6 +68,8 @@ def test_a_budget_below_the_floor_is_unsupported_and_names_the_lowest(cli, tmp_p
         ("method.memory_budget=8 apples", "cannot be read"),
         ("method.solver=save_matmuls", "method.solver=save_matmuls: allowed: optimal, greedy"),
         ("method.execution=aot_eager", "allowed: inductor, eager"),
+        ("method.chunked_loss=0", "method.chunked_loss=0: must be a positive whole number"),
+        ("method.chunked_loss=2.5", "method.chunked_loss=2.5: must be a positive whole number"),
         ("method.mode=reduce-overhead", "allowed: default"),
     ],
 )
