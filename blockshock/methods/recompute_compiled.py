@@ -49,7 +49,7 @@ class RecomputeCompiled:
         one_of("method.solver", self.solver, ("optimal", "greedy"))
         one_of("method.execution", self.execution, BACKENDS)
         one_of("method.mode", self.mode, ("default",))
-        if self.chunked_loss is not None and (type(self.chunked_loss) is not int or self.chunked_loss < 1):
+        if self.chunked_loss is not None and self.chunked_loss < 1:
             raise WrongValue("method.chunked_loss", self.chunked_loss, "must be a positive whole number, or null")
         try:
             check(self.memory_budget)
