@@ -216,6 +216,8 @@ def _is_written(node: fx.Node, readers: list[fx.Node], reads: int, operators: in
 
     if any(reader.op == "output" or is_called(reader) for reader in readers):
         return True
+    if any(user.target is aten.as_strided.default for user in node.users):
+        return True
     if any(is_element(reader) for reader in readers) or is_reduction(node):
         return True
     most_operators = inductor_config.realize_opcount_threshold or _MOST_OPERATORS

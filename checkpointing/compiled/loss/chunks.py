@@ -202,7 +202,14 @@ class _Writer:
                 parts.append(new.add(aten.mm.default, gradient, self._aligned(place, arguments(end.node)[1], 0)))
                 continue
             part = (self._product if end.node.target is aten.mm.default else self._sum)(place, new, end, chunk)
-            self.parts[end.node] = [new.add(aten.add.Tensor, parts[0], part) if parts else part]
+            self.parts[end.node] = [self._sum_so_far(new, parts[0], part) if parts else part]
+
+    def _sum_so_far(self, new: NewNodes, total: fx.Node, part: fx.Node) -> fx.Node:
+        """Written to memory after each chunk: inductor would otherwise put off the additions, keep the parts of all
+        chunks until the end, and add them in one kernel. It writes what it is asked to read by strides."""
+        total = new.add(aten.add.Tensor, total, part)
+        value = total.meta["val"]
+        return new.add(aten.as_strided.default, total, list(value.shape), list(value.stride()))
 
     def _product(self, place: Place, new: NewNodes, end: End, chunk: int) -> fx.Node:
         """The part of a weight's gradient, [V, H] or [H, V] with V padded, in float32 or better."""

@@ -115,3 +115,22 @@ def test_a_number_of_chunks_that_is_none_is_rejected(chunks: Any) -> None:
     with pytest.raises(CheckpointingError, match="a positive whole number") as error:
         checkpointing.backend("8GB", chunked_loss=chunks)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_through_inductor_parts_of_the_weights_gradient_are_added_chunk_by_chunk() -> None:
+    """By the generated code, six chunks more take less than one such part more."""
+    vocabulary, part = 4096, 4096 * 16 * 4
+    peaks = [
+        plan_of(
+            train(
+                Head(vocabulary),
+                loss_of,
+                batch(64, vocabulary),
+                checkpointing.backend("1GB", chunked_loss=chunks),
+                steps=1,
+            ).model
+        ).predicted_peak_bytes
+        for chunks in (2, 8)
+    ]
+    assert peaks[1] < peaks[0] + part
