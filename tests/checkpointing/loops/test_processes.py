@@ -1,0 +1,106 @@
+"""Loops over several processes: one that is resumed in a fresh one, and data parallelism over two."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from checkpointing import plan_of
+from tests.checkpointing.loops.loop import backend, batches, loss_of, model_of
+from tests.profiler.eager_steps import assert_equal
+
+pytestmark = pytest.mark.slow
+
+STEPS = 4
+
+
+def train_part(_: int, folder: Path, first: int, last: int) -> None:
+    """Steps `first` to `last`, from the state that the steps before have saved; saves state and plan."""
+    model = model_of()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    torch.manual_seed(3)
+    if first:
+        saved = torch.load(folder / f"{first}.pt")
+        for part, state in zip((model, optimizer, schedule), saved["parts"], strict=True):
+            part.load_state_dict(state)  # type: ignore[attr-defined]
+        torch.set_rng_state(saved["generator"])
+    compiled = torch.compile(loss_of, backend=backend(900_000), dynamic=False)
+    for batch in batches(STEPS)[first:last]:
+        optimizer.zero_grad()
+        compiled(model, *batch).backward()
+        optimizer.step()
+        schedule.step()
+    parts = [part.state_dict() for part in (model, optimizer, schedule)]  # type: ignore[attr-defined]
+    torch.save({"parts": parts, "generator": torch.get_rng_state()}, folder / f"{last}.pt")
+    plan_of(model).to_csv(folder / f"{first}-{last}.csv")
+
+
+def test_a_loop_that_is_resumed_in_a_fresh_process_has_the_same_plan_and_ends_the_same(tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    mp.spawn(train_part, (tmp_path / "whole", 0, STEPS), nprocs=1)
+    for first, last in ((0, 2), (2, STEPS)):
+        mp.spawn(train_part, (tmp_path, first, last), nprocs=1)
+    whole, resumed = (torch.load(folder / f"{STEPS}.pt")["parts"] for folder in (tmp_path / "whole", tmp_path))
+    assert_equal(resumed[0], whole[0], "")
+    assert resumed[2] == whole[2]
+    tables = [(tmp_path / name).read_text() for name in ("0-2.csv", f"2-{STEPS}.csv", f"whole/0-{STEPS}.csv")]
+    decisions = [[line.split(",")[:4] for line in table.splitlines()] for table in tables]
+    assert decisions[0] == decisions[1] == decisions[2]
+    assert "recompute" in tables[0]
+
+
+def train_rank(rank: int, folder: Path, order: str, by: Any) -> None:
+    """Two accumulated micro-batches a step, their gradients reduced with the second; saves gradients, losses, plan."""
+    meeting = folder / f"meeting-{isinstance(by, str)}"
+    dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    model = model_of()
+    if order == "compiled inside":
+        outer: nn.Module = DistributedDataParallel(torch.compile(model, backend=by, dynamic=False))  # type: ignore[arg-type]
+    else:
+        torch._dynamo.config.optimize_ddp = False
+        outer = torch.compile(DistributedDataParallel(model), backend=by, dynamic=False)  # type: ignore[assignment]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    torch.manual_seed(rank)
+    losses: list[Tensor] = []
+    for index, (x, labels) in enumerate(batches(4)):
+        with nullcontext() if index % 2 else outer.no_sync():
+            loss = cross_entropy(outer(x + rank), labels)
+            loss.backward()
+        losses.append(loss.detach())
+        if index == 1:
+            optimizer.step()
+            optimizer.zero_grad()
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    plan = None if isinstance(by, str) else plan_of(model)
+    torch.save(
+        {"gradients": found, "losses": losses, "kept": plan and (sorted(plan.plan.kept), plan.is_empty)},
+        folder / f"{order} {plan is not None} {rank}.pt",
+    )
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("order", ["compiled inside", "compiled around"])
+def test_data_parallel_ranks_have_one_plan_and_the_gradients_of_the_unplanned_step(tmp_path: Path, order: str) -> None:
+    for by in (backend(), "aot_eager"):
+        mp.spawn(train_rank, (tmp_path, order, by), nprocs=2)
+    planned = [torch.load(tmp_path / f"{order} True {rank}.pt") for rank in range(2)]
+    unplanned = [torch.load(tmp_path / f"{order} False {rank}.pt") for rank in range(2)]
+    for found, expected in zip(planned, unplanned, strict=True):
+        assert found["losses"] == expected["losses"]
+        assert_equal(found["gradients"], expected["gradients"], "")
+    assert_equal(planned[0]["gradients"], planned[1]["gradients"], "")
+    assert planned[0]["losses"] != planned[1]["losses"]
+    kept, is_empty = planned[0]["kept"]
+    assert planned[1]["kept"] == (kept, is_empty)
+    assert not is_empty
