@@ -96,6 +96,7 @@ STAGES: dict[str, Any] = {"hidden_sizes": [16, 32, 32, 32], "depths": [1, 1, 1, 
 WINDOWS: dict[str, Any] = {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2, "patch_size": 4}
 EXTRA: dict[str, dict[str, Any]] = {
     **{name: {"attention_type": "original_full"} for name in ("big_bird", "bigbird_pegasus")},  # set by the first step
+    "roc_bert": {f"{part}_{size}": 32 for part in ("pronunciation", "shape") for size in ("embed_dim", "vocab_size")},
     "codegen": {"rotary_dim": 8},
     "gptj": {"rotary_dim": 8},
     "gpt_neo": {"attention_types": [[["global"], 4]], "num_layers": 4},
@@ -107,6 +108,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     "resnet": STAGES | {"embedding_size": 16},
     "regnet": STAGES | {"embedding_size": 16, "groups_width": 8},
     "bit": STAGES | {"embedding_size": 16, "num_groups": 4},
+    "cvt": {"embed_dim": [16, 32, 32], "num_heads": [1, 2, 2], "depth": [1, 2, 3]},
     "poolformer": STAGES,
     "segformer": STAGES | {"num_attention_heads": [1, 2, 2, 2], "decoder_hidden_size": 16},
     "swin": WINDOWS,

@@ -48,6 +48,7 @@ MORE = names_in(
     """
     gemma gpt_neox_japanese granite granitemoe helium ijepa m2m_100 mbart mt5 nemotron olmo olmoe plbart qwen2 qwen3_moe
     roberta-prelayernorm roc_bert smollm3 vit_msn xlm-roberta xlm-roberta-xl data2vec-vision blenderbot
+    cvt deepseek_v3 mobilebert sew vit_mae
     """
 )
 # What removes the graph break of an architecture, as its error message says; as they are, they are rejected.
@@ -66,8 +67,6 @@ REJECTED = {
     "wav2vec2": "set requires_grad outside of the step",
 }
 SMALL_VIT = {"img_size": 64, "depth": 2, "embed_dim": 32, "num_heads": 4}
-SMALL_MIXER = {"img_size": 64, "num_blocks": 2, "embed_dim": 32}
-STAGES = {"depths": (1, 1, 1, 1), "dims": (8, 16, 16, 32)}
 TIMM: dict[str, dict[str, Any]] = {
     **{name: {"img_size": 64} for name in ("test_vit", "test_vit2", "test_vit_relpos")},
     **{
@@ -75,7 +74,6 @@ TIMM: dict[str, dict[str, Any]] = {
         for name in names_in("test_resnet test_convnext test_efficientnet test_mambaout test_nfnet test_byobnet")
     },
     **dict.fromkeys(names_in("deit_tiny_patch16_224 cait_xxs24_224 beit_base_patch16_224"), SMALL_VIT),
-    **dict.fromkeys(names_in("mixer_s32_224 gmlp_ti16_224 resmlp_12_224"), SMALL_MIXER),
     "swin_tiny_patch4_window7_224": {
         "img_size": 32,
         "window_size": 4,
@@ -83,8 +81,7 @@ TIMM: dict[str, dict[str, Any]] = {
         "embed_dim": 16,
         "num_heads": (2, 2),
     },
-    "convmixer_768_32": {"dim": 16, "depth": 2},
-    **dict.fromkeys(names_in("poolformer_s12 inception_next_atto"), STAGES),
+    "inception_next_atto": {"depths": (1, 1, 1, 1), "dims": (8, 16, 16, 32)},
     "densenet121": {"growth_rate": 4, "block_config": (2, 2, 2, 2)},
     "resnetv2_50": {"layers": (1, 1, 1, 1), "channels": (8, 16, 16, 32), "stem_chs": 8},
 }
