@@ -72,7 +72,8 @@ def fit(model: nn.Module, memory_budget: float | str, **options: Any) -> nn.Modu
     """Compile `model` in place so that a training step with it keeps to the budget, and return it.
 
     `options` are those of `backend`. It stays the module that it was: parameters, names and state are the same. Raises
-    CheckpointingError if it is compiled already; the first call plans, and raises BudgetError for too small a budget.
+    CheckpointingError if it is compiled already, or a container of torch.nn; the first call plans, and raises
+    BudgetError for too small a budget.
     """
     from torch._dynamo import OptimizedModule
 
@@ -82,6 +83,11 @@ def fit(model: nn.Module, memory_budget: float | str, **options: Any) -> nn.Modu
     if isinstance(model, OptimizedModule) or model._compiled_call_impl is not None:
         raise CheckpointingError(
             "the model is compiled already, and a budget cannot be put on that: fit the model before torch.compile"
+        )
+    if type(model).forward.__module__.startswith("torch.nn."):  # Dynamo skips it without a word
+        raise CheckpointingError(
+            f"Dynamo does not compile a {type(model).__name__} in place, whose forward is torch.nn's own: use "
+            "torch.compile(model, backend=checkpointing.backend(...), dynamic=False)"
         )
     model.compile(backend=chosen, dynamic=False)
     return model
@@ -187,6 +193,7 @@ def _check_one_graph(module: fx.GraphModule, is_second: bool) -> None:
     why = "this one begins before the backward of the one before it" if is_second else ""
     if reason is not None and reason.graph_break:
         why = str(reason.reason).splitlines()[0]
+        why = "something that is called there cannot be traced" if why == "step_unsupported" else why
     if not why:
         return
     place = place_of(reason.user_stack) if reason is not None else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import checkpointing
-from checkpointing import plan_of
+from checkpointing import CheckpointingError, plan_of
+from checkpointing.errors import GraphBreakError
 from profiler.models import build
 from tests.checkpointing.compiled.training import TINY
 from tests.checkpointing.loops.loop import (
@@ -25,6 +27,8 @@ from tests.checkpointing.loops.loop import (
 )
 
 pytestmark = pytest.mark.slow
+
+log = logging.getLogger("a user's")
 
 
 def test_gradients_accumulate_over_micro_batches() -> None:
@@ -197,3 +201,30 @@ def test_two_optimizers_over_one_planned_step() -> None:
         return losses
 
     assert_trains_as_unplanned(loop, model_of())
+
+
+class Chain(nn.Sequential):
+    """Its forward is torch.nn's own."""
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(Classifier()), Chain(Classifier())], ids=["container", "subclass"])
+def test_a_container_of_pytorch_is_not_compiled_in_place_and_fit_says_so(model: nn.Module) -> None:
+    with pytest.raises(CheckpointingError, match=r"in place.*use torch\.compile\(model, backend="):
+        checkpointing.fit(model, 0.85, execution="eager")
+    compiled = torch.compile(model, backend=backend(), dynamic=False)
+    compiled(batches(1)[0][0]).sum().backward()
+    assert not plan_of(model).is_empty
+
+
+class Logging(Classifier):
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.encoder(x)
+        log.warning("half-way")
+        return self.head(hidden)
+
+
+def test_a_log_inside_of_the_step_is_a_graph_break_that_is_said_and_can_be_ignored() -> None:
+    with pytest.raises(GraphBreakError, match="several graphs"):
+        plain_loop(loss_of)(model_of(Logging), backend())
+    with torch._dynamo.config.patch(ignore_logging_functions={logging.Logger.warning}):
+        assert_trains_as_unplanned(plain_loop(loss_of), model_of(Logging))
