@@ -23,9 +23,8 @@ CLOSE_CUPTI = "TEARDOWN_CUPTI"  # read by Kineto when a recording ends
 def torch_trace(device: torch.device, cpu: bool = True, **options: Any) -> Iterator[profile]:
     """Record what runs inside: the device's kernels and copies and, with `cpu`, operators. Waits for the device.
 
-    Left to itself, torch.profiler keeps CUPTI in the process, and each later launch takes longer: a step that the host
-    launches takes up to twice as long (pytorch issue 144455). CUPTI is closed here, unless TEARDOWN_CUPTI=0 is set, as
-    inductor does for its CUDA graphs.
+    Left to itself, torch.profiler keeps CUPTI in the process, and later launches take longer (pytorch issue 144455).
+    It is closed here, unless TEARDOWN_CUPTI=0 is set, as inductor does for its CUDA graphs.
     """
     os.environ.setdefault(CLOSE_CUPTI, "1")
     on_gpu = device.type == "cuda"

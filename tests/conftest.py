@@ -54,9 +54,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_runtest_setup() -> None:
     """Tests' tensors are small: threads that wait for each other take three times as long on two busy cores. Each time,
-    since a job in this process sets its own number. Commands that silence logging do it for a process of their own."""
+    since a job in this process sets its own number."""
     torch.set_num_threads(1)
-    logging.disable(logging.NOTSET)
 
 
 @dataclass

@@ -15,6 +15,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
@@ -31,19 +32,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run every check and print what was found. Exit status 1 if something that all work needs is broken."""
     options = _parser().parse_args(argv)
     check_packages("blockshock-doctor")
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)  # of libraries, whose failures are findings
     findings: list[tuple[str, Finding]] = []
     console = Console(highlight=False, soft_wrap=True)
-    for check in _checks():
-        if not options.json and console.is_terminal:
-            with console.status(f"checking {check.name}"):
+    with _libraries_silent():
+        for check in _checks():
+            if not options.json and console.is_terminal:
+                with console.status(f"checking {check.name}"):
+                    finding = check.run()
+            else:
                 finding = check.run()
-        else:
-            finding = check.run()
-        findings.append((check.name, finding))
-        if not options.json:
-            _show(console, check.name, finding)
+            findings.append((check.name, finding))
+            if not options.json:
+                _show(console, check.name, finding)
     if options.json:
         rows = [{"check": name, **dataclasses.asdict(finding)} for name, finding in findings]
         print(json.dumps({"version": versions(), "checks": rows}, indent=1))
@@ -51,6 +51,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         console.print(_in_short(findings))
     if any(finding.state == BROKEN for _, finding in findings):
         sys.exit(1)
+
+
+@contextmanager
+def _libraries_silent() -> Iterator[None]:
+    """What a library would warn of is a finding."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _checks() -> Iterator[Check]:

@@ -69,7 +69,7 @@ def reusing_ranks() -> Iterator[None]:
 
     Saves CUDA contexts and communicators, seconds a job, at the price of isolation: what a job leaves in the process
     (allocator, loaded kernels) the next one finds. Ranks are never reused after a job that failed, or one that traced
-    its kernels: CUPTI stays in the process, and a launch takes up to twice as long from then on.
+    its kernels: CUPTI may stay in the process, and launches then take longer (pytorch issue 144455).
     """
     global _keep_ranks
     _keep_ranks = True

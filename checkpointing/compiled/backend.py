@@ -84,7 +84,7 @@ def fit(model: nn.Module, memory_budget: float | str, **options: Any) -> nn.Modu
         raise CheckpointingError(
             "the model is compiled already, and a budget cannot be put on that: fit the model before torch.compile"
         )
-    if type(model).forward.__module__.startswith("torch.nn."):  # Dynamo skips it without a word
+    if type(model).forward.__module__.startswith("torch.nn."):  # Dynamo skips it and does not warn
         raise CheckpointingError(
             f"Dynamo does not compile a {type(model).__name__} in place, whose forward is torch.nn's own: use "
             "torch.compile(model, backend=checkpointing.backend(...), dynamic=False)"

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import logging
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -56,6 +57,16 @@ def test_a_line_a_check_with_what_to_do_below_it_and_a_count_at_the_end(monkeypa
         "                        → log in to a cluster",
         "1 works, 1 missing",
     ]
+
+
+def test_logging_is_afterwards_as_it_was(monkeypatch, capsys):
+    only(monkeypatch, Check("disk", lambda: Finding(WORKS, "70 GiB")))
+    logging.disable(logging.DEBUG)
+    try:
+        doctor.main([])
+        assert logging.root.manager.disable == logging.DEBUG
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def test_what_raises_is_broken_if_all_work_needs_it_and_limited_otherwise(monkeypatch, capsys):
