@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,14 @@ class Place:
     folder: RunFolder  # its path is absolute
     settled: dict[str, Any]
     run_id: str
-    rank: int  # of this process among those that the launcher has started for the job: SLURM's tasks
+    rank: int = 0  # of this process among those that the launcher has started for the job: SLURM's tasks
+    ranks: int = 1
+    restarts: int = 0  # how often SLURM has started the job over
+
+    @property
+    def try_(self) -> str:
+        """The same for all ranks of one start of the job, and different for each start."""
+        return f"{self.run_id} {self.restarts}"
 
 
 class Application(Protocol):
@@ -127,8 +135,14 @@ class HydraApplication:
         if error is not None:
             folder.finish(*how_it_failed(error, rank))
             raise error
-        if rank == 0:
-            folder.finish_with(done.return_value)
+        if rank:
+            folder.rank_is_done(rank, place.try_)
+            return
+        # Once the status is `ok`, a rank that starts late would find its job done, and the failure of one that is slow
+        # would be lost. A rank that fails takes this one with it (srun --kill-on-bad-exit), so the wait has an end.
+        while not folder.ranks_are_done(place.ranks, place.try_):
+            time.sleep(0.2)
+        folder.finish_with(done.return_value)
 
 
 def application_named(target: str) -> Application:

@@ -12,11 +12,13 @@ import math
 import os
 import pickle
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
 
 from blockshock.run_folder.contents import STATUS
+from blockshock.run_folder.files import write_atomically
 from blockshock.run_folder.folder import RunFolder
 
 VALUE = "return_value.pkl"  # what a job returned, where JSON has no word for it
@@ -40,6 +42,22 @@ class TaskFolder(RunFolder):
         """Remove what we wrote of an earlier run."""
         for name in (STATUS, VALUE):
             (self.path / name).unlink(missing_ok=True)
+
+    def rank_is_done(self, rank: int, try_: str) -> None:
+        """Say to rank 0 that this rank's task has returned. `try_`: which start of the job it was."""
+        write_atomically(self._done(rank), try_)
+
+    def ranks_are_done(self, ranks: int, try_: str) -> bool:
+        """Whether all other ranks have said so in this start of the job. Removes their files once they have."""
+        others = [self._done(rank) for rank in range(1, ranks)]
+        if any(not path.exists() or path.read_text() != try_ for path in others):
+            return False
+        for path in others:
+            path.unlink(missing_ok=True)
+        return True
+
+    def _done(self, rank: int) -> Path:
+        return self.path / f".rank{rank}.done"
 
     def close(self, config: dict[str, Any], status: str, reason: str, run_id: str, requeued: bool = False) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

@@ -116,6 +116,8 @@ def _run_one(
     with folder.claim() if first else nullcontext(True) as ours:
         if not ours:
             raise RuntimeError(f"{folder.path}: another process is running this job")
+        if first and folder.is_done(settled):  # by the process that held the folder until now
+            return
         problem = application.obstacle(folder, settled)
         if problem:
             raise RuntimeError(f"{folder.path} {problem}")
@@ -136,9 +138,9 @@ def _run_one(
                 hydra_context=context,
             )
 
-        rank = int(os.environ.get("SLURM_PROCID", 0))
+        rank, ranks, restarts = slurm_queue.own_place()
         try:
-            application.run(Place(folder, settled, submission.run_id, rank), task)
+            application.run(Place(folder, settled, submission.run_id, rank, ranks, restarts), task)
         except Exception as error:  # whatever the job raises: the next one of this process does not suffer for it
             if first:
                 watching.record(*how_it_failed(error, rank))

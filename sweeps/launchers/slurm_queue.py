@@ -92,6 +92,13 @@ def own_restarts() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
+def own_place() -> tuple[int, int, int]:
+    """(rank, ranks, restarts) of this process in its own SLURM job; (0, 1, 0) elsewhere."""
+    if own_job() is None:
+        return 0, 1, 0
+    return int(os.environ.get("SLURM_PROCID") or 0), int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1), own_restarts()
+
+
 def requeue(job: str) -> None:
     done = _ask("scontrol", "requeue", job)
     if done is None or done.returncode:

@@ -163,4 +163,4 @@ class Watch:
 
 def is_first_rank() -> bool:
     """Whether this process speaks for its job: on SLURM, where all ranks run it, rank 0 does."""
-    return slurm_queue.own_job() is None or int(os.environ.get("SLURM_PROCID") or 0) == 0
+    return slurm_queue.own_place()[0] == 0

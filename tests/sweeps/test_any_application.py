@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import ROOT, needs_slurm, statuses, wait_until
+from sweeps.applications.task_folder import TaskFolder
+from tests.launching import ROOT, needs_slurm, statuses
 
 PAGE = ROOT / "docs" / "launchers.md"
 LOCAL = ("-m", "hydra/launcher=local")
@@ -217,7 +218,36 @@ def test_on_slurm_a_job_gets_its_ranks_and_each_has_its_log(tmp_path):
     assert {name: status["value"] for name, status in statuses(tmp_path).items()} == {"0": 1, "1": 2}
     expected = {"log.rank0.txt": "rank 0\n", "log.rank1.txt": "rank 1\n"}
     folder = tmp_path / "out" / "1"
-    # Rank 0 says how a job ended, and nothing in this task makes it wait for rank 1.
-    wait_until(lambda: {path.name: path.read_text() for path in folder.glob("log.rank*.txt")} == expected)
+    assert {path.name: path.read_text() for path in folder.glob("log.rank*.txt")} == expected
     manifest = json.loads((tmp_path / "out" / "sweep.json").read_text())
     assert manifest["application"].endswith("HydraApplication")
+
+
+@needs_slurm
+@pytest.mark.parametrize("last", ["return cfg.lr", "raise ValueError('rank 1 is wrong')", "os.kill(os.getpid(), 9)"])
+def test_on_slurm_a_job_is_ok_when_all_of_its_ranks_are_also_those_that_end_last(tmp_path, last):
+    body = f"if os.environ['SLURM_PROCID'] == '1':\n    time.sleep(6)\n    {last}\nreturn cfg.lr"
+    write(tmp_path, body, "import os, time")
+    needs = ("hydra.launcher.ranks=2", "hydra.launcher.ranks_per_node=1", "hydra.launcher.timeout_s=120")
+    options = ("hydra.launcher.poll_s=1", "hydra.launcher.signal_delay_s=10", "hydra.sweep.dir=out")
+    done = run(tmp_path, "-m", "hydra/launcher=slurm", "lr=3", *needs, *options)
+    (status,) = statuses(tmp_path).values()
+    if "return" in last:
+        assert (done.returncode, status["status"], status["value"]) == (0, "ok", 3), done.stderr
+        assert not list((tmp_path / "out" / "0").glob(".rank*"))
+    else:
+        assert (done.returncode, status["status"]) == (1, "failed"), done.stderr
+        assert ("rank 1: ValueError: rank 1 is wrong" if "raise" in last else "SLURM: ") in status["reason"]
+
+
+def test_a_rank_that_starts_after_the_others_have_ended_runs_all_the_same(tmp_path):
+    """The folder's side of it: rank 0's `ok` waits for what the other ranks say in the same start of the job."""
+    folder = TaskFolder(tmp_path)
+    folder.begin({"lr": 1}, "run")
+    assert folder.ranks_are_done(1, "run 0")
+    assert not folder.ranks_are_done(3, "run 0")
+    folder.rank_is_done(1, "run 0")
+    folder.rank_is_done(2, "run 0")
+    assert not folder.ranks_are_done(3, "run 1")  # SLURM has started the job over since
+    assert folder.ranks_are_done(3, "run 0")
+    assert not folder.ranks_are_done(3, "run 0")
