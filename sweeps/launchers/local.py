@@ -36,7 +36,7 @@ FOREVER_S = 1e8  # three years: submitit wants a number
 class LocalLauncherConf(LauncherConf):
     kind: str = "local"
     max_parallel: int | None = None  # jobs at once; default: as many as the GPUs allow, one on a CPU
-    use_busy_gpus: bool = False  # also those on which another process runs
+    use_busy_gpus: bool = False  # also use GPUs on which another process runs
 
 
 @dataclass

@@ -22,18 +22,18 @@ class LauncherConf:
     defaults: list[Any] = field(default_factory=lambda: list(_DEFAULTS))
     _target_: str = "hydra_plugins.blockshock.Launcher"
     kind: str = MISSING
-    application: str = "sweeps.applications.application.HydraApplication"  # whose jobs they are: see there
+    application: str = "sweeps.applications.application.HydraApplication"  # a class that describes its jobs
     # what one job needs
-    ranks: int = 1  # its processes: on SLURM a task each; on this machine the job starts them itself
-    gpus: int = 0
-    cpus_per_rank: int | None = None  # cores
-    memory_gb: float | None = None  # of a host
+    ranks: int = 1  # processes of a job: on SLURM one task each; on this machine the job starts them itself
+    gpus: int = 0  # GPUs of a job
+    cpus_per_rank: int | None = None  # cores per rank
+    memory_gb: float | None = None  # memory per host
     timeout_s: float | None = None  # a job that runs longer ends as `timeout`
     # how jobs are run
-    skip_unsupported: bool = False  # record jobs that can't run as `unsupported` and go on; else the sweep is refused
-    failure_policy: str = "keep_going"  # or fail_fast: the first failure ends the sweep
-    retries: int = 0  # how often a job that failed is run again
-    resume: str | None = None  # a sweep's folder: what is `ok` there is kept, the rest is run there
-    reuse_ranks: bool = False  # jobs of one shape share rank processes: faster, isolates less; not on SLURM
-    report: bool = True  # write tables, plots and report.html when the sweep ends
-    dry_run: bool = False  # list jobs, folders, what they need and the sbatch script; start nothing
+    skip_unsupported: bool = False  # record jobs that can't run as `unsupported`; else the sweep is rejected
+    failure_policy: str = "keep_going"  # keep_going | fail_fast: the first failure ends the sweep
+    retries: int = 0  # how often a failed job runs again
+    resume: str | None = None  # a sweep's folder: jobs that are `ok` there are kept, the others run there
+    reuse_ranks: bool = False  # jobs of one shape share rank processes: faster, less isolated; not on SLURM
+    report: bool = True  # write the report when the sweep ends
+    dry_run: bool = False  # list jobs, folders, needs and sbatch scripts; start nothing

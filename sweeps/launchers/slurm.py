@@ -33,19 +33,19 @@ LOOKS = 2  # how often in a row a job must be missing from the queue: shared fil
 @dataclass
 class SlurmLauncherConf(LauncherConf):
     kind: str = "slurm"
-    wait: bool = True  # show progress until all have ended; false: return once the jobs are in the queue
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    ranks_per_node: int = 8  # at most; on GPU nodes the GPUs of one
-    timeout_min: int | None = None  # SLURM's time limit of a job; default: timeout_s and what a job takes to start
+    wait: bool = True  # show progress until all jobs end; false: return once they are in the queue
+    partition: str | None = None  # as sbatch's
+    account: str | None = None  # as sbatch's
+    qos: str | None = None  # as sbatch's
+    constraint: str | None = None  # as sbatch's
+    ranks_per_node: int = 8  # most ranks on a node; on GPU nodes, its number of GPUs
+    timeout_min: int | None = None  # SLURM's time limit of a job; default: timeout_s and 5 minutes
     array_parallelism: int = 256  # jobs of one array that run at once
-    max_requeues: int = 3  # of a job that was preempted or ran out of time; it then starts over
-    signal_delay_s: int = 90  # how long before the time limit a job is told
-    setup: list[str] = field(default_factory=list)  # shell lines before the job: module load, source activate
-    sbatch: Any = None  # further parameters: {mail-type: END, exclude: n7}
-    poll_s: float = 5.0  # how often the queue is asked
+    max_requeues: int = 3  # how often a job that was preempted or ran out of time starts over
+    signal_delay_s: int = 90  # seconds before the time limit at which a job is signalled; less than the limit
+    setup: list[str] = field(default_factory=list)  # shell lines before the job: '[module load cuda,...]'
+    sbatch: Any = None  # further sbatch parameters: '{mail-type: END, exclude: n7}'
+    poll_s: float = 5.0  # seconds between two looks at the queue
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ Step = Callable[[], Any]
 class Contender:
     """An entry of `phase.contenders`. A part adds the options by which its contenders differ."""
 
-    optional: bool = False  # left out, with a line in the log, where it can't run; else that is an error
+    optional: bool = False  # if it can't run, leave it out with a line in the log; else that is an error
 
 
 @dataclass
