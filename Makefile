@@ -30,7 +30,7 @@ check: $(VENV)/.installed ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# The figures that pages show, from the committed records. Those of single runs (docs/records.md#figures-of-the-pages)
+# The figures that pages show, from the committed records. Those of single runs (docs/reference/files.md#figures-of-the-pages)
 # were drawn by the run.
 FIGURES = $(BIN)/blockshock-report outputs/reference/$(1) --out docs/figures/$(1) --figures
 figures: $(VENV)/.installed ## draw docs/figures again from the committed records

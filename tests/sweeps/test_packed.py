@@ -210,6 +210,6 @@ def test_a_status_that_a_job_writes_is_of_the_published_type(tmp_path):
 
 
 def test_the_published_schema_is_that_of_the_types():
-    """docs/records.md says how to write it after a change."""
-    published = Path(__file__).parents[2] / "docs" / "records.schema.json"
+    """docs/reference/records.md says how to write it after a change."""
+    published = Path(__file__).parents[2] / "docs" / "reference" / "records.schema.json"
     assert json.loads(published.read_text()) == json.loads(json_schema())

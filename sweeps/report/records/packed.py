@@ -3,7 +3,7 @@
 pack(Path("outputs/sweeps/first_picture"), Path("first_picture/runs.jsonl.gz"))
 unpack(Path("first_picture/runs.jsonl.gz"), Path("outputs/sweeps/again"))
 
-The same runs give the same bytes. What a line holds: docs/records.md.
+The same runs give the same bytes. What a line holds: docs/reference/files.md.
 """
 
 from __future__ import annotations

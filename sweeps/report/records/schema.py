@@ -148,7 +148,7 @@ def _is_number(value: Any) -> bool:
 
 
 def json_schema() -> str:
-    """The JSON Schema of every type here: the text of docs/records.schema.json."""
+    """The JSON Schema of every type here: the text of docs/reference/records.schema.json."""
     _, definitions = msgspec.json.schema_components((Status, Environment, Record, PackedRun))
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Block-Shock's records"}
     return json.dumps({**head, "versions": {"record": SCHEMA, "packed": PACKED_SCHEMA}, "$defs": definitions}, indent=1)
