@@ -10,15 +10,17 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
+import checkpointing
 from blockshock.cli import doctor, resolvers, tune
 from blockshock.cli.main import check
 from blockshock.config import CONF
@@ -26,13 +28,15 @@ from blockshock.errors import ConfigError
 from sweeps.report import command as report
 from tests.import_graph import PACKAGES, ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*DOCS, *sorted((ROOT / "outputs" / "reference").rglob("README.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 # Every command of a block becomes a line of its words, with a tab between them; variables and loops are bash's matter.
 SPY = """
 PATH=/nowhere
+source() { spy source "$@"; }
 spy() { local IFS=$'\\t'; printf '%s\\n' "$*"; }
 command_not_found_handle() { spy "$@"; }
 P=2 dense=dense_tp_row  # what the text around a block lets a reader choose
@@ -53,7 +57,7 @@ class Snippet:
 def snippets(page: Path) -> Iterator[Snippet]:
     text = page.read_text()
     for found in FENCE.finditer(text):
-        yield Snippet(page.name, text.count("\n", 0, found.start()) + 1, found[1], found[2])
+        yield Snippet(str(page.relative_to(ROOT)), text.count("\n", 0, found.start()) + 1, found[1], found[2])
 
 
 def commands(snippet: Snippet) -> list[list[str]]:
@@ -133,7 +137,7 @@ def test_the_page_of_the_memory_budget_runs_as_printed(
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "printed"}
     for snippet in PYTHON:
-        if snippet.page == "memory-budget.md":
+        if snippet.page == "docs/memory-budget.md":
             exec(compile(snippet.text, str(snippet), "exec"), names)
     plan, printed = names["plan"], capsys.readouterr().out
     assert plan.predicted_peak_bytes <= plan.budget_bytes < plan.unplanned_peak_bytes
@@ -141,7 +145,26 @@ def test_the_page_of_the_memory_budget_runs_as_printed(
     assert printed.endswith("passed\n")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.slow
+def test_the_lines_of_the_front_page_train_under_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a model, a loss and batches of a reader's; operator by operator, as inductor takes minutes on a CPU."""
+    [snippet] = [snippet for snippet in PYTHON if snippet.page == "README.md"]
+    monkeypatch.setattr(checkpointing, "backend", partial(checkpointing.backend, execution="eager"), raising=False)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.GELU(), torch.nn.Linear(64, 1))
+    names: dict[str, Any] = {
+        "model": model,
+        "compute_loss": lambda model, batch: (model(batch) - batch.sum(dim=1, keepdim=True)).square().mean(),
+        "loader": [torch.randn(16, 8)] * 20,
+        "optimizer": torch.optim.AdamW(model.parameters(), lr=1e-2),
+    }
+    before = names["compute_loss"](model, names["loader"][0]).item()
+    exec(compile(snippet.text, str(snippet), "exec"), names)
+    assert names["loss"].item() < 0.5 * before
+    assert checkpointing.plan_of(model).budget_bytes == 8_000_000_000
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_named_records_exist(page: Path) -> None:
     text = page.read_text()
     targets = [target for target in LINK.findall(text) if "://" not in target]

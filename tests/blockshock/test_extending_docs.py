@@ -1,7 +1,8 @@
-"""What docs/extending.md shows is run as it is printed."""
+"""What docs/extending.md shows and links to is run as it stands."""
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,16 +13,18 @@ from blockshock.collectives import reductions
 from blockshock.kernels import KERNELS, make
 from tests.blockshock.test_packing import half_mask
 
-PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "extending.md").read_text()
+EXAMPLES = DOCS / "examples" / "extending"
 # {"conf/method/twice.yaml": its text}: every block that says in its first line which file it is
 FILES = dict(re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", PAGE, flags=re.DOTALL))
 
 
 def test_the_pages_method_mask_workload_and_phase_run_in_one_job(cli, tmp_path, monkeypatch):
+    shutil.copytree(EXAMPLES, tmp_path, dirs_exist_ok=True)
     for name, text in FILES.items():
-        if not name.startswith("blockshock/"):
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_text(text)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     done = cli(
         "hardware=cpu", f"hydra.searchpath=[file://{tmp_path}/conf]", "model.N=32", "model.B=4",
@@ -39,7 +42,7 @@ def test_the_pages_method_mask_workload_and_phase_run_in_one_job(cli, tmp_path, 
 
 def test_the_pages_kernel_multiplies_by_the_masked_matrix(monkeypatch):
     names: dict = {}
-    exec(FILES["blockshock/kernels/by_rows.py"], names)
+    exec((EXAMPLES / "by_rows.py").read_text(), names)
     monkeypatch.setitem(KERNELS, "by_rows", names["ByRows"])
     generator = torch.Generator().manual_seed(0)
     mask = half_mask("random", 12, 16, generator)
