@@ -73,6 +73,16 @@ def times(value: float) -> str:
     return "" if _missing(value) else f"{value:.2f}×"
 
 
+def span(low: float, high: float) -> str:
+    """`0 to 11% slower`, `4 to 34% faster`, `3% faster to 5% slower`: what a range of ratios of times means."""
+    first, last = round(100 * (low - 1)), round(100 * (high - 1))
+    if first >= 0:
+        return f"{first} to {last}% slower" if first != last else f"{first}% slower"
+    if last <= 0:
+        return f"{-last} to {-first}% faster" if first != last else f"{-first}% faster"
+    return f"{-first}% faster to {last}% slower"
+
+
 def bounds(table: pd.DataFrame, low: str, high: str) -> list[str]:
     """`1.02 – 1.31`, empty where there is no interval."""
     return ["" if _missing(a) else f"{number(a)} – {number(b)}" for a, b in zip(table[low], table[high], strict=True)]

@@ -19,6 +19,7 @@ from blockshock.config import check_place
 from blockshock.config import plain as plain_config
 from blockshock.errors import ConfigError, JobFailed
 from blockshock.run_folder import contents
+from blockshock.run_folder.files import printable
 from blockshock.run_folder.folder import RunFolder
 from blockshock.run_folder.naming import config_hash, job_label
 from sweeps.applications.application import Place
@@ -58,11 +59,12 @@ class BlockShock:
 
     def report(self, sweeps: Sequence[Path]) -> None:
         """One in each sweep's folder. Where that can't be, a line says so: the sweeper still gets its values."""
-        from sweeps.report.command import write_report
+        from sweeps.report.command import report_in_short
 
         for path in sweeps:
             try:
-                print(f"report: {write_report([path], path / 'report')}")
+                for line in report_in_short([path], path / "report"):
+                    print(printable(line))
             except (OSError, ValueError) as error:
                 again = shlex.join(["blockshock-report", shown(path), "--out", "FOLDER"])
                 print(f"no report in {shown(path)}: {error}; write it elsewhere with: {again}", file=sys.stderr)

@@ -24,6 +24,8 @@ from sweeps.report.compare import compare
 from sweeps.report.figures import FIGURES
 from sweeps.report.figures.batches import draw_batches
 from sweeps.report.figures.draw import draw
+from sweeps.report.findings import findings
+from sweeps.report.findings.title import title
 from sweeps.report.listings import write_listings
 from sweeps.report.listings.listing import text_lists, write_table
 from sweeps.report.listings.overview import readable, short, the_same
@@ -45,6 +47,12 @@ def write_report(paths: Sequence[str | PathLike[str]], out: str | PathLike[str])
     Raises FileNotFoundError for a missing path and ValueError where there is no run folder.
     """
     return _write(read_report_data(paths), paths, Path(out))[0]
+
+
+def report_in_short(paths: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> list[str]:
+    """Write the report as `write_report` does; lines for a terminal: the machine, the findings, the report's path."""
+    data = read_report_data(paths)
+    return [*in_short(data), f"report: {_write(data, paths, Path(out))[0]}"]
 
 
 @closed_pipe_ends_quietly()
@@ -118,7 +126,9 @@ def _write(data: ReportData, paths: Sequence[str | PathLike[str]], out: Path) ->
         rows = _verdict_rows(judged)
         write_table(tables / "verdicts", rows, rows)
     content = Content(
-        title=", ".join(sorted(set(ran["name"]) - {""})) or Path(paths[0]).resolve().name,
+        title=title(data),
+        experiments=", ".join(sorted(set(ran["name"]) - {""})),
+        findings=[(f.sentence, PageTable(f.name, f.sentence, "", f.numbers)) for f in findings(data, problems)],
         when=when(ran),
         machines=machines(data.runs),
         environments=environments(data.runs),
@@ -177,16 +187,24 @@ def _print(data: ReportData, written: Path) -> None:
             console.print(printed)
         if left_out:
             console.print(f"{left_out} more rows in {written.with_name('table.md')}", soft_wrap=True, highlight=False)
-    for verdict in verdicts(data.table, data.drift):
-        console.print(
-            escape(printable(f"{verdict.name}: {verdict.outcome}: {verdict.because}")), soft_wrap=True, highlight=False
-        )
+    judged = verdicts(data.table, data.drift)
+    said = [f"{verdict.name}: {verdict.outcome}: {verdict.because}" for verdict in judged]
+    for line in [*said, *in_short(data)]:
+        console.print(escape(printable(line)), soft_wrap=True, highlight=False)
     for target in data.targets.to_dict("records"):
         met = "met" if target["met"] else "missed"
-        said = f"{met}: {target['target']} on {ranks(target['world_size'])}: {target['measured']:.3f} "
-        said += f"(limit {target['limit']:g}; worst cell {target['worst cell']})"
-        console.print(escape(printable(said)), soft_wrap=True, highlight=False)
+        line = f"{met}: {target['target']} on {ranks(target['world_size'])}: {target['measured']:.3f} "
+        line += f"(limit {target['limit']:g}; worst cell {target['worst cell']})"
+        console.print(escape(printable(line)), soft_wrap=True, highlight=False)
     console.print(f"report: {written}", soft_wrap=True, highlight=False)
+
+
+def in_short(data: ReportData) -> list[str]:
+    """For a terminal: on which machine, and each finding."""
+    found = machines(data.runs)
+    names = [found[key] for key in ("GPU", "CPU") if key in found][:1]
+    names += [f"{key} {found[key]}" for key in ("PyTorch", "driver") if key in found]
+    return [f"machine: {', '.join(names)}"] * bool(names) + [f"finding: {f.sentence}" for f in findings(data, [])]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from sweeps import load_runs
-from sweeps.report.figures.hypotheses import intervals, select, span
+from sweeps.report.figures.hypotheses import intervals, select
 from sweeps.report.tables.law import AGREES, FASTER, OPEN, SLOWER, law
 from sweeps.report.tables.layers import drift, results
 from sweeps.report.tables.report_data import ReportData
 from sweeps.report.tables.verdicts import EQUIVALENT, REFUTED, SUPPORTED, UNDECIDED, verdicts
+from sweeps.text import span
 
 SPARSE = {"layer": {"kernel": {"name": "cusparselt"}}}
 TIGHT = (0.99, 1.0, 1.0, 1.0, 1.01)

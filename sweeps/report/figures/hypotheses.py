@@ -13,7 +13,7 @@ from sweeps.report.figures.shared.style import BLUE, INK, ORANGE, VERMILION
 from sweeps.report.tables.intervals import EQUAL, FASTER, OPEN, SAME, SLOWER
 from sweeps.report.tables.report_data import ReportData
 from sweeps.report.tables.verdicts import verdicts
-from sweeps.text import ranks
+from sweeps.text import ranks, span
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,16 +89,6 @@ def _said(hypothesis: str, rows: pd.DataFrame) -> str:
     what, rival = AGAINST[hypothesis]
     found = span(rows["ratio"].min(), rows["ratio"].max())
     return f"{hypothesis} {rows['outcome'].iloc[0]}: {what}\n{found} than {rival}"
-
-
-def span(low: float, high: float) -> str:
-    """`0 to 11% slower`, `4 to 34% faster`, `3% faster to 5% slower`: what a range of ratios means."""
-    first, last = round(100 * (low - 1)), round(100 * (high - 1))
-    if first >= 0:
-        return f"{first} to {last}% slower" if first != last else f"{first}% slower"
-    if last <= 0:
-        return f"{-last} to {-first}% faster" if first != last else f"{-first}% faster"
-    return f"{-first}% faster to {last}% slower"
 
 
 HYPOTHESES = FigureSpec(

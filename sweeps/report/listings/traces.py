@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
 from sweeps.report.listings.listing import Listing
 from sweeps.report.tables.report_data import ReportData
-
-PARTS = ("step", "forward", "backward", "optimizer", "other", "exposed_communication", "idle")
+from sweeps.report.tables.traces import PARTS, problem, traces
 
 
 def select(data: ReportData) -> pd.DataFrame:
-    """One row a finished trace, as text. Times are medians over the steps."""
-    if data.traces.empty:
-        return data.traces
-    rows = data.traces.sort_values(["method", "workload", "N", "B", "world_size", "started"])
-    return pd.DataFrame([_row(row) for row in rows.to_dict("records")])
+    return traces(data.traces)
 
 
-def show(text: pd.DataFrame) -> pd.DataFrame:
-    return text
-
-
-def _row(run: dict[Any, Any]) -> dict[str, str]:
-    steps = run["trace.step_ms"]
-    slowest = steps.index(max(steps))
-    size = f"N={run['N']:.0f} B={run['B']:.0f}" if not pd.isna(run["N"]) else f"B={run['B']:.0f}"
-    row = {"method": f"{run['method']} ({run['workload']})", "size": size, "dtype": run["dtype"]}
-    row |= {"ranks": f"{run['world_size']:.0f}", "back end": run["trace.backend"]}
-    row |= {f"{part.replace('_', ' ')}, ms": f"{run[f'trace.{part}_ms'][slowest]:.3f}" for part in PARTS}
-    attributed = run["trace.attributed"]
-    row |= {"kernels": f"{run['trace.kernels'][slowest]}", "slower by": f"{run['trace.slowdown']:.1%}"}
-    return row | {"attributed": "" if pd.isna(attributed) else f"{attributed:.2%}"}
+def show(rows: pd.DataFrame) -> pd.DataFrame:
+    text = {
+        "method": rows["method"].astype(str),
+        "workload": rows["workload"].astype(str),
+        "size": [problem(row) for _, row in rows.iterrows()],
+        "P": rows["world_size"].map("{:.0f}".format),
+        **{f"{part.replace('_', ' ')}, ms": rows[f"{part}_ms"].map("{:.3f}".format) for part in ("step", *PARTS)},
+        "dtype": rows["dtype"].astype(str),
+        "back end": rows["trace.backend"].astype(str),
+        "kernels": rows["kernels"].map("{:.0f}".format),
+        "slower by": rows["trace.slowdown"].map("{:.1%}".format),
+        "attributed": rows["trace.attributed"].map(lambda share: "" if pd.isna(share) else f"{share:.2%}"),
+    }
+    return pd.DataFrame(text)
 
 
 TRACES = Listing(

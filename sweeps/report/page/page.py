@@ -69,10 +69,12 @@ class Content:
     """What the page says. Nothing here is markup: the template escapes it all."""
 
     title: str
+    experiments: str
     when: str
     machines: dict[str, str]
     environments: list[dict[str, str]]
     counts: dict[str, int]
+    findings: list[tuple[str, PageTable]]  # a sentence, and the numbers behind it
     verdicts: list[tuple[Verdict, PageTable | None]]
     the_same: dict[str, str]
     whole_table: bool  # is there a table.csv?

@@ -65,7 +65,7 @@ COLUMNS = (
 def _times(table: pd.DataFrame, world_size: int, keys: list[str], name: str) -> pd.DataFrame:
     """The forward and rank-local times of each key, and their repeats."""
     rows = table[(table["world_size"] == world_size) & table["forward_p50_ms"].notna()].drop_duplicates(keys)
-    local = [float(np.median(values)) for values in lists(rows["local_ms"])]
+    local = [float(np.median(values)) if values else np.nan for values in lists(rows["local_ms"])]
     columns: dict[str, Any] = {
         f"{name}_forward": rows["forward_p50_ms"],
         f"{name}_repeats": rows["forward_ms"],

@@ -127,7 +127,7 @@ def _training(table: pd.DataFrame) -> tuple[str, str, pd.DataFrame]:
     dense = found["memory_over_dense"]
     text += "." if dense.isna().all() else f", {_span(dense, 'the dense layer')}."
     if slower.any() or larger.any():
-        parts = [f"slower at {_of(slower)}"] if slower.any() else []
+        parts = [f"slower by more than {SAME:.0%} at {_of(slower)}"] if slower.any() else []
         parts += [f"more memory at {_of(larger)}"] if larger.any() else []
         return REFUTED, f"{', '.join(parts)}; {text}", found
     kept = (found["hi"] <= MARGIN) & found["memory_over_dense"].notna()

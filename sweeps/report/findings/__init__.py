@@ -1,0 +1,30 @@
+"""What a report opens with: on each subject that was measured one sentence, and a few numbers behind it.
+
+for finding in findings(read_report_data(folders), problems=[]):
+    print(finding.sentence)
+
+To add one, write a function `find(ReportData) -> Finding | None` and list it here.
+"""
+
+from sweeps.report.findings import benchmarks, compiled_front, layers, profiles, recomputation, traces
+from sweeps.report.findings.finding import Finding
+from sweeps.report.problems import attempt
+from sweeps.report.tables.report_data import ReportData
+
+FINDINGS = {
+    "layers": layers.find,
+    "benchmarks": benchmarks.find,
+    "compiled training": compiled_front.find,
+    "recomputation": recomputation.find,
+    "profiles": profiles.find,
+    "traces": traces.find,
+}
+
+
+def findings(data: ReportData, problems: list[str]) -> list[Finding]:
+    """Those that the records allow; one that can't be made is a line of `problems`."""
+    made = [attempt(problems, f"the finding on {name}", None, find, data) for name, find in FINDINGS.items()]
+    return [finding for finding in made if finding]
+
+
+__all__ = ["FINDINGS", "Finding", "findings"]

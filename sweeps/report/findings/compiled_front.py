@@ -1,0 +1,65 @@
+"""Compiled training under a memory budget: what a lower peak costs, ours next to PyTorch's own ways."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from sweeps.report.findings.finding import Finding, listed, sentence
+from sweeps.report.tables.compiled_front import AT, OURS, added, dominated, front
+from sweeps.report.tables.recomputation import MIB
+from sweeps.report.tables.report_data import ReportData
+from sweeps.text import counted, number
+
+MOST = 8
+
+
+def find(data: ReportData) -> Finding | None:
+    points = front(data.recomputed) if len(data.recomputed) else pd.DataFrame()
+    if points.empty:
+        return None
+    judged = dominated(points)
+    counts = judged[judged["alike"]]
+    costs = added(points)
+    said = []
+    if len(counts):
+        better = int(counts["dominated"].sum())
+        said.append(f"our plans are at least as good as {better} of {counted(len(counts), 'baseline point')}")
+    middle = costs.iloc[AT.index(0.5) :: len(AT)] if len(costs) else costs
+    for row in middle.head(2).to_dict("records"):
+        said.append(
+            f"on {row['model']} a peak of {number(row['peak_bytes'] / MIB)} MiB adds {_ms(row['ours_ms'])} to "
+            f"torch.compile's step with ours, {_ms(row['automatic_ms'])} with its automatic ways"
+        )
+    if not said:
+        kinds = list(dict.fromkeys(points["kind"]))
+        missing = "no baseline" if kinds == [OURS] else "none of our plans"
+        said.append(f"{listed(kinds)} measured, and {missing} to compare with")
+    return Finding("finding-compiled", sentence("; ".join(said)), _numbers(costs, points))
+
+
+def _numbers(costs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+    if costs.empty:
+        rows = points.head(MOST)
+        text = {
+            "method": rows["kind"],
+            "of": rows["label"].astype(str),
+            "model": rows["model"],
+            "peak, MiB": (rows["peak_bytes"] / MIB).map(number),
+            "step, ms": rows["step_p50_ms"].map(number),
+        }
+        return pd.DataFrame(text).astype(str)
+    rows = costs.head(MOST)
+    return pd.DataFrame(
+        {
+            "model": rows["model"].astype(str),
+            "at a peak of, MiB": (rows["peak_bytes"] / MIB).map(number),
+            "ours adds": rows["ours_ms"].map(_ms),
+            "automatic adds": rows["automatic_ms"].map(_ms),
+            "by hand adds": rows["by_hand_ms"].map(_ms),
+            "torch.compile, ms": rows["plain_ms"].map(number),
+        }
+    )
+
+
+def _ms(value: float) -> str:
+    return "no reachable time" if pd.isna(value) else f"{value:.1f} ms"
