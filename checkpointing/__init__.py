@@ -19,6 +19,7 @@ from checkpointing.errors import BudgetError, CheckpointingError, DecisionsFileE
 from checkpointing.planners import SOLVERS
 from checkpointing.planners.plan import Decision, Plan, read_plan
 from checkpointing.planners.problem import PlanningProblem, problem_from, problem_of
+from checkpointing.policy import SelectivePolicy, read_policy
 from checkpointing.rewriting.proof import Proof
 from checkpointing.rewriting.rewrite import CheckpointedStep, rewrite_graph_with_recomputation
 from checkpointing.rewriting.simulate import memory_of, simulate_memory_usage
@@ -45,6 +46,7 @@ __all__ = [
     "PlanningProblem",
     "Proof",
     "ProofError",
+    "SelectivePolicy",
     "apply_activation_checkpointing",
     "backend",
     "decide_checkpoints",
@@ -58,6 +60,7 @@ __all__ = [
     "problem_of",
     "prove_compiled",
     "read_plan",
+    "read_policy",
     "rewrite_graph_with_recomputation",
     "simulate_memory_usage",
 ]

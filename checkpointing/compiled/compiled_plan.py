@@ -21,6 +21,7 @@ from checkpointing.planners.plan import Plan
 from checkpointing.planners.price import price_of_memory
 from checkpointing.planners.problem import PlanningProblem
 from checkpointing.planners.schedule import make_schedule
+from checkpointing.policy import SelectivePolicy, policy_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,6 +113,18 @@ class CompiledPlan:
             return curve_of(self.problem, self.plan.schedule, self.predicted_peak_bytes)
         unplanned = make_schedule(self.problem, self.problem.default_kept)
         return curve_of(self.problem, unplanned, self.unplanned_peak_bytes)
+
+    def to_policy(self) -> SelectivePolicy:
+        """The plan as a policy of selective checkpoints, for `torch.utils.checkpoint` without a compiler.
+
+        Raises CheckpointingError for a plan of inductor's operators, which are not those of an eager step.
+        """
+        if self.execution != "eager":
+            raise CheckpointingError(
+                f'the plan is one for execution="{self.execution}", whose operators are not those of an eager step: '
+                'plan with checkpointing.backend(..., execution="eager")'
+            )
+        return policy_of(self.problem, self.plan.kept)
 
     def plot(self, path: str | Path | None = None, measured: bool = True) -> Figure:
         """Draw both curves and the budget, and the measured peak if there is one and it is wanted.

@@ -20,6 +20,8 @@ from checkpointing.planners.schedule import Schedule, make_schedule, unchanged_p
 if TYPE_CHECKING:
     import pandas as pd
 
+    from checkpointing.policy import SelectivePolicy
+
 COLUMNS = [
     "activation_name",
     "decision",
@@ -139,6 +141,12 @@ class Plan:
         target.parent.mkdir(parents=True, exist_ok=True)
         self.table().to_csv(target, index=False)
         return target
+
+    def to_policy(self) -> SelectivePolicy:
+        """The plan as a policy of selective checkpoints, for `torch.utils.checkpoint` in a loop of one's own."""
+        from checkpointing.policy import policy_of
+
+        return policy_of(self.problem, self.kept)
 
     def __repr__(self) -> str:
         recomputed, activations = len(self.recomputed), len(self.problem.activations)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+from pathlib import Path
+
+import pytest
 
 from tests.import_graph import ROOT
 
@@ -32,6 +35,8 @@ def test_each_row_says_yes_or_no_and_names_a_test_that_exists() -> None:
     assert len({row[0] for row in rows()}) == len(rows())
 
 
-def test_the_first_lines_run_as_printed() -> None:
-    [code] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    exec(code, {})
+def test_the_pages_lines_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(code, names)
