@@ -220,7 +220,7 @@ def _resolve_hardware(hardware: HardwareConfig, elsewhere: bool) -> None:
         raise ConfigError(
             "hardware.world_size",
             hardware.world_size,
-            f"this machine has {gpus} GPU{'s' * (gpus != 1)}, one a rank",
+            f"this machine has {gpus} GPU{'s' * (gpus != 1)}, one per rank",
         )
 
 

@@ -168,7 +168,7 @@ def main() -> None:
 def _main() -> None:
     parser = argparse.ArgumentParser(
         prog="blockshock-status",
-        description="What is done, running and failed in sweeps, and the command that goes on.",
+        description="What is done, running and failed in sweeps, and the command to resume.",
         epilog="Example: blockshock-status outputs/sweeps/first_picture. Exit status: 0, or 2 without a run there "
         "or with a broken sweep.json.",
     )

@@ -45,7 +45,11 @@ def print_summary(run_dir: str | os.PathLike[str]) -> None:
         slowest = max(range(len(trace["step_ms"])), key=lambda rank: trace["step_ms"][rank])
         text = ", ".join(f"{part.replace('_', ' ')} {trace[f'{part}_ms'][slowest]:.4f}" for part in parts)
         print(f"  step        {text} ms (rank {slowest})")
-        known = "" if trace["attributed"] is None else f"; {trace['attributed']:.2%} of the device time has an owner"
+        known = (
+            ""
+            if trace["attributed"] is None
+            else f"; {trace['attributed']:.2%} of the device time is attributed to a module"
+        )
         print(f"  trace       {trace['kernels'][0]} kernels a step; slower by {trace['slowdown']:.1%}{known}")
     print(f"  {printable(str(folder.path))}")
 

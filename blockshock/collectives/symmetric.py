@@ -119,7 +119,7 @@ def _unreachable(group: dist.ProcessGroup, device: torch.device) -> str | None:
     if len({host for host, _ in where}) > 1:
         return "the ranks of a sum are on several hosts"
     if len(set(where)) < len(where):
-        return "the ranks of a sum see one GPU each, under the same number: peers can't be told apart"
+        return "the ranks of a sum see one GPU each, under the same number: ranks can't be told apart"
     for _, index in where:
         if index != device.index and not torch.cuda.can_device_access_peer(device.index, index):
             return f"GPU {device.index} can't read the memory of GPU {index}"

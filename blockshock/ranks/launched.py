@@ -123,7 +123,7 @@ def _scontrol(*arguments: str, check: bool = True) -> str:
     try:
         done = subprocess.run(["scontrol", *arguments], check=check, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
-        problem = f"srun has started this rank, and scontrol, which knows its peers, fails here ({error})"
+        problem = f"srun has started this rank, and scontrol, which knows the other ranks, fails here ({error})"
         raise ConfigError("SLURM_STEP_NUM_TASKS", os.environ.get("SLURM_STEP_NUM_TASKS"), problem) from error
     return done.stdout
 

@@ -59,7 +59,7 @@ class LargestBatch:
         return "\n".join(
             [
                 f"batch          {self.batch_size}, in {memory} of {self.memory_bytes / 2**20:.1f} MiB",
-                f"throughput     {self.samples_per_s:.1f} samples/s, {self.step_s * 1e3:.2f} ms a step",
+                f"throughput     {self.samples_per_s:.1f} samples/s, {self.step_s * 1e3:.2f} ms per step",
                 f"added          {self.plan.predicted_added_s * 1e3:.2f} ms of recomputation a step",
                 f"tried          {', '.join(str(size) for size in self.tried['batch_size'])}",
             ]

@@ -61,7 +61,7 @@ class EagerMatch:
 
     def summary(self) -> str:
         """One line."""
-        text = f"the traced step equals an eager one: {self.compared} tensors, bit for bit"
+        text = f"the traced step equals an eager one: {self.compared} tensors, bitwise"
         if self.differing:
             more = f" and {len(self.differing) - 1} more" if len(self.differing) > 1 else ""
             text = f"the traced step differs from an eager one in {self.differing[0]}{more}, of {self.compared} tensors"

@@ -31,7 +31,7 @@ def check_optimizer(optimizer: Optimizer) -> None:
     if kind not in (SGD, Adam, AdamW):
         raise TraceError(
             f"the optimizer {kind.__name__} cannot be traced: use torch.optim.SGD, Adam or AdamW "
-            "(plain, foreach or fused; LBFGS and others with a closure run the model several times a step)"
+            "(plain, foreach or fused; LBFGS and others with a closure run the model several times per step)"
         )
     for index, group in enumerate(optimizer.param_groups):
         if group.get("differentiable"):

@@ -67,7 +67,7 @@ def plot_throughput_analysis(
     if all(table.empty for table in sides.values()):
         raise EmptyTraceError(
             "profile has no FLOPs: give ModuleProfile(collector, flops=count_flops(model, step)), and a model with "
-            "matrix products, convolutions or attention"
+            "matmuls, convolutions or attention"
         )
     work = {region: _samples(profile, "device_self_ns", region) for region, _ in _SIDES}
     totals = _totals(work, sides)
@@ -84,7 +84,7 @@ def plot_throughput_analysis(
         lines.append(Line2D([], [], color="black", lw=1.2, ls="--", label=f"measured peak: {peak:,.4g} {unit}"))
         top = max(top, profile.peak_tflops)
     axes.set_xlim(0, 1.06 * top / scale)
-    axes.set_xlabel(f"{unit} of the module's own matrix products and convolutions over its own device time")
+    axes.set_xlabel(f"{unit} of the module's own matmuls and convolutions over its own device time")
     note = "" if profile.peak_tflops else "; the device's peak is not given"
     _titles(figure, axes, "Throughput of modules", profile, len(chosen), len(totals), "", note)
     _legend(axes, lines)

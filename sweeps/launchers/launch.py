@@ -140,7 +140,7 @@ def _of_earlier(options: LauncherConf, config: DictConfig) -> list[list[str]]:
     assert options.resume is not None
     found = _earlier(Path(options.resume), options)
     if found is None:
-        problem = "holds no sweep.json to take the jobs from; repeat the sweep's own overrides beside it"
+        problem = "holds no sweep.json to take the jobs from; repeat the sweep's own overrides too"
         raise ConfigError("hydra.launcher.resume", options.resume, problem)
     if sorted(_hydra_overrides(config)) != sorted(found.hydra_overrides):
         problem = f"that sweep had options of its own: {found.resume_command(Path(options.resume))}"

@@ -117,4 +117,4 @@ def _refuse_nothing(overrides: Sequence[Override]) -> None:
     for override in overrides:
         if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
             key, _, value = str(override.input_line).partition("=")
-            raise ConfigError(key, value, "holds no value, so that no job results")
+            raise ConfigError(key, value, "is empty: no jobs to run")

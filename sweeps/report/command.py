@@ -225,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         type=Path,
         help="where the report (default: <first DIR>/report), the packed file "
-        "(<DIR>/runs.jsonl.gz), the unpacked folders (beside the file) or the figures (here) go",
+        "(<DIR>/runs.jsonl.gz), the unpacked folders (next to the file) or the figures (here) go",
     )
     actions = parser.add_mutually_exclusive_group()
     actions.add_argument("--pack", action="store_true", help="write the run folders of DIR into one runs.jsonl.gz")

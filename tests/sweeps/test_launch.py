@@ -430,7 +430,7 @@ def test_launcher_options_are_refused_in_one_line(cli, tmp_path, argument, expec
 @pytest.mark.parametrize("nothing", ["model.N=range(5,5)", "mask=glob(zzz*)"])
 def test_a_sweep_without_any_job_is_refused(cli, tmp_path, nothing, batches):
     done = cli(*QUICK, "model.B=8,16", nothing, f"hydra.sweeper.max_batch_size={batches}")
-    assert (done.code, done.err) == (2, f"blockshock: {nothing}: holds no value, so that no job results\n")
+    assert (done.code, done.err) == (2, f"blockshock: {nothing}: is empty: no jobs to run\n")
     assert not list(tmp_path.iterdir())
 
 

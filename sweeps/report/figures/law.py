@@ -51,9 +51,9 @@ def scatter(data: pd.DataFrame) -> Figure:
         axis.set_aspect("equal")
         axis.set_title(label, fontsize="small")
     marks = [
-        Line2D([], [], color=LOCAL, marker="o", linestyle="", label="rank-local product"),
+        Line2D([], [], color=LOCAL, marker="o", linestyle="", label="rank-local matmul"),
         Line2D([], [], color=WHOLE, marker="s", markerfacecolor="none", linestyle="", label="whole forward"),
-        Line2D([], [], color="#888888", lw=1.3, label="the law"),
+        Line2D([], [], color="#888888", lw=1.3, label="the model"),
         Line2D([], [], color="#888888", lw=0.8, ls=(0, (2, 2)), label="tie"),
     ]
     legend(figure, marks)
@@ -66,8 +66,8 @@ def _reach(rows: pd.DataFrame, name: str) -> list[pd.Series]:
 
 LAW = FigureSpec(
     "law",
-    "The law against the measurements",
-    "A filled mark on the line is a rank-local product as slow as the law says from the sparse speedup s measured on "
+    "The model max(2/s, 9/8) against the measurements",
+    "A filled mark on the line is a rank-local matmul as slow as the model says from the sparse speedup s measured on "
     "one rank; open marks add the all-reduce, which both methods pay, and so lie nearer to a tie.",
     select,
     scatter,

@@ -117,9 +117,11 @@ SPEEDUP_OVER_DENSE = FigureSpec(
 SPEEDUP_OVER_ROW = FigureSpec(
     "speedup_over_row",
     "Speedup over row-parallel",
-    HEAT.format("dense_tp_row on as many ranks"),
+    HEAT.format("dense_tp_row on the same number of ranks"),
     partial(select_speedup, speedup="speedup_row", baseline="dense_tp_row"),
-    partial(heat_maps, speedup="speedup_row", title="Forward: times as fast as dense_tp_row on as many ranks"),
+    partial(
+        heat_maps, speedup="speedup_row", title="Forward: times as fast as dense_tp_row on the same number of ranks"
+    ),
 )
 IDEAL = (
     "A line along the grey one would use every further rank fully; below 1, that many ranks are slower than one with "

@@ -39,7 +39,7 @@ def select(measured: ReportData) -> pd.DataFrame:
 
 
 def throughput(data: pd.DataFrame) -> Figure:
-    """Operations of the whole product over the forward time, against N; bars in a panel of one N."""
+    """Operations of the whole matmul over the forward time, against N; bars in a panel of one N."""
     found, title = cut(panels(data, ["B"]), "Forward throughput")
     colours = palette(data["method"])
     lines = any(rows["N"].nunique() > 1 for _, rows in found)
@@ -103,7 +103,7 @@ def _lines(axis: Axes, best: pd.DataFrame, column: str, colours: dict[str, str])
 THROUGHPUT = FigureSpec(
     "throughput",
     "Throughput",
-    "Higher is faster: the 2·B·N·K operations of the whole product over the median forward time, all ranks "
+    "Higher is faster: the 2·B·N·K operations of the whole matmul over the median forward time, all ranks "
     "together, with 95% intervals over repeats where there are five; where several kernels or masks were measured, "
     "the fastest counts.",
     select,

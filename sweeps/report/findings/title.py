@@ -40,7 +40,12 @@ def _layers(table: pd.DataFrame) -> list[str]:
 def _benchmarks(table: pd.DataFrame) -> list[str]:
     if table.empty:
         return []
-    words = {"product": "matmul", "train": "training step", "all_reduce": "all-reduce", "law": "the law"}
+    words = {
+        "product": "matmul",
+        "train": "training step",
+        "all_reduce": "all-reduce",
+        "law": "the model max(2/s, 9/8)",
+    }
     parts = [
         words.get(part, part)
         for part in (*PARTS, *sorted(set(table["part"]) - set(PARTS)))

@@ -29,7 +29,7 @@ def show(ratios: pd.DataFrame) -> pd.DataFrame:
 
 LAW = Listing(
     "law",
-    "The law max(2/s, 9/8)",
+    "The model max(2/s, 9/8)",
     "time(Block-Shock) / time(row-parallel) = max(2/s, 9/8) for the rank-local matmul of two ranks on sparse tensor "
     "cores. The realised sparse speedup s is twice dense_single's time over Block-Shock's on one rank with cuSPARSELt, "
     "including the addition of the two halves. Agrees: the 95% intervals of both sides overlap.",

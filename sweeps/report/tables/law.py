@@ -18,7 +18,7 @@ from sweeps.report.tables.comparisons import ALIKE, lists
 from sweeps.report.tables.intervals import ratio_intervals
 
 MEMORY_BOUND = 9 / 8  # half of the values and 1/16 for their metadata, over half of the values
-AGREES, SLOWER, FASTER, OPEN = "agrees", "slower than the law", "faster than the law", "undecided"
+AGREES, SLOWER, FASTER, OPEN = "agrees", "slower than the model", "faster than the model", "undecided"
 
 
 def predicted_ratio(s: pd.Series) -> pd.Series:

@@ -63,7 +63,7 @@ def read_report_data(paths: Sequence[str | PathLike[str]]) -> ReportData:
         runs=runs,
         table=layers,
         drift=table("drift", drift, runs),
-        law=table("the law", law, layers),
+        law=table("the model", law, layers),
         recomputed=table("recomputation", recomputed, runs),
         profiles=_with(runs, "profile.nodes"),
         traces=_with(runs, "trace.backend"),
