@@ -8,7 +8,7 @@ WORKERS ?= 2
 PYTEST  := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .DEFAULT_GOAL := run
-.PHONY: help run quick test test-gpu check docs figures hooks slurm-up slurm-down clean
+.PHONY: help run quick test test-gpu check docs artifact figures hooks slurm-up slurm-down clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -33,6 +33,9 @@ check: $(VENV)/.installed ## format, lint and types
 docs: $(VENV)/.installed ## the pages and an API reference as a site: build/site/docs/index.html; broken links fail
 	$(BIN)/python docs/make_keys.py
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -c docs . build/site
+
+artifact: $(VENV)/.installed ## check the numbers of README and docs: from the records, and measured again where possible
+	$(BIN)/blockshock-artifact
 
 # The figures that pages show, from the committed records. Those of single runs (docs/reference/files.md#figures-of-the-pages)
 # were drawn by the run.

@@ -25,6 +25,7 @@ from blockshock.cli import doctor, resolvers, tune
 from blockshock.cli.main import check
 from blockshock.config import CONF
 from blockshock.errors import ConfigError
+from sweeps.artifact import command as artifact
 from sweeps.report import command as report
 from tests.import_graph import PACKAGES, ROOT
 
@@ -88,6 +89,8 @@ def test_printed_commands_pass_their_checks(snippet: Snippet, tmp_path: Path, mo
             tune._parser().parse_args(words[1:])
         elif words[0] == "blockshock-doctor":
             doctor._parser().parse_args(words[1:])
+        elif words[0] == "blockshock-artifact":
+            artifact._parser().parse_args(words[1:])
         elif words[0] == "make":
             assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
 

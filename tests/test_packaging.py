@@ -60,6 +60,7 @@ def test_the_top_level_is_short(tracked: list[str]) -> None:
     """Folders for what a user chooses, runs and reads; files that tools look for there."""
     folders = {*PACKAGES, "conf", "docs", "outputs", "tests", ".ci", ".github"}
     files = {"Makefile", "pyproject.toml", "constraints.txt", "LICENSE", ".gitignore", ".pre-commit-config.yaml"}
+    files |= {"Dockerfile", ".dockerignore"}
     pages = {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"}
     assert {path.split("/")[0] for path in tracked} == folders | files | pages
 
