@@ -134,13 +134,15 @@ def as_markdown(claims: dict[str, Claim]) -> str:
     """The table of docs/artifact.md."""
     rows = []
     for name, claim in claims.items():
-        pages = ", ".join(f"[{Path(page).name}]({_from_docs(page)})" for page in claim.pages)
+        pages = ", ".join(map(_link, claim.pages))
         rows.append([f"`{name}`", claim.claim, claim.record or "", pages, _needs(claim.again) if claim.again else ""])
     return markdown(pd.DataFrame(rows, columns=["claim", "what it says", "record", "printed in", "measured again"]))
 
 
-def _from_docs(page: str) -> str:
-    return page.removeprefix("docs/") if page.startswith("docs/") else f"../{page}"
+def _link(page: str) -> str:
+    """From docs/artifact.md; README is the site's first page and no page of its own there."""
+    name = page.removeprefix("docs/")
+    return f"[{name}]({name})" if page != name else name
 
 
 def _needs(again: Again) -> str:
