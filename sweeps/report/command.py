@@ -21,6 +21,7 @@ from blockshock.run_folder.files import printable
 from blockshock.run_folder.folder import UNREADABLE
 from sweeps.report.actions import draw_some, pack_each, unpack_each
 from sweeps.report.compare import compare
+from sweeps.report.exports import EXPORTS, export
 from sweeps.report.figures import FIGURES
 from sweeps.report.figures.batches import draw_batches
 from sweeps.report.figures.draw import draw
@@ -72,6 +73,8 @@ def main() -> None:
             return pack_each(arguments.folders, arguments.out, arguments.keep)
         if arguments.unpack:
             return unpack_each(arguments.folders, arguments.out)
+        if arguments.export:
+            return export(arguments.folders, arguments.export, arguments.out)
         if arguments.figures:
             return draw_some(arguments.folders, arguments.figures.split(","), arguments.out or Path("."))
     except (OSError, ValueError) as error:
@@ -225,7 +228,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         type=Path,
         help="where the report (default: <first DIR>/report), the packed file "
-        "(<DIR>/runs.jsonl.gz), the unpacked folders (next to the file) or the figures (here) go",
+        "(<DIR>/runs.jsonl.gz), the unpacked folders (next to the file), the export "
+        "(<first DIR>/export_<FORMAT>) or the figures (here) go",
     )
     actions = parser.add_mutually_exclusive_group()
     actions.add_argument("--pack", action="store_true", help="write the run folders of DIR into one runs.jsonl.gz")
@@ -234,6 +238,11 @@ def _parser() -> argparse.ArgumentParser:
         "--compare",
         action="store_true",
         help="two DIRs, A and B: how much longer each cell takes in B; --out: a folder",
+    )
+    actions.add_argument(
+        "--export",
+        metavar="FORMAT",
+        help=f"write records and tables for other programs into a new folder: {', '.join(EXPORTS)}",
     )
     actions.add_argument("--figures", metavar="NAME,NAME", help="draw these figures only, as <PATH>/NAME.png")
     parser.add_argument(
