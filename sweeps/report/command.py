@@ -28,7 +28,7 @@ from sweeps.report.figures.draw import draw
 from sweeps.report.findings import findings
 from sweeps.report.findings.title import title
 from sweeps.report.listings import write_listings
-from sweeps.report.listings.listing import text_lists, write_table
+from sweeps.report.listings.listing import folder_links, text_lists, write_table
 from sweeps.report.listings.overview import readable, short, the_same
 from sweeps.report.listings.verdicts import evidence
 from sweeps.report.page.page import Content, PageTable, page
@@ -142,7 +142,7 @@ def _write(data: ReportData, paths: Sequence[str | PathLike[str]], out: Path) ->
         tables=write_listings(data, tables, problems),
         figures=[*draw(data, figures, problems, FIGURES), *draw_batches(data.runs, out, problems)],
         problems=problems,
-        broken=_broken(broken) if len(broken) else None,
+        broken=_broken(broken, out) if len(broken) else None,
         running=_rows(ran[ran["status"] == "running"]),
         unsupported=reasons(ran, "unsupported"),
         command=shlex.join(["blockshock-report", *map(shown, paths), "--out", shown(out)]),
@@ -159,9 +159,10 @@ def _verdict_rows(judged: list[Verdict]) -> pd.DataFrame:
 VERDICT = ["hypothesis", "verdict", "claim", "because", "measured on"]
 
 
-def _broken(ran: pd.DataFrame) -> PageTable:
+def _broken(ran: pd.DataFrame, out: Path) -> PageTable:
     text = ran.assign(folder=ran["folder"].map(shown))[["status", "label", "reason", "folder"]]
-    return PageTable("jobs", "Jobs without a result", "", text.rename(columns={"label": "job"}).astype(str))
+    text = text.rename(columns={"label": "job"}).astype(str)
+    return PageTable("jobs", "Jobs without a result", "", text, links=folder_links(ran, out))
 
 
 def _rows(ran: pd.DataFrame) -> list[dict[str, str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import unquote
+
 import pytest
 from browser import CHROMIUM, Page
 
@@ -75,8 +77,106 @@ def test_a_long_table_shows_two_hundred_rows_at_a_time_and_filters_all_of_them(w
         page.click(f'{HEADER}("N")')
         page.click(f'{HEADER}("N")')
         assert page.evaluate(f'{COLUMN}("N")')[0] == str(64 + 4 * 249)
-        page.click(f'{TOOLS}.querySelector("button")')
+        page.click(f'{TOOLS}.querySelector(".more")')
         assert len(page.evaluate(f'{COLUMN}("N")')) == 250
+
+
+VISIBLE = f"""[...{TABLE}.querySelectorAll("th")]
+  .filter(th => getComputedStyle(th).display !== "none").map(th => th.textContent)"""
+FITS = f"{TABLE}.scrollWidth <= {TABLE}.clientWidth"
+PICK = f"""(name => [...{TOOLS}.querySelectorAll(".columns label")]
+  .find(label => label.textContent === name).querySelector("input"))"""
+
+
+@pytest.fixture
+def wide(write_run, record, tmp_path):
+    """Two kernels and two masks, with every column that a forward pass has."""
+    for n in (4096, 8192):
+        for mask in ("complement_1100_0011", "random_2of4"):
+            for kernel, time in (("cusparselt", 2.0), ("gather", 1.0)):
+                given = {"N": n, "K": n, "mask": mask, "world_size": 2, "floor": 0.5, "allreduce": 0.1}
+                line = record(
+                    "phase1_forward", "block_shock", forward=time, layer={"kernel": {"name": kernel}}, **given
+                )
+                line["timings_ms"]["forward"]["blocks_p50_ms"] = [time] * 5
+                write_run(f"{n}{mask}{kernel}", [line])
+        write_run(f"row{n}", [record("phase1_forward", "dense_tp_row", forward=1.5, N=n, K=n, world_size=2)])
+    return write_report([tmp_path / "sweep"], tmp_path / "out")
+
+
+def test_a_phone_shows_method_size_and_time_and_every_hidden_column_can_be_shown(wide):
+    with Page(wide, 390) as page:
+        visible = page.evaluate(VISIBLE)
+        assert visible[0] == "method"
+        assert "forward, ms" in visible
+        assert "mask" not in visible
+        assert page.evaluate(FITS)
+        edge = f'[...{TABLE}.querySelectorAll("th")].find(th => th.textContent === "forward, ms")'
+        assert page.evaluate(f"{edge}.getBoundingClientRect().right") <= 390
+        page.click(f'{TOOLS}.querySelector(".columns summary")')
+        page.click(f'{PICK}("mask")')
+        assert "mask" in page.evaluate(VISIBLE)
+        page.click(f'[...{TOOLS}.querySelectorAll(".columns button")].find(b => b.textContent === "all")')
+        assert len(page.evaluate(VISIBLE)) == page.evaluate(f'{TABLE}.querySelectorAll("th").length')
+        page.click(f'[...{TOOLS}.querySelectorAll(".columns button")][1]')
+        assert page.evaluate(VISIBLE) == visible
+
+
+@pytest.mark.parametrize("width", [1100, 1400])
+def test_a_table_fits_its_window_and_leads_with_method_size_time_and_ratio(wide, width):
+    with Page(wide, width) as page:
+        assert page.evaluate(FITS)
+        assert page.evaluate(f"{TABLE}.clientWidth") <= 1140
+        leads = ["method", "N", "forward, ms", "95% interval, ms", "× row-parallel"]
+        assert page.evaluate(VISIBLE)[:5] == leads
+        same = f"{TOOLS}.previousElementSibling.textContent"
+        assert "B 8; P 2; dtype fp32" in page.evaluate(same)
+
+
+def test_the_best_of_each_size_is_bold(wide):
+    with Page(wide) as page:
+        bold = page.evaluate(f'[...{TABLE}.querySelectorAll("td.best")].map(cell => cell.textContent)')
+        assert bold == ["1.00"] * 4  # of each size the kernel gather, with either mask
+        weight = page.evaluate(f'getComputedStyle({TABLE}.querySelector("td.best")).fontWeight')
+        assert int(weight) >= 700
+
+
+def test_sort_filter_and_columns_are_in_the_address_and_come_back_from_it(wide, tmp_path):
+    with Page(wide) as page:
+        page.click(f'{HEADER}("N")')
+        page.click(f'{HEADER}("N")')
+        page.click(f'{TOOLS}.querySelector("input")')
+        page.type("block_shock")
+        page.click(f'{TOOLS}.querySelector(".columns summary")')
+        page.click(f'{PICK}("TFLOP/s")')
+        select = (
+            f'[...{TOOLS}.querySelectorAll("label")].find(l => l.firstChild.data === "kernel").querySelector("select")'
+        )
+        page.evaluate(f'{select}.value = "=gather"; {select}.dispatchEvent(new Event("change"))')
+        rows, columns = page.evaluate(f'{COLUMN}("N")'), page.evaluate(VISIBLE)
+        assert rows == ["8192", "8192", "4096", "4096"]
+        page.click("document.querySelector('nav a[href=\"#tables\"]')")  # a link of the contents loses none of it
+        address = page.evaluate("new Promise(done => setTimeout(() => done(location.hash), 100))")
+        assert address.startswith("#tables&")
+        page.call("Page.navigate", url="about:blank")
+        page.call("Page.navigate", url=wide.resolve().as_uri() + address)
+        page._until("Page.loadEventFired")
+        page.evaluate(
+            "new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', done))"
+        )
+        assert page.evaluate("location.hash") == address
+        assert page.evaluate(f'{COLUMN}("N")') == rows
+        assert page.evaluate(f'{COLUMN}("kernel")') == ["gather"] * 4
+        assert page.evaluate(VISIBLE) == columns
+        assert page.evaluate(f'{TOOLS}.querySelector("input").value') == "block_shock"
+
+
+def test_a_row_leads_to_its_run_folder(wide, tmp_path):
+    with Page(wide) as page:
+        links = page.evaluate(f'[...{TABLE}.querySelectorAll("td a")].map(a => a.href)')
+        assert len(links) == 10
+        folders = {unquote(link.removeprefix("file://")) for link in links}
+        assert folders == {str(folder) for folder in (tmp_path / "sweep").iterdir()}
 
 
 @pytest.mark.parametrize("dark", [False, True])

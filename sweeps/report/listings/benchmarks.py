@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from sweeps.report.listings.listing import Listing, without_empty_columns
-from sweeps.report.tables.benchmarks import SETTING, clock
+from sweeps.report.tables.benchmarks import CELL, SETTING, clock
 from sweeps.report.tables.report_data import ReportData
 from sweeps.text import errors, number
 
@@ -28,29 +28,29 @@ def target_table(judged: pd.DataFrame) -> pd.DataFrame:
 def benchmark_table(table: pd.DataFrame) -> pd.DataFrame:
     """The rows as text; columns that say nothing are left out."""
     columns = {
+        "method": table["contender"],
         "part": table["part"],
-        "method": table["method"],
-        "variant": table["variant"],
-        "mask": table["mask"],
-        "kernel": table["kernel"],
-        "chosen kernel": table["chosen_kernel"],
-        "its options": table["kernel_options"],
-        "collective": table["collective"],
-        "chunks": table["chunks"],
-        **{name: table[name] for name in SETTING if table[name].nunique() > 1},
         "N": table["N"],
         **({"K": table["K"]} if table["K"].ne(table["N"]).any() else {}),
         "B": table["B"],
         "P": table["world_size"],
         clock(table): table["p50_us"].map(number),
-        "eager, µs": table["eager_p50_us"].map(number),
-        "baseline": table["baseline"],
         "ratio": table["ratio"].map(_ratio),
         "of single rounds": [
             "" if pd.isna(low) else f"{low:.3f} – {high:.3f}"
             for low, high in zip(table["ratio_lo"], table["ratio_hi"], strict=True)
         ],
+        "baseline": table["baseline"],
+        "eager, µs": table["eager_p50_us"].map(number),
+        "quantity": table["quantity"],
+        "mask": table["mask"],
+        "kernel": table["kernel"],
+        "chosen kernel": table["chosen_kernel"],
+        "collective": table["collective"],
+        "chunks": table["chunks"],
+        **{name: table[name] for name in SETTING if table[name].nunique() > 1},
         "relative error": errors(table["relative_error"]),
+        "its options": table["kernel_options"],
     }
     return without_empty_columns(pd.DataFrame(columns))
 
@@ -89,4 +89,6 @@ BENCHMARKS = Listing(
     select_benchmarks,
     benchmark_table,
     remark,
+    best=(("p50_us", "CUDA graph, µs"), ("p50_us", "time, µs")),
+    among=(*CELL, "quantity"),
 )

@@ -19,11 +19,12 @@ def select_baselines(data: ReportData) -> pd.DataFrame:
 def baselines_table(table: pd.DataFrame) -> pd.DataFrame:
     """Each baseline next to the fastest of our points that need no more memory."""
     verdict = table["dominated"].map({True: "yes", False: "no"}).where(table["alike"], "(wrong)")
-    columns = _setting(table) | {
+    columns = {
         "baseline": [_baseline(*row) for row in table[["kind", "options", "label"]].itertuples(index=False)],
-        "peak, MiB": (table["peak_bytes"] / MIB).map(number),
+        **_setting(table),
         "step, ms": table["step_p50_ms"].map(number),
         "added": table["added"].map(_signed),
+        "peak, MiB": (table["peak_bytes"] / MIB).map(number),
         "ours": table["ours_options"].fillna("").astype(str),
         "its budget": table["ours_label"].fillna("").astype(str),
         "its peak, MiB": (table["ours_peak_bytes"] / MIB).map(number),

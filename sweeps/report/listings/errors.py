@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from sweeps.report.listings.listing import Listing, without_empty_columns
-from sweeps.report.listings.overview import key_columns
+from sweeps.report.listings.overview import key_columns, setting_columns
 from sweeps.report.tables.layers import PROBLEM, QUANTITIES
 from sweeps.report.tables.report_data import ReportData
 from sweeps.text import check, errors
@@ -28,7 +28,7 @@ def show(rows: pd.DataFrame) -> pd.DataFrame:
     shown["check"] = [
         check(passed, failed) for passed, failed in zip(rows["passed"], rows["failed_checks"], strict=True)
     ]
-    return without_empty_columns(shown)
+    return without_empty_columns(shown.join(setting_columns(rows)))
 
 
 ERRORS = Listing(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from sweeps.report.listings.listing import Listing, without_empty_columns
-from sweeps.report.listings.overview import key_columns
+from sweeps.report.listings.overview import key_columns, setting_columns
+from sweeps.report.tables.comparisons import ALIKE
 from sweeps.report.tables.layers import COLLECTIVES, COLUMNS
 from sweeps.report.tables.report_data import ReportData
 from sweeps.text import bounds, number, percent, times
@@ -16,19 +17,25 @@ INTERVALS = (
 )
 
 
+SPEEDUPS = (("speedup_row", "× row-parallel"), ("speedup", "× dense"))
+
+
 def select(data: ReportData) -> pd.DataFrame:
     """The rows with a forward time, without the columns of the training step and of errors."""
     rows = data.table[data.table["forward_p50_ms"].notna()]
-    return rows[[name for name in COLUMNS if not name.startswith(("step_", "dx_", "dw_", "y_"))]]
+    kept = [name for name in COLUMNS if not name.startswith(("step_", "dx_", "dw_", "y_"))]
+    return rows[kept].rename(columns={"forward_folder": "folder"})
 
 
 def show(rows: pd.DataFrame) -> pd.DataFrame:
     shown = key_columns(rows)
     shown["forward, ms"] = rows["forward_p50_ms"].map(number)
     shown["95% interval, ms"] = bounds(rows, "forward_lo_ms", "forward_hi_ms")
-    shown["repeats"] = rows["forward_repeated"]
-    for column, name in (("speedup", "× dense"), ("speedup_row", "× row-parallel")):
+    for column, name in SPEEDUPS:
         shown[name] = rows[column].map(times)
+    shown = shown.join(setting_columns(rows))
+    shown["repeats"] = rows["forward_repeated"]
+    for column, name in SPEEDUPS:
         shown[f"{name}, 95%"] = bounds(rows, f"{column}_lo", f"{column}_hi")
     shown["TFLOP/s"] = rows["tflops"].map(number)
     shown["of the roofline"] = percent(rows["roofline_fraction"], rows["bound"])
@@ -55,4 +62,6 @@ FORWARD = Listing(
     select,
     show,
     remark,
+    best=(("forward_p50_ms", "forward, ms"),),
+    among=(*ALIKE, "backend", "world_size"),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from sweeps.report.listings.listing import Listing, without_empty_columns
-from sweeps.report.listings.overview import key_columns
+from sweeps.report.listings.overview import key_columns, setting_columns
 from sweeps.report.tables.report_data import ReportData
 from sweeps.text import bounds, number, percent
 
@@ -15,16 +15,16 @@ def select(data: ReportData) -> pd.DataFrame:
 
 
 def show(ratios: pd.DataFrame) -> pd.DataFrame:
-    shown = key_columns(ratios.assign(method="block_shock", kernel="cusparselt", world_size=2))
-    shown = shown.drop(columns=["method", "kernel", "P"], errors="ignore")
-    shown = shown.assign(mask=ratios["mask"].astype(str))
+    keys = ratios.assign(method="block_shock", kernel="cusparselt", world_size=2)
+    shown = pd.DataFrame({"mask": ratios["mask"].astype(str)}).join(key_columns(keys).drop(columns=["method", "P"]))
     for column, name in (("s", "s"), ("predicted", "predicted ratio"), ("local_ratio", "measured, matmul")):
         shown[name] = ratios[column].map(number)
         shown[f"{name}, 95%"] = bounds(ratios, f"{column}_lo", f"{column}_hi")
     shown["measured, whole forward"] = ratios["ratio"].map(number)
     shown["measured / predicted"] = percent(ratios["local_ratio"] / ratios["predicted"])
     shown["finding"] = ratios["finding"]
-    return without_empty_columns(shown)
+    settings = setting_columns(keys).drop(columns=["kernel", "mask"], errors="ignore")
+    return without_empty_columns(shown.join(settings))
 
 
 LAW = Listing(

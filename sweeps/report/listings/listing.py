@@ -7,9 +7,11 @@ FORWARD = Listing("forward", "Forward pass", "Medians, ...", select, show)
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -31,6 +33,8 @@ class Listing:
     select: Callable[[ReportData], pd.DataFrame]  # numbers; empty: there is nothing to list
     show: Callable[[pd.DataFrame], pd.DataFrame]  # the selection as text
     remark: Callable[[pd.DataFrame], str] = no_remark  # goes on after the note, where these numbers need it
+    best: tuple[tuple[str, str], ...] = ()  # numbers, and the text's column of them, of which the smallest is bold
+    among: tuple[str, ...] = ()  # the numbers' columns that rows share to be compared
 
     def write(self, data: ReportData, folder: Path) -> PageTable | None:
         """Its table, with <name>.csv and <name>.md in `folder`; None, and no such files, where it is empty."""
@@ -41,7 +45,35 @@ class Listing:
             return None
         shown = self.show(numbers)
         files = write_table(folder / self.name, shown, text_lists(numbers))
-        return PageTable(self.name, self.title, self.note + self.remark(numbers), shown, files)
+        note, links = self.note + self.remark(numbers), folder_links(numbers, folder.parent)
+        return PageTable(self.name, self.title, note, shown, files, links, self._best(numbers, shown))
+
+    def _best(self, numbers: pd.DataFrame, shown: pd.DataFrame) -> frozenset[tuple[int, str]]:
+        """What reads as the smallest of its group, where the group has two rows or more."""
+        found: set[tuple[int, str]] = set()
+        keys = [key for key in self.among if key in numbers]
+        for column, name in self.best:
+            if name not in shown:
+                continue
+            text = shown[name].to_numpy()
+            rows = numbers.reset_index(drop=True)
+            rows = rows[rows[column].notna()]
+            for places in rows.groupby(keys, dropna=False).groups.values():
+                best = text[rows.loc[places, column].idxmin()]
+                found |= {(int(place), name) for place in places if text[place] == best and len(places) > 1}
+        return frozenset(found)
+
+
+def folder_links(numbers: pd.DataFrame, report: Path) -> tuple[str, ...]:
+    """Of each row the address of its run folder as seen from the report; empty for a packed run."""
+    if "folder" not in numbers:
+        return ()
+    here = os.path.realpath(report)
+    there = {name: os.path.isdir(name) for name in set(numbers["folder"].dropna()) if name}
+    return tuple(
+        quote(Path(os.path.relpath(os.path.realpath(name), here)).as_posix()) if there.get(name) else ""
+        for name in numbers["folder"]
+    )
 
 
 def write_table(base: Path, shown: pd.DataFrame, numbers: pd.DataFrame) -> tuple[str, ...]:

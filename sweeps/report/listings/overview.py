@@ -73,13 +73,19 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
-def key_columns(table: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
-    """What tells the rows apart, as text under the names people know: the method first, then the sizes."""
+def key_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """What a table leads with, as text under the names people know: the method, then the size."""
+    sizes = ["N", *(["K"] if (table["K"] != table["N"]).any() else []), "B", "world_size"]
+    return table[["method", *sizes]].astype(str).rename(columns=NAMES)
+
+
+def setting_columns(table: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
+    """What else tells the rows apart: it follows the measured numbers."""
     settings = [key for key in (*OPTIONAL, *also) if key in table and in_use(table, key)]
-    near = [key for key in ("kernel", "mask", "options") if key in settings]
-    sizes = ["N", *(["K"] if (table["K"] != table["N"]).any() else []), "B", "world_size", "dtype"]
-    found = table[["method", *near, *sizes, *(key for key in settings if key not in near)]]
-    return found.astype(str).rename(columns=NAMES)
+    near = [key for key in ("kernel", "mask") if key in settings]
+    last = [key for key in ("options",) if key in settings]  # long texts
+    middle = [key for key in settings if key not in (*near, *last)]
+    return table[[*near, *middle, "dtype", *last]].astype(str).rename(columns=NAMES)
 
 
 def the_same(table: pd.DataFrame) -> dict[str, str]:

@@ -11,23 +11,23 @@ MIB = 2**20
 COLUMNS = {
     "model": ("workload", 1.0, ""),
     "B": ("B", 1.0, "{:.0f}"),
-    "dtype": ("dtype", 1.0, ""),
-    "dropout": ("config.workload.dropout", 1.0, "{:g}"),
-    "simulated peak, MiB": ("profile.simulated_peak_bytes", MIB, "{:.1f}"),
+    "traced step, ms": ("timings_ms.total_step.p50_ms", 1.0, "{:.2f}"),
+    "eager step, ms": ("profile.eager.p50_ms", 1.0, "{:.2f}"),
     "measured peak, MiB": ("profile.measured_peak_bytes", MIB, "{:.1f}"),
-    "eager peak, MiB": ("profile.eager.peak_bytes", MIB, "{:.1f}"),
+    "simulated peak, MiB": ("profile.simulated_peak_bytes", MIB, "{:.1f}"),
     "Σ nodes, ms": ("profile.node_time_s", 1e-3, "{:.2f}"),
     "CUDA graph, ms": ("profile.cuda_graph.p50_ms", 1.0, "{:.2f}"),
     "idle, ms": ("profile.idle_s", 1e-3, "{:.2f}"),
-    "eager step, ms": ("profile.eager.p50_ms", 1.0, "{:.2f}"),
-    "traced step, ms": ("timings_ms.total_step.p50_ms", 1.0, "{:.2f}"),
+    "eager peak, MiB": ("profile.eager.peak_bytes", MIB, "{:.1f}"),
+    "dtype": ("dtype", 1.0, ""),
+    "dropout": ("config.workload.dropout", 1.0, "{:g}"),
     "trace, s": ("profile.trace_s", 1.0, "{:.1f}"),
     "profile, s": ("profile.profile_s", 1.0, "{:.2f}"),
 }
 
 
 def select(data: ReportData) -> pd.DataFrame:
-    """One row a finished profile, as text under the names of COLUMNS."""
+    """One row a finished profile, as text under the names of COLUMNS, and its folder."""
     if data.profiles.empty:
         return data.profiles
     rows = data.profiles.sort_values(["workload", "B", "dtype", "started"])
@@ -37,11 +37,11 @@ def select(data: ReportData) -> pd.DataFrame:
         shown[name] = [
             "" if pd.isna(value) else form.format(float(value) / unit) if form else str(value) for value in values
         ]
-    return pd.DataFrame(shown)
+    return pd.DataFrame(shown).assign(folder=rows["folder"].to_numpy())
 
 
 def show(text: pd.DataFrame) -> pd.DataFrame:
-    return text
+    return text[list(COLUMNS)]
 
 
 PROFILES = Listing(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from sweeps.report.listings.listing import Listing, without_empty_columns
-from sweeps.report.tables.recomputation import MIB, MS
+from sweeps.report.tables.recomputation import MIB, MS, SETTING
 from sweeps.report.tables.report_data import ReportData
 from sweeps.text import bounds, number, times
 
@@ -17,20 +17,21 @@ def select(data: ReportData) -> pd.DataFrame:
 def recomputation_table(table: pd.DataFrame) -> pd.DataFrame:
     """The table as text; columns that say nothing are left out."""
     columns = {
-        "model": table["model"],
-        "B": table["B"].map(lambda value: f"{value:.0f}"),
-        "dtype": table["dtype"],
-        "autocast": table["autocast"],
-        "tokens a row": table["seq_len"].map(plain),
         "method": table["variant"],
         "budget": table["budget"].map(plain),
-        "peak, MiB": (table["peak_bytes"] / MIB).map(number),
-        "of keep_all's peak": _percent(table["peak_bytes"] / table["keep_all_peak_bytes"]),
-        "above static, MiB": (table["above_static_bytes"] / MIB).map(number),
-        "reserved, MiB": (table["reserved_peak_bytes"] / MIB).map(number),
+        "model": table["model"],
+        "B": table["B"].map(lambda value: f"{value:.0f}"),
         "step, ms": table["step_p50_ms"].map(number),
         "95% interval, ms": bounds(table, "step_lo_ms", "step_hi_ms"),
         "× keep_all's time": table["slowdown"].map(times),
+        "peak, MiB": (table["peak_bytes"] / MIB).map(number),
+        "of keep_all's peak": _percent(table["peak_bytes"] / table["keep_all_peak_bytes"]),
+        "same numbers": list(map(_same, *(table[name] for name in NUMBERS))),
+        "dtype": table["dtype"],
+        "autocast": table["autocast"],
+        "tokens a row": table["seq_len"].map(plain),
+        "above static, MiB": (table["above_static_bytes"] / MIB).map(number),
+        "reserved, MiB": (table["reserved_peak_bytes"] / MIB).map(number),
         "kernels, ms": table["kernels_ms"].map(number),
         "first step, s": table["first_step_s"].map(number),
         "predicted peak, MiB": (table["predicted_peak_bytes"] / MIB).map(number),
@@ -39,7 +40,6 @@ def recomputation_table(table: pd.DataFrame) -> pd.DataFrame:
         "added at least (LP), ms": (table["bound_added_s"] / MS).map(number),
         "recomputed": _share(table["recomputed"], table["activations"]),
         "planning, s": table["planning_s"].map(number),
-        "same numbers": list(map(_same, *(table[name] for name in NUMBERS))),
     }
     return without_empty_columns(pd.DataFrame(columns))
 
@@ -81,4 +81,6 @@ RECOMPUTATION = Listing(
     "to their norm. First step: with compilation.",
     select,
     recomputation_table,
+    best=(("step_p50_ms", "step, ms"), ("peak_bytes", "peak, MiB")),
+    among=tuple(SETTING),
 )

@@ -6,7 +6,7 @@ import pandas as pd
 
 from sweeps.report.listings.listing import Listing
 from sweeps.report.tables.report_data import ReportData
-from sweeps.report.tables.traces import PARTS, problem, traces
+from sweeps.report.tables.traces import PARTS, SETTING, problem, traces
 
 
 def select(data: ReportData) -> pd.DataFrame:
@@ -37,4 +37,6 @@ TRACES = Listing(
     "collective.",
     select,
     show,
+    best=(("step_ms", "step, ms"),),
+    among=tuple(SETTING),
 )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from sweeps.report.listings.forward import INTERVALS
+from sweeps.report.listings.forward import INTERVALS, SPEEDUPS
 from sweeps.report.listings.listing import Listing, without_empty_columns
-from sweeps.report.listings.overview import key_columns
+from sweeps.report.listings.overview import key_columns, setting_columns
+from sweeps.report.tables.comparisons import ALIKE
 from sweeps.report.tables.layers import COLLECTIVES, COLUMNS, PARTS, TRAINING
 from sweeps.report.tables.report_data import ReportData
 from sweeps.text import bounds, number, percent, times
@@ -15,17 +16,20 @@ from sweeps.text import bounds, number, percent, times
 def select(data: ReportData) -> pd.DataFrame:
     """The rows with a step time, without the columns of the forward pass and of errors."""
     rows = data.table[data.table["step_p50_ms"].notna()]
-    return rows[[name for name in COLUMNS if not name.startswith(("forward_", "speedup", "dx_", "dw_", "y_"))]]
+    kept = [name for name in COLUMNS if not name.startswith(("forward_", "speedup", "dx_", "dw_", "y_"))]
+    return rows[kept].rename(columns={"step_folder": "folder"})
 
 
 def show(rows: pd.DataFrame) -> pd.DataFrame:
-    shown = key_columns(rows, TRAINING)
+    shown = key_columns(rows)
     shown["step, ms"] = rows["step_p50_ms"].map(number)
     shown["95% interval, ms"] = bounds(rows, "step_lo_ms", "step_hi_ms")
+    for column, name in SPEEDUPS:
+        shown[name] = rows[f"step_{column}"].map(times)
+    shown = shown.join(setting_columns(rows, TRAINING))
     shown["repeats"] = rows["step_repeated"]
-    for column, name in (("step_speedup", "× dense"), ("step_speedup_row", "× row-parallel")):
-        shown[name] = rows[column].map(times)
-        shown[f"{name}, 95%"] = bounds(rows, f"{column}_lo", f"{column}_hi")
+    for column, name in SPEEDUPS:
+        shown[f"{name}, 95%"] = bounds(rows, f"step_{column}_lo", f"step_{column}_hi")
     titles = ("forward", "backward", "optimizer", "compress", "rest", "all-reduce", "all-gather")
     for part, title in zip((*PARTS, "rest", *COLLECTIVES), titles, strict=True):
         shown[f"{title}, ms"] = rows[f"step_{part}_p50_ms"].map(number)
@@ -42,4 +46,6 @@ TRAINING_STEP = Listing(
     "minus its parts. All-reduce and all-gather are included in forward and backward. rows/s: rows of X per second.",
     select,
     show,
+    best=(("step_p50_ms", "step, ms"),),
+    among=(*ALIKE, "backend", "world_size", *TRAINING),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sweeps.report.listings.listing import without_empty_columns
-from sweeps.report.listings.overview import key_columns
+from sweeps.report.listings.overview import key_columns, setting_columns
 from sweeps.report.page.page import PageTable
 from sweeps.report.tables.verdicts import Verdict
 from sweeps.text import number
@@ -15,10 +15,12 @@ def evidence(verdict: Verdict) -> PageTable | None:
     if rows.empty:
         return None
     if "method" not in rows and "ratio" in rows:
-        shown = key_columns(rows.assign(method="block_shock"))
+        keys = rows.assign(method="block_shock")
+        shown = key_columns(keys).drop(columns="method")
         for old, new in EVIDENCE.items():
             if old in rows:
                 shown[new] = rows[old].map(number) if rows[old].dtype.kind == "f" else rows[old].astype(str)
+        shown = shown.join(setting_columns(keys))
     else:
         shown = rows.astype({"share_of_limit": object})
         shown["share_of_limit"] = rows["share_of_limit"].map(lambda value: f"{value:.0%}")

@@ -1,4 +1,4 @@
-"""A figure on a dark page: matplotlib's SVG with a style sheet that a browser applies where the reader prefers dark.
+"""A figure as the page holds it: matplotlib's SVG, shorter, and dark where the reader prefers dark.
 
 Paper, ink and grid change, and what would be black on black; the methods' colours stay what they are.
 """
@@ -32,3 +32,8 @@ def with_dark_mode(svg: str) -> str:
     rules.append(f"text,g[id^=text] > g:not([style*=fill]){{fill:{DARK['#000000']}}}")
     sheet = f"<style>@media (prefers-color-scheme: dark){{{''.join(rules)}}}</style>"
     return re.sub(r"(<svg [^>]*>)", lambda found: found.group(1) + sheet, svg, count=1)
+
+
+def rounded(svg: str) -> str:
+    """`svg` with its coordinates to a hundredth of a point: a third fewer bytes in the page, and nothing to see."""
+    return re.sub(r"(?<![\d.(])(\d+\.\d{2})\d+", r"\1", svg)

@@ -1,9 +1,12 @@
-// Sorting and filtering of the report's tables. Without it they are as they were written, and complete.
+// Sorting, filtering and columns of the report's tables, kept in the page's address. Without it they are as they were
+// written, and complete.
 "use strict";
 document.documentElement.classList.add("scripted");
 
 const STEP = 200; // rows shown at once: a browser lays out a table of thousands in seconds
 const MOST_CHOICES = 40;
+const WIDEST = 1100; // pixels of a table whose columns nobody chose
+const NARROW = 640;
 
 function sortKey(text) {
   const number = parseFloat(text);
@@ -15,10 +18,27 @@ function compare(a, b, numeric) {
   return sortKey(a) - sortKey(b);
 }
 
+// The address is #PLACE&TABLE.q=WORDS&TABLE.sort=-COLUMN&TABLE.columns=A|B&TABLE.is.COLUMN=VALUE, each part where needed.
+const address = {
+  read() {
+    const [place, ...rest] = location.hash.slice(1).split("&");
+    return place.includes("=") ? ["", new URLSearchParams(location.hash.slice(1))] : [place, new URLSearchParams(rest.join("&"))];
+  },
+  write(place) {
+    const said = new URLSearchParams();
+    for (const table of tables) for (const [key, value] of table.state()) said.append(`${table.key}.${key}`, value);
+    const hash = [place, said.toString()].filter(Boolean).join("&");
+    history.replaceState(null, "", hash ? "#" + hash : location.pathname + location.search);
+  },
+};
+const tables = [];
+
 function setUp(box) {
+  const key = box.dataset.table + (tables.some((other) => other.key === box.dataset.table) ? `~${tables.length}` : "");
   const table = box.querySelector("table");
   const body = table.tBodies[0];
   const headers = [...table.tHead.rows[0].cells];
+  const names = headers.map((header) => header.textContent.trim());
   const rows = [...body.rows].map((element) => {
     const cells = [...element.cells].map((cell) => cell.textContent.trim());
     return { element, cells, text: cells.join(" ").toLowerCase() };
@@ -26,6 +46,7 @@ function setUp(box) {
   let shown = rows;
   let order = { column: -1, descending: false };
   let limit = STEP;
+  let chosen = null; // the columns that the reader chose; null: as many as fit
 
   const tools = document.createElement("div");
   tools.className = "tools";
@@ -33,8 +54,13 @@ function setUp(box) {
   search.type = "search";
   search.placeholder = "filter rows by words";
   search.setAttribute("aria-label", "Filter rows by words");
-  tools.append(search);
 
+  const filters = document.createElement("details");
+  filters.className = "filters";
+  filters.open = document.documentElement.clientWidth >= NARROW;
+  const filtersTitle = document.createElement("summary");
+  filtersTitle.textContent = "Filters";
+  filters.append(filtersTitle);
   const choices = [];
   headers.forEach((header, column) => {
     if (!header.hasAttribute("data-choose")) return;
@@ -45,21 +71,55 @@ function setUp(box) {
     const select = document.createElement("select");
     select.add(new Option("all", "*"));
     for (const value of values) select.add(new Option(value === "" ? "(none)" : value, "=" + value));
-    select.addEventListener("change", update);
+    select.addEventListener("change", changed);
     const label = document.createElement("label");
-    label.append(header.textContent.trim(), select);
-    tools.append(label);
+    label.append(names[column], select);
+    filters.append(label);
     choices.push({ column, select });
   });
 
+  const picker = document.createElement("details");
+  picker.className = "columns";
+  const pickerTitle = document.createElement("summary");
+  picker.append(pickerTitle);
+  const boxes = names.map((name, column) => {
+    const label = document.createElement("label");
+    const input = document.createElement("input");
+    input.type = "checkbox";
+    input.disabled = column === 0;
+    input.addEventListener("change", () => {
+      chosen = new Set(boxes.flatMap((each, place) => (each.checked ? [place] : [])));
+      showColumns();
+      address.write(address.read()[0]);
+    });
+    label.append(input, name);
+    picker.append(label);
+    return input;
+  });
+  for (const [text, all] of [["all", true], ["as many as fit", false]]) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = text;
+    button.addEventListener("click", () => {
+      chosen = all ? new Set(names.keys()) : null;
+      showColumns();
+      address.write(address.read()[0]);
+    });
+    picker.append(button);
+  }
+  const hiding = document.createElement("style");
+  document.head.append(hiding);
+
   const more = document.createElement("button");
   more.type = "button";
+  more.className = "more";
   more.addEventListener("click", () => { limit += STEP; draw(); });
   const count = document.createElement("span");
   count.className = "soft count";
   count.setAttribute("role", "status");
-  tools.append(count, more);
+  tools.append(search, ...(choices.length ? [filters] : []), picker, count, more);
   box.before(tools);
+  box.dataset.key = key;
 
   function update() {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -74,8 +134,17 @@ function setUp(box) {
         return (descending ? -1 : 1) * compare(a.cells[column], b.cells[column], numeric);
       });
     }
+    headers.forEach((header, column) => {
+      if (column !== order.column) header.removeAttribute("aria-sort");
+      else header.setAttribute("aria-sort", order.descending ? "descending" : "ascending");
+    });
     limit = STEP;
     draw();
+  }
+
+  function changed() {
+    update();
+    address.write(address.read()[0]);
   }
 
   function draw() {
@@ -86,6 +155,58 @@ function setUp(box) {
     more.textContent = `show ${Math.min(STEP, hidden)} more`;
   }
 
+  // The first column and the main number always, then the others in their order until one does not fit.
+  function fitting() {
+    hiding.textContent = "";
+    if (!box.clientWidth) return null; // inside of closed details
+    table.style.width = "max-content";
+    const widths = headers.map((header) => header.getBoundingClientRect().width);
+    table.style.width = "";
+    const main = headers.findIndex((header) => header.hasAttribute("data-main"));
+    const first = main > 0 ? [0, main] : [0];
+    let left = Math.min(box.clientWidth, WIDEST);
+    const found = new Set();
+    for (const column of [...first, ...names.keys()]) {
+      if (found.has(column)) continue;
+      left -= widths[column];
+      if (left < 0 && !first.includes(column)) break;
+      found.add(column);
+    }
+    return found;
+  }
+
+  function showColumns() {
+    const visible = chosen ?? fitting() ?? new Set(names.keys());
+    const hidden = [...names.keys()].filter((column) => !visible.has(column));
+    const cells = hidden.map((column) => `[data-key="${CSS.escape(key)}"] tr > :nth-child(${column + 1})`);
+    hiding.textContent = cells.length ? `${cells.join(",")} { display: none; }` : "";
+    boxes.forEach((input, column) => { input.checked = visible.has(column); });
+    pickerTitle.textContent = hidden.length ? `Columns: ${visible.size} of ${names.length}` : "Columns";
+  }
+
+  function* state() {
+    if (search.value) yield ["q", search.value];
+    if (order.column >= 0) yield ["sort", (order.descending ? "-" : "") + names[order.column]];
+    if (chosen) yield ["columns", [...chosen].sort((a, b) => a - b).map((column) => names[column]).join("|")];
+    for (const { column, select } of choices) if (select.value !== "*") yield [`is.${names[column]}`, select.value.slice(1)];
+  }
+
+  function restore(said) {
+    search.value = said.get(`${key}.q`) ?? "";
+    const sort = said.get(`${key}.sort`) ?? "";
+    const descending = sort.startsWith("-") && !names.includes(sort);
+    order = { column: names.indexOf(descending ? sort.slice(1) : sort), descending };
+    const columns = said.get(`${key}.columns`);
+    chosen = columns === null ? null : new Set([0, ...columns.split("|").map((name) => names.indexOf(name)).filter((at) => at >= 0)]);
+    for (const { column, select } of choices) {
+      const value = said.get(`${key}.is.${names[column]}`);
+      const known = value !== null && [...select.options].some((option) => option.value === "=" + value);
+      select.value = known ? "=" + value : "*";
+    }
+    update();
+    showColumns();
+  }
+
   headers.forEach((header, column) => {
     const button = document.createElement("button");
     button.type = "button";
@@ -94,14 +215,27 @@ function setUp(box) {
     header.append(button);
     button.addEventListener("click", () => {
       order = { column, descending: order.column === column && !order.descending };
-      headers.forEach((other) => other.removeAttribute("aria-sort"));
-      header.setAttribute("aria-sort", order.descending ? "descending" : "ascending");
-      update();
+      changed();
     });
   });
-  search.addEventListener("input", update);
+  search.addEventListener("input", changed);
+  box.closest("details")?.addEventListener("toggle", () => { if (!chosen) showColumns(); });
+  addEventListener("resize", () => { if (!chosen) showColumns(); });
   body.classList.remove("long");
-  draw();
+  tables.push({ key, state, restore });
 }
 
 document.querySelectorAll(".scroll[data-table]").forEach(setUp);
+
+function fromAddress() {
+  const [place, said] = address.read();
+  for (const table of tables) table.restore(said);
+  if (place) document.getElementById(place)?.scrollIntoView();
+}
+fromAddress();
+// A link of the contents leaves only its place in the address: what the tables show is put back behind it.
+addEventListener("hashchange", () => {
+  const [place, said] = address.read();
+  if ([...said.keys()].length || !place) fromAddress();
+  else address.write(place);
+});

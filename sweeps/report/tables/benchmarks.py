@@ -33,7 +33,7 @@ NUMBERS = ["p50_us", "eager_p50_us", "relative_error", "dense_relative_error", "
 NUMBERS += ["state_bytes", "dense_state_bytes"]
 WAY = ["contender", "chosen_kernel", "kernel_options", "collective", "chunks"]
 RATIOS = ["baseline", "baseline_us", "ratio", "ratio_lo", "ratio_hi"]
-COLUMNS = ["run", *CELL, *TEXTS, *WAY, *NUMBERS, *RATIOS, "rounds_us", "chosen"]
+COLUMNS = ["run", *CELL, *TEXTS, *WAY, *NUMBERS, *RATIOS, "rounds_us", "chosen", "folder"]
 
 
 def benchmarks(runs: pd.DataFrame) -> pd.DataFrame:
@@ -49,7 +49,7 @@ def benchmarks(runs: pd.DataFrame) -> pd.DataFrame:
     if rows.empty:
         return pd.DataFrame(columns=COLUMNS)
     ended = rows.groupby("folder", sort=False)["timestamp_unix"].max().rank(method="first").astype(int)
-    table = rows.reindex(columns=[*CELL, *TEXTS, *NUMBERS, "rounds_us", "chosen"])
+    table = rows.reindex(columns=[*CELL, *TEXTS, *NUMBERS, "rounds_us", "chosen", "folder"])
     table["run"] = rows["folder"].map(ended)
     table["dtype"] = table["dtype"].replace(DTYPES)
     table["workload"] = table["workload"].astype(object).fillna("gaussian")  # of `bench`, whose records don't say it

@@ -89,6 +89,7 @@ COLUMNS = (
     *("step_rest_p50_ms", "step_floor_ms", "step_roofline_fraction"),
     *("weight_bytes_per_rank", "gradient_bytes_per_rank", "optimizer_bytes_per_rank"),
     *("forward_memory_peak_bytes", "step_memory_peak_bytes", "memory_peak_kind"),
+    *("forward_folder", "step_folder"),  # of several runs the first
 )
 
 
@@ -150,7 +151,7 @@ def _forward(records: pd.DataFrame) -> pd.DataFrame:
         **{f"forward_{name}_p50_ms": f"timings_ms.{name}.p50_ms" for name in COLLECTIVES},
     }
     found = _medians(records, TIMED, columns)
-    texts = {"bound": "roofline.bound", "memory_peak_kind": "memory_peak_kind"}
+    texts = {"bound": "roofline.bound", "memory_peak_kind": "memory_peak_kind", "forward_folder": "folder"}
     found = found.merge(_firsts(records, TIMED, texts), on=list(TIMED), how="left")
     found = with_repeats(found, repeats(records, list(TIMED), "forward"), "forward")
     local = with_repeats(found, repeats(records, list(TIMED), "forward", COLLECTIVES), "local")
@@ -177,7 +178,8 @@ def _training(records: pd.DataFrame) -> pd.DataFrame:
     found = _medians(records, TRAINED, columns)
     parts = found[[f"step_{part}_p50_ms" for part in PARTS]].sum(axis=1, min_count=1)
     found["step_rest_p50_ms"] = (found["step_p50_ms"] - parts).clip(lower=0.0)
-    found = found.merge(_firsts(records, TRAINED, {"_kind": "memory_peak_kind"}), on=list(TRAINED), how="left")
+    texts = {"_kind": "memory_peak_kind", "step_folder": "folder"}
+    found = found.merge(_firsts(records, TRAINED, texts), on=list(TRAINED), how="left")
     return with_repeats(found, repeats(records, list(TRAINED), "total_step"), "step")
 
 

@@ -69,6 +69,7 @@ TEXTS = {
     "blocks": "config.method.blocks",
     "saved": "config.method.saved",
     "loss": "config.method.loss",
+    "folder": "folder",  # of several runs the first
 }
 KEEP_ALL = "keep_all"
 
