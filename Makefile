@@ -31,13 +31,13 @@ check: $(VENV)/.installed ## format, lint and types
 	$(BIN)/mypy
 
 docs: $(VENV)/.installed ## the pages and an API reference as a site: build/site/docs/index.html; broken links fail
-	$(BIN)/python docs/make_keys.py
+	$(BIN)/python docs/make_reference.py
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -c docs . build/site
 
 artifact: $(VENV)/.installed ## check the numbers of README and docs: from the records, and measured again where possible
 	$(BIN)/blockshock-artifact
 
-# The figures that pages show, from the committed records. Those of single runs (docs/reference/files.md#figures-of-the-pages)
+# The figures that pages show, from the committed records. Those of single runs (CONTRIBUTING.md#figures-of-the-pages)
 # were drawn by the run.
 FIGURES = $(BIN)/blockshock-report outputs/reference/$(1) --out docs/figures/$(1) --figures
 figures: $(VENV)/.installed ## draw docs/figures again from the committed records

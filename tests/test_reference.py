@@ -1,10 +1,11 @@
-"""docs/reference/keys.md is what conf/ and the launchers' dataclasses say today."""
+"""docs/reference/keys.md and columns.md are what the code says today."""
 
 from __future__ import annotations
 
 import runpy
 from typing import Any
 
+import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -15,9 +16,11 @@ from tests.import_graph import ROOT
 PAGE = ROOT / "docs" / "reference" / "keys.md"
 
 
-def test_the_page_of_the_keys_is_as_generated() -> None:
-    made = runpy.run_path(str(ROOT / "docs" / "make_keys.py"))
-    assert PAGE.read_text() == made["page"](), "run: python docs/make_keys.py"
+@pytest.mark.parametrize("page", ["keys.md", "columns.md"])
+def test_a_page_is_as_generated(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    made = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))["PAGES"]
+    assert (PAGE.parent / page).read_text() == made[page](), "run: python docs/make_reference.py"
 
 
 def test_every_key_that_hydra_composes_is_on_the_page() -> None:

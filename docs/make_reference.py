@@ -1,4 +1,4 @@
-"""Writes docs/reference/keys.md from conf/ and the launchers' dataclasses: `python docs/make_keys.py`, and `make docs`.
+"""Writes docs/reference/keys.md and columns.md: `python docs/make_reference.py`, which `make docs` runs.
 
 A key's meaning is the comment on its line, so that it is written once, where it is set. A key without one is an error.
 """
@@ -13,12 +13,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import make_columns
+
 from blockshock import config
 from blockshock.phases.benchmark.contenders import Contender
 from sweeps.launchers.launchers import LAUNCHERS
 from sweeps.launchers.options import LauncherConf
 
-PAGE = Path(__file__).parent / "reference" / "keys.md"
+REFERENCE = Path(__file__).parent / "reference"
 GROUPS = ("hardware", "phase", "method", "mask", "workload", "sweep")
 LINE = re.compile(r"( *)(\w+):(?: ([^#]*?))?(?: +# (.*))?$")
 INTERNAL = {"_target_", "name", "defaults", "kind"}  # what a class, a file or Hydra sets
@@ -27,7 +29,7 @@ HEAD = """# Every choice and every key
 Look up what a choice or a key means, and its default. `group=choice` chooses, `key=value` sets, `blockshock --cfg job`
 shows what a command line amounts to. What can't run is rejected before anything starts, with the nearest spelling.
 
-<!-- made by `python docs/make_keys.py` from the comments in conf/ and the launchers' dataclasses: change them there -->
+<!-- made by `python docs/make_reference.py` from the comments in conf/ and the launchers' options: change those -->
 
 """
 
@@ -40,7 +42,7 @@ class Key:
     choice: str = ""  # the option that has it; empty: all
 
 
-def page() -> str:
+def keys() -> str:
     parts = [HEAD, "## Keys of every job\n\n", _table(_core()), "\n## Choices\n"]
     for group in GROUPS:
         parts.append(f"\n### `{group}`\n\n| {group}= | |\n|---|---|\n")
@@ -161,7 +163,9 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+PAGES = {"keys.md": keys, "columns.md": make_columns.page}
+
 if __name__ == "__main__":
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(page(), encoding="utf-8")
-    print(PAGE)
+    for name, text in PAGES.items():
+        (REFERENCE / name).write_text(text(), encoding="utf-8")
+        print(REFERENCE / name)
