@@ -14,12 +14,10 @@ import pytest
 
 from tests.import_graph import PACKAGES, ROOT
 
-WORDS = 14_100
-GENERATED = {
-    "docs/architectures.md",
-    "docs/reference/columns.md",
-    "docs/reference/keys.md",
-}  # tables that programs write
+WORDS = 13_300
+# What programs write: two pages, and tables in two others.
+GENERATED = {"docs/reference/columns.md", "docs/reference/keys.md"}
+TABLE = re.compile(r"<!-- (?:table|claims)\b.*?(?=<!-- end|\Z)", re.DOTALL)
 
 # The phrase, and what to write instead.
 PHRASES = {
@@ -45,7 +43,14 @@ PHRASES = {
     r"against rank": "over the nodes in order",
 }
 FORBIDDEN = re.compile("|".join(rf"\b(?:{phrase})\b" for phrase in PHRASES), re.IGNORECASE)
-HELP = ("blockshock.cli.main", "blockshock.cli.tune", "blockshock.cli.doctor", "sweeps.report.command", "sweeps.status")
+HELP = (
+    "blockshock.cli.main",
+    "blockshock.cli.tune",
+    "blockshock.cli.doctor",
+    "sweeps.report.command",
+    "sweeps.artifact.command",
+    "sweeps.status",
+)
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
@@ -120,9 +125,8 @@ def _texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 def test_the_pages_are_short() -> None:
     """Words are what spaces separate and has a letter or a digit: a table's bars are none."""
-    words = {
-        page: sum(any(letter.isalnum() for letter in word) for word in (ROOT / page).read_text().split())
-        for page in PAGES
-        if page != "CONTRIBUTING.md" and page not in GENERATED
-    }
+    words = {}
+    for page in {*PAGES} - GENERATED - {"CONTRIBUTING.md"}:
+        text = TABLE.sub("", (ROOT / page).read_text())
+        words[page] = sum(any(letter.isalnum() for letter in word) for word in text.split())
     assert sum(words.values()) <= WORDS, words
