@@ -127,6 +127,8 @@ def with_choices(job: Job, **options: dict[str, Any]) -> Job:
 def _check_options(job: Job, groups: Iterable[str]) -> None:
     for name in groups:
         check = getattr(getattr(job, name), "check", None)
+        if name == "method" and hasattr(job.method, "build"):  # what it builds may be more than one layer
+            check = getattr(job.workload, "check_method", check)
         if check:
             check(job)
 
@@ -242,22 +244,26 @@ def _check_sizes(job: Job) -> None:
 
 
 def kind(job: Job) -> str:
-    """What the job works on: "layer", a linear layer, or "model", a model's training step.
+    """What the job works on: "layer", what a method builds over the ranks, or "model", a model's training step.
 
     Phases, methods and workloads say which in `acts_on` ("layer" is the default). A phase that acts on "any" leaves it
-    to the method.
+    to the method. One that acts on "built" takes whatever the method builds for the workload, also where that is "mlp",
+    a pair of layers.
     """
     wanted = getattr(job.phase, "acts_on", "layer")
-    return getattr(job.method, "acts_on", "layer") if wanted == "any" else wanted
+    wanted = getattr(job.method, "acts_on", "layer") if wanted == "any" else wanted
+    return "layer" if wanted == "built" else wanted
 
 
 def _check_kinds(job: Job) -> None:
     """The phase, the method and the workload must work on the same."""
-    wanted = kind(job)
-    decided_by = "method" if getattr(job.phase, "acts_on", "layer") == "any" else "phase"
-    for name in ("workload", "method"):
+    wanted, phase = kind(job), getattr(job.phase, "acts_on", "layer")
+    decided_by = "method" if phase == "any" else "phase"
+    layered = wanted == "layer" and phase in ("built", "any")
+    fitting = {"workload": (wanted, "mlp") if layered else (wanted,), "method": (wanted,)}
+    for name, kinds in fitting.items():
         option = getattr(job, name)
-        if getattr(option, "acts_on", "layer") != wanted:
+        if getattr(option, "acts_on", "layer") not in kinds:
             what = "a linear layer" if wanted == "layer" else "a model's training step"
             hint = _FOR[wanted][name] + (f", or {_FOR[_OTHER[wanted]]['method'][4:]}" if decided_by == "method" else "")
             raise ConfigError(name, option.name, f"{decided_by}={getattr(job, decided_by).name} is for {what}; {hint}")

@@ -7,19 +7,42 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from blockshock.config import Job
 from blockshock.dtypes import DTYPES
 from blockshock.masks import Mask, halves
 from blockshock.workloads import Inputs
 
+if TYPE_CHECKING:
+    from blockshock.methods import Method, ParallelModule
+
 
 def generator(seed: int, name: str, device: torch.device) -> torch.Generator:
     """A generator for one named tensor; two names never share a stream, whatever the seed."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def problem_of(job: Job, device: torch.device) -> Problem:
+    """What `job` computes: a linear layer, unless its workload has a `problem(job, device)` of its own."""
+    make = getattr(job.workload, "problem", Problem.of)
+    problem: Problem = make(job, device)
+    return problem
+
+
+class DenseLayer(nn.Module):
+    """The layer as one writes it, in any dtype: what every method's is compared with."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight.t()
 
 
 @dataclass(frozen=True)
@@ -46,7 +69,24 @@ class Problem:
 
     def weight(self) -> torch.Tensor:
         """W (N, K), normal with variance 1/K, so that Y is of order one."""
-        return self._normal("W", self.N, self.K).mul_(self.K**-0.5).to(self.dtype)
+        return self._weight("W", self.N, self.K)
+
+    def of_layer(self, name: str, N: int, K: int) -> Problem:
+        """A layer (N, K) within this problem; its mask is drawn from a stream of its own."""
+        seed = generator(self.seed, name, torch.device("cpu")).initial_seed()
+        return Problem(N, K, self.B, self.dtype, self.device, seed, self.workload, self.mask)
+
+    def weights(self) -> Any:
+        """What `build` puts over the ranks, the same on each."""
+        return self.weight()
+
+    def build(self, method: Method, weights: Any) -> ParallelModule:
+        """The method's part of this rank. A collective."""
+        return method.build(self, weights)
+
+    def dense(self, dtype: torch.dtype) -> nn.Module:
+        """The same on one device, in `dtype`, from the weights as rounded to the dtype under test."""
+        return DenseLayer(self.weight().to(dtype))
 
     def target(self, step: int = 0) -> torch.Tensor:
         """(B, N), what the mean squared error compares Y with."""
@@ -59,6 +99,9 @@ class Problem:
     def halves(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """M₀ and M₁, boolean (N, K)."""
         return halves(self.mask, weight, self._generator("mask", 0))
+
+    def _weight(self, name: str, rows: int, columns: int) -> torch.Tensor:
+        return self._normal(name, rows, columns).mul_(columns**-0.5).to(self.dtype)
 
     def _generator(self, name: str, step: int) -> torch.Generator:
         return generator(self.seed, f"{name}/{step}", self.device)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from blockshock.methods import ParallelLinear
+from blockshock.methods import ParallelModule
 from blockshock.problem import Problem
 from blockshock.ranks.distributed import max_over_ranks
 
@@ -63,24 +63,26 @@ class _Pool:
         self.largest = max(self.largest, float(difference.abs().max()), key=_nan_is_worst)
 
 
-def check(problem: Problem, layer: ParallelLinear, quantities: Sequence[str] = QUANTITIES) -> dict[str, Any]:
+def check(problem: Problem, layer: ParallelModule, quantities: Sequence[str] = QUANTITIES) -> dict[str, Any]:
     """Run `layer` forward and backward and judge Y, dX, dW as asked. A collective; leaves no gradients.
 
-    Small layers are run on several batches, until each quantity has ENOUGH elements to compare roundings with.
+    Where there are several weights, each has a verdict of its own: `dW_up`, `dW_down`. Small layers are run on several
+    batches, until each quantity has ENOUGH elements to compare roundings with.
     """
-    pools = {name: _Pool() for name in quantities}
+    pools: dict[str, _Pool] = {}
     batches = max(1, math.ceil(ENOUGH / (problem.B * min(problem.N, problem.K))))
     for batch in range(batches):
         got = _of_layer(problem, layer, quantities, batch)
-        for name, pool in pools.items():
-            dense, reference = (_dense(problem, name, dtype, batch) for dtype in (problem.dtype, torch.float64))
-            pool.add(got.pop(name), dense, reference)
-            del dense, reference
+        references = _of_dense(problem, torch.float64, quantities, batch)
+        dense = _of_dense(problem, problem.dtype, quantities, batch)
+        for name, reference in references.items():
+            pools.setdefault(name, _Pool()).add(got.pop(name), dense.pop(name), reference)
+        del references
     verdicts = {}
     for name, pool in pools.items():
         norms = (math.sqrt(pool.error / pool.reference), pool.largest, math.sqrt(pool.dense_error / pool.reference))
         relative, largest, dense_error = max_over_ranks([_nan_is_worst(value) for value in norms])
-        factor = layer.roundings()[name]
+        factor = layer.roundings()[name.split("_")[0]]
         limit = FLOAT64_LIMIT if problem.dtype == torch.float64 else MARGIN * factor * dense_error
         verdicts[name] = asdict(Check(relative, largest, dense_error, factor, limit, relative <= limit))
     return verdicts
@@ -95,36 +97,52 @@ def failure(verdicts: dict[str, Any]) -> str | None:
 
 
 def _of_layer(
-    problem: Problem, layer: ParallelLinear, quantities: Sequence[str], batch: int
+    problem: Problem, layer: ParallelModule, quantities: Sequence[str], batch: int
 ) -> dict[str, torch.Tensor]:
     parameters = list(layer.parameters())
     wanted = [p.requires_grad for p in parameters]
-    backward = set(quantities) & {"dX", "dW"}
     x = layer.shard_input(problem.inputs(batch)).detach().requires_grad_("dX" in quantities)
-    for p in parameters:
-        p.requires_grad_("dW" in quantities)
-    with torch.set_grad_enabled(bool(backward)):
-        y = layer(x)
-    got = {"Y": y.detach()}
-    if backward:
-        y.backward(problem.upstream_gradient(batch))
-    if "dX" in quantities:
-        assert x.grad is not None
-        got["dX"] = layer.assemble_input_grad(x.grad)
+    got, grads = _results(layer, x, problem.upstream_gradient(batch), quantities)
+    if "dX" in got:
+        got["dX"] = layer.assemble_input_grad(got["dX"])
     if "dW" in quantities:
-        got["dW"] = layer.assemble_weight([p.grad for p in parameters if p.grad is not None])
+        names = [name for name, _ in problem.dense(torch.float64).named_parameters()]
+        got |= dict(zip(_weight_names(names), layer.assemble_weights(grads), strict=True))
     for p, had in zip(parameters, wanted, strict=True):
         p.grad = None
         p.requires_grad_(had)
     return got
 
 
-def _dense(problem: Problem, quantity: str, dtype: torch.dtype, batch: int) -> torch.Tensor:
-    if quantity == "Y":
-        return problem.inputs(batch).to(dtype) @ problem.weight().to(dtype).t()
-    if quantity == "dX":
-        return problem.upstream_gradient(batch).to(dtype) @ problem.weight().to(dtype)
-    return problem.upstream_gradient(batch).to(dtype).t() @ problem.inputs(batch).to(dtype)
+def _of_dense(problem: Problem, dtype: torch.dtype, quantities: Sequence[str], batch: int) -> dict[str, torch.Tensor]:
+    dense = problem.dense(dtype)
+    x = problem.inputs(batch).to(dtype).requires_grad_("dX" in quantities)
+    got, grads = _results(dense, x, problem.upstream_gradient(batch).to(dtype), quantities)
+    if "dW" in quantities:
+        got |= dict(zip(_weight_names([name for name, _ in dense.named_parameters()]), grads, strict=True))
+    return got
+
+
+def _results(
+    module: torch.nn.Module, x: torch.Tensor, upstream: torch.Tensor, quantities: Sequence[str]
+) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+    """Y, dX where asked, and the parameters' gradients where asked."""
+    backward = bool(set(quantities) & {"dX", "dW"})
+    module.requires_grad_("dW" in quantities)
+    with torch.set_grad_enabled(backward):
+        y = module(x)
+    got = {"Y": y.detach()} if "Y" in quantities else {}
+    if backward:
+        y.backward(upstream)
+    if "dX" in quantities:
+        assert x.grad is not None
+        got["dX"] = x.grad
+    return got, [p.grad for p in module.parameters() if p.grad is not None] if "dW" in quantities else []
+
+
+def _weight_names(names: list[str]) -> list[str]:
+    """`dW` of a layer's one weight; `dW_up`, `dW_down` of several."""
+    return ["dW"] if len(names) == 1 else [f"dW_{name}" for name in names]
 
 
 def _nan_is_worst(value: float) -> float:

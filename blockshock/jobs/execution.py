@@ -20,8 +20,8 @@ from blockshock.jobs import correctness
 from blockshock.measure import calibration, nvml, roofline, timing
 from blockshock.measure.roofline import Cost
 from blockshock.measure.summarize import summarize_blocks
-from blockshock.methods import ParallelLinear
-from blockshock.problem import Problem
+from blockshock.methods import ParallelModule
+from blockshock.problem import Problem, problem_of
 from blockshock.ranks import distributed
 from blockshock.run_folder.folder import RunFolder
 
@@ -48,21 +48,21 @@ class Execution:
 
     @cached_property
     def problem(self) -> Problem:
-        return Problem.of(self.job, self.device)
+        return problem_of(self.job, self.device)
 
     @cached_property
     def rates(self) -> calibration.Rates:
         hardware = self.job.hardware
         return calibration.rates(self.problem.dtype, self.device, hardware.backend, hardware.recalibrate)
 
-    def build(self) -> tuple[ParallelLinear, timing.Samples]:
-        """The method's layer from the problem's weight, and how long it took to build."""
+    def build(self) -> tuple[ParallelModule, timing.Samples]:
+        """The method's layer from the problem's weights, and how long it took to build."""
         self.log("building %s", self.job.method.name)
-        weight = self.problem.weight()
+        weights = self.problem.weights()
         timer = timing.Timer("sync", self.device)
-        return timer.once("build", lambda: self.job.method.build(self.problem, weight))
+        return timer.once("build", lambda: self.problem.build(self.job.method, weights))
 
-    def check(self, layer: ParallelLinear, quantities: tuple[str, ...]) -> dict[str, Any]:
+    def check(self, layer: ParallelModule, quantities: tuple[str, ...]) -> dict[str, Any]:
         """Judge the layer against float64. A failure is recorded, then raised as CheckFailed."""
         self.log("checking %s against float64", ", ".join(quantities))
         verdicts = correctness.check(self.problem, layer, quantities)
@@ -112,7 +112,7 @@ class Execution:
         least = roofline.floor(stages, self.rates)
         return {**least, "fraction": least["floor_ms"] / measured_ms if measured_ms else None}
 
-    def write(self, layer: ParallelLinear | None, timings: dict[str, Any], **fields: Any) -> None:
+    def write(self, layer: ParallelModule | None, timings: dict[str, Any], **fields: Any) -> None:
         """Append one line to metrics.jsonl (rank 0)."""
         self.append(self.record(layer, timings, **fields))
 
@@ -121,7 +121,7 @@ class Execution:
         if distributed.rank() == 0:
             self.folder.append(*records)
 
-    def record(self, layer: ParallelLinear | None, timings: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    def record(self, layer: ParallelModule | None, timings: dict[str, Any], **fields: Any) -> dict[str, Any]:
         """A line of metrics.jsonl: what the job is, `timings`, and `fields`."""
         job = self.job
         record = {

@@ -47,13 +47,13 @@ def check_kernel(job: Job, name: str, rows: int, columns: int) -> None:
     if name == "auto":
         return
     model = job.model
-    shape = Shape(job.hardware.device, DTYPES[model.dtype], rows, columns, model.B, _blocks_of_mask(job))
+    shape = Shape(job.hardware.device, DTYPES[model.dtype], rows, columns, model.B, blocks_of_mask(job))
     problem = KERNELS[name].unsupported(shape)
     if problem:
         raise ConfigError("method.kernel", name, problem)
 
 
-def _blocks_of_mask(job: Job) -> int:
+def blocks_of_mask(job: Job) -> int:
     """How many dense blocks the mask is made of, 0 for none: a small matrix shows it."""
     if job.mask.period is None:
         return 0

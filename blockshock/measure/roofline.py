@@ -42,6 +42,11 @@ def all_gather(ranks: int, size: float) -> Cost:
     return Cost(link_bytes=(ranks - 1) / ranks * size)
 
 
+def reduce_scatter(ranks: int, size: float) -> Cost:
+    """Each rank sends the others their shares: (P-1)/P of its own buffer of `size` bytes."""
+    return Cost(link_bytes=(ranks - 1) / ranks * size)
+
+
 def floor(stages: list[Cost], rates: Rates) -> dict[str, Any]:
     """The floor in ms of stages that run one after another, what bounds it, and the sums behind it.
 

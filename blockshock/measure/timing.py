@@ -24,7 +24,17 @@ import torch
 
 from blockshock.ranks import distributed
 
-REGIONS = ("build", "forward", "backward", "opt_step", "compress", "allreduce", "allgather", "total_step")
+REGIONS = (
+    "build",
+    "forward",
+    "backward",
+    "opt_step",
+    "compress",
+    "allreduce",
+    "allgather",
+    "reducescatter",
+    "total_step",
+)
 MODES = ("sync", "cuda_events", "cuda_graph", "none")
 Samples = dict[str, list[float]]
 

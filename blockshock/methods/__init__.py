@@ -21,23 +21,21 @@ if TYPE_CHECKING:
     from blockshock.problem import Problem
 
 
-class ParallelLinear(nn.Module, ABC):
-    """One rank's part of a linear layer. The input is what `shard_input` returns; the output is all of Y (B, N).
+class ParallelModule(nn.Module, ABC):
+    """One rank's part of what a method builds: a linear layer, or the pair of layers of an MLP.
 
-    Weight gradients land in `.grad` of the parameters, whatever shape the method stores them in, so any torch
-    optimizer works.
+    The input is what `shard_input` returns; the output is all of Y on every rank. Weight gradients land in `.grad` of
+    the parameters, whatever shape the method stores them in, so any torch optimizer works.
     """
 
     def shard_input(self, x: torch.Tensor) -> torch.Tensor:
         """What this rank reads of X (B, K): all of it unless a method shards the input."""
         return x
 
-    def assemble_weight(self, like_parameters: list[torch.Tensor]) -> torch.Tensor:
-        """The dense (N, K) tensor of which the ranks hold parts: of the parameters, or of their gradients.
-
-        A collective: all ranks must call it. Parts are disjoint, so the sum over ranks is exact.
-        """
-        return distributed.allreduce_sum(self.place_weight([distributed.local_part(part) for part in like_parameters]))
+    @abstractmethod
+    def assemble_weights(self, like_parameters: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The dense tensors of which the ranks hold parts, in the order of `Problem.dense`'s parameters: made of this
+        rank's parameters, or of their gradients. A collective: all ranks must call it."""
 
     def assemble_input_grad(self, dx: torch.Tensor) -> torch.Tensor:
         """All of dX (B, K) from what the ranks' backward passes left. A collective."""
@@ -51,7 +49,7 @@ class ParallelLinear(nn.Module, ABC):
         """The least work of one rank: `forward`, `backward_input`, `backward_weight`."""
 
     def roundings(self) -> dict[str, float]:
-        """Error of Y, dX and dW over that of one product rounded once: what the method's own roundings add."""
+        """Error of Y, dX and dW over that of the dense products in this dtype: what the method's own roundings add."""
         return {"Y": 1.0, "dX": 1.0, "dW": 1.0}
 
     def describe(self) -> dict[str, Any]:
@@ -65,6 +63,20 @@ class ParallelLinear(nn.Module, ABC):
     def weight_bytes(self) -> int:
         """Bytes a rank holds for its weights: parameters and what the kernel needs beside them."""
         return distributed.local_bytes(self.parameters())
+
+
+class ParallelLinear(ParallelModule):
+    """One rank's part of a linear layer."""
+
+    def assemble_weights(self, like_parameters: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [self.assemble_weight(like_parameters)]
+
+    def assemble_weight(self, like_parameters: list[torch.Tensor]) -> torch.Tensor:
+        """The dense (N, K) tensor of which the ranks hold parts: of the parameters, or of their gradients.
+
+        A collective: all ranks must call it. Parts are disjoint, so the sum over ranks is exact.
+        """
+        return distributed.allreduce_sum(self.place_weight([distributed.local_part(part) for part in like_parameters]))
 
     @abstractmethod
     def place_weight(self, parts: list[torch.Tensor]) -> torch.Tensor:

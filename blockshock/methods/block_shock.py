@@ -51,10 +51,14 @@ class BlockShock(HalvesOptions):
     def build(self, problem: Problem, weight: torch.Tensor) -> ParallelLinear:
         return BlockShockLinear(self, problem, weight)
 
+    def build_partial(self, problem: Problem, weight: torch.Tensor) -> HalvesLinear:
+        """This rank's product alone, not summed: for pairs of layers, which sum in a way of their own."""
+        return BlockShockLinear(self, problem, weight, summed=False)
+
 
 class BlockShockLinear(HalvesLinear):
-    def __init__(self, method: BlockShock, problem: Problem, weight: torch.Tensor) -> None:
-        super().__init__(problem, method)
+    def __init__(self, method: BlockShock, problem: Problem, weight: torch.Tensor, summed: bool = True) -> None:
+        super().__init__(problem, method, summed)
         self.method = method
         masks = self.local_halves(problem, weight)
         self.kernels = [make(method.kernel, mask, problem.mask.period, problem.B, problem.dtype) for mask in masks]

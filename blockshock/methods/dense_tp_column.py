@@ -19,7 +19,8 @@ from blockshock.collectives.gradients import gather_columns, sum_gradient
 from blockshock.measure.roofline import Cost, all_gather, all_reduce
 from blockshock.methods import ParallelLinear, ring_roundings
 from blockshock.methods.dense_single import dense_costs
-from blockshock.methods.dense_tp_row import check_shards
+from blockshock.methods.dense_tp_row import DenseTpRowLinear, check_shards
+from blockshock.methods.shared.column_shard import ColumnShard, Shards
 from blockshock.ranks import distributed
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ class DenseTpColumn:
 
     def build(self, problem: Problem, weight: torch.Tensor) -> ParallelLinear:
         return DenseTpColumnLinear(problem, weight)
+
+    def build_column_row(self, up: Problem, up_rows: torch.Tensor, down: Problem, down_weight: torch.Tensor) -> Shards:
+        return ColumnShard(up, up_rows), DenseTpRowLinear(down, down_weight)
 
 
 class DenseTpColumnLinear(ParallelLinear):

@@ -19,6 +19,7 @@ from blockshock.errors import ConfigError
 from blockshock.measure.roofline import Cost, all_reduce
 from blockshock.methods import ParallelLinear, ring_roundings
 from blockshock.methods.dense_single import dense_costs
+from blockshock.methods.shared.column_shard import ColumnShard, Shards
 from blockshock.methods.shared.dense_linear import dense_linear, matmul
 from blockshock.ranks import distributed
 
@@ -37,6 +38,9 @@ class DenseTpRow(CollectiveOptions):
 
     def build(self, problem: Problem, weight: torch.Tensor) -> ParallelLinear:
         return DenseTpRowLinear(problem, weight, self)
+
+    def build_column_row(self, up: Problem, up_rows: torch.Tensor, down: Problem, down_weight: torch.Tensor) -> Shards:
+        return ColumnShard(up, up_rows), DenseTpRowLinear(down, down_weight, self)
 
 
 def check_shards(job: Job, axis: str) -> None:

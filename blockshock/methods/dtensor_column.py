@@ -16,7 +16,9 @@ from torch.distributed.tensor.parallel import ColwiseParallel
 from blockshock.methods import ParallelLinear
 from blockshock.methods.dense_tp_column import DenseTpColumnLinear
 from blockshock.methods.dense_tp_row import check_shards
-from blockshock.methods.shared.dtensor import PlannedLinear
+from blockshock.methods.dtensor_row import DTensorRowLinear
+from blockshock.methods.shared.column_shard import Shards
+from blockshock.methods.shared.dtensor import PlannedLinear, PlannedShard
 
 if TYPE_CHECKING:
     from blockshock.config import Job
@@ -32,6 +34,9 @@ class DTensorColumn:
 
     def build(self, problem: Problem, weight: torch.Tensor) -> ParallelLinear:
         return DTensorColumnLinear(problem, weight)
+
+    def build_column_row(self, up: Problem, up_rows: torch.Tensor, down: Problem, down_weight: torch.Tensor) -> Shards:
+        return PlannedShard(up, up_rows), DTensorRowLinear(down, down_weight)
 
 
 class DTensorColumnLinear(PlannedLinear, DenseTpColumnLinear):

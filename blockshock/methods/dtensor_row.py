@@ -16,7 +16,8 @@ from torch.distributed.tensor.parallel import RowwiseParallel
 from blockshock.collectives.choice import PLAIN
 from blockshock.methods import ParallelLinear
 from blockshock.methods.dense_tp_row import DenseTpRowLinear, check_shards
-from blockshock.methods.shared.dtensor import PlannedLinear
+from blockshock.methods.shared.column_shard import Shards
+from blockshock.methods.shared.dtensor import PlannedLinear, PlannedShard
 
 if TYPE_CHECKING:
     from blockshock.config import Job
@@ -32,6 +33,9 @@ class DTensorRow:
 
     def build(self, problem: Problem, weight: torch.Tensor) -> ParallelLinear:
         return DTensorRowLinear(problem, weight)
+
+    def build_column_row(self, up: Problem, up_rows: torch.Tensor, down: Problem, down_weight: torch.Tensor) -> Shards:
+        return PlannedShard(up, up_rows), DTensorRowLinear(down, down_weight)
 
 
 class DTensorRowLinear(PlannedLinear, DenseTpRowLinear):

@@ -30,12 +30,16 @@ class MaskedSplitDense(HalvesOptions):
     def build(self, problem: Problem, weight: torch.Tensor) -> ParallelLinear:
         return MaskedSplitLinear(self, problem, weight)
 
+    def build_partial(self, problem: Problem, weight: torch.Tensor) -> HalvesLinear:
+        """This rank's product alone, not summed: for pairs of layers, which sum in a way of their own."""
+        return MaskedSplitLinear(self, problem, weight, summed=False)
+
 
 class MaskedSplitLinear(HalvesLinear):
     """Parameters are dense, with exact zeros outside the mask; gradients are masked, so zeros stay zero."""
 
-    def __init__(self, options: HalvesOptions, problem: Problem, weight: torch.Tensor) -> None:
-        super().__init__(problem, options)
+    def __init__(self, options: HalvesOptions, problem: Problem, weight: torch.Tensor, summed: bool = True) -> None:
+        super().__init__(problem, options, summed)
         self.masks = self.local_halves(problem, weight)
         own, zero = weight[self.rows, self.columns], weight.new_zeros(())
         self.weights = nn.ParameterList(nn.Parameter(torch.where(mask, own, zero)) for mask in self.masks)

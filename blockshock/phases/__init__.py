@@ -16,7 +16,7 @@ from blockshock.measure.timing import MODES, region
 
 if TYPE_CHECKING:
     from blockshock.config import Job
-    from blockshock.methods import ParallelLinear
+    from blockshock.methods import ParallelModule
     from blockshock.problem import Problem
 
 
@@ -79,7 +79,7 @@ class TrainingOptions(OptimizerOptions):
         one_of("phase.loss", self.loss, ("mse", "sum"))
 
     def make_step(
-        self, layer: ParallelLinear, problem: Problem, input_grad: bool = True
+        self, layer: ParallelModule, problem: Problem, input_grad: bool = True
     ) -> tuple[Callable[[], torch.Tensor], torch.optim.Optimizer]:
         """One training step of `layer` on the problem's inputs and target, and its optimizer.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from blockshock.jobs.correctness import QUANTITIES
 from blockshock.jobs.execution import Execution
@@ -11,6 +12,8 @@ from blockshock.measure.summarize import summarize
 
 @dataclass
 class Correctness:
+    acts_on: ClassVar[str] = "built"
+
     name: str
 
     def run(self, execution: Execution) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -12,6 +13,8 @@ from blockshock.phases import TimedPhase
 
 @dataclass
 class Forward(TimedPhase):
+    acts_on: ClassVar[str] = "built"
+
     def run(self, execution: Execution) -> float:
         """Record the forward time; its median in ms (0 with timing=none)."""
         layer, build = execution.build()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from blockshock.jobs.execution import Execution
 from blockshock.measure.timing import region
@@ -11,6 +12,8 @@ from blockshock.phases import TimedPhase
 
 @dataclass
 class BackwardInput(TimedPhase):
+    acts_on: ClassVar[str] = "built"
+
     def run(self, execution: Execution) -> float:
         """Record the times of both passes; the median of the backward pass in ms (0 with timing=none)."""
         layer, build = execution.build()

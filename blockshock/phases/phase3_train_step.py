@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainStep(TrainingOptions, TimedPhase):
+    acts_on: ClassVar[str] = "built"
+
     input_grad: bool = True  # also compute dX, as every layer but a network's first must
 
     def check(self, job: Job) -> None:

@@ -7,7 +7,7 @@ fresh batches. Beside it run a dense layer in the same dtype and one in float64;
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,7 +17,7 @@ import torch
 from blockshock.errors import ConfigError, at_least, one_of
 from blockshock.jobs.correctness import errors
 from blockshock.jobs.execution import Execution
-from blockshock.methods import ParallelLinear
+from blockshock.methods import ParallelModule
 from blockshock.phases import TrainingOptions
 from blockshock.problem import Problem
 from blockshock.ranks import distributed
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Drift(TrainingOptions):
+    acts_on: ClassVar[str] = "built"
     files: ClassVar = ("drift.csv",)
     name: str = "phasex_drift"
     mode: str = "apply"  # apply | train
@@ -57,35 +58,34 @@ class Drift(TrainingOptions):
         return float(rows[-1]["output_error"])
 
     @torch.no_grad()
-    def _apply(self, problem: Problem, layer: ParallelLinear) -> Iterator[dict[str, float]]:
-        weight, x = problem.weight(), problem.inputs()
-        dense, exact, exact_weight = x, x.double(), weight.double()
+    def _apply(self, problem: Problem, layer: ParallelModule) -> Iterator[dict[str, float]]:
+        in_dtype, in_float64 = problem.dense(problem.dtype), problem.dense(torch.float64)
+        x = problem.inputs()
+        dense, exact = x, x.double()
         for _ in range(self.steps):
             x = _normalized(layer(layer.shard_input(x)))
-            dense = _normalized(dense @ weight.t())
-            exact = _normalized(exact @ exact_weight.t())
+            dense = _normalized(in_dtype(dense))
+            exact = _normalized(in_float64(exact))
             yield _worst(output_error=errors(x, exact)[0], dense_output_error=errors(dense, exact)[0])
 
-    def _train(self, problem: Problem, layer: ParallelLinear) -> Iterator[dict[str, float]]:
-        weight = problem.weight()
-        dense = torch.nn.Parameter(weight.clone())
-        exact = torch.nn.Parameter(weight.double())
-        optimizers = [self.make_optimizer(list(p)) for p in (layer.parameters(), [dense], [exact])]
+    def _train(self, problem: Problem, layer: ParallelModule) -> Iterator[dict[str, float]]:
+        dense, exact = problem.dense(problem.dtype), problem.dense(torch.float64)
+        optimizers = [self.make_optimizer(list(module.parameters())) for module in (layer, dense, exact)]
         for step in range(1, self.steps + 1):
             x, target = problem.inputs(step), problem.target(step)
-            outputs = [layer(layer.shard_input(x)), x @ dense.t(), x.double() @ exact.t()]
+            outputs = [layer(layer.shard_input(x)), dense(x), exact(x.double())]
             for y, optimizer in zip(outputs, optimizers, strict=True):
                 optimizer.zero_grad()
                 self.loss_of(y, target.to(y.dtype)).backward()
                 optimizer.step()
             layer.after_optimizer_step(step)
             y, dense_y, exact_y = (output.detach() for output in outputs)
-            full = layer.assemble_weight([p.detach() for p in layer.parameters()])
+            full = _flat(layer.assemble_weights([p.detach() for p in layer.parameters()]))
             yield _worst(
                 output_error=errors(y, exact_y)[0],
                 dense_output_error=errors(dense_y, exact_y)[0],
-                weight_error=errors(full, exact.detach())[0],
-                dense_weight_error=errors(dense.detach(), exact.detach())[0],
+                weight_error=errors(full, _flat(exact.parameters()))[0],
+                dense_weight_error=errors(_flat(dense.parameters()), _flat(exact.parameters()))[0],
             )
 
 
@@ -93,6 +93,10 @@ def _normalized(y: torch.Tensor) -> torch.Tensor:
     """Rows of unit mean square, so that T applications neither overflow nor vanish; rounded once."""
     wide = y if y.dtype == torch.float64 else y.float()
     return (wide * wide.square().mean(dim=1, keepdim=True).rsqrt()).to(y.dtype)
+
+
+def _flat(weights: Iterable[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([weight.detach().flatten() for weight in weights])
 
 
 def _worst(**values: Any) -> dict[str, float]:

@@ -25,7 +25,7 @@ from blockshock.jobs.correctness import QUANTITIES
 from blockshock.jobs.execution import Execution
 from blockshock.measure import timing
 from blockshock.measure.summarize import summarize
-from blockshock.methods import ParallelLinear
+from blockshock.methods import ParallelModule
 from blockshock.phases import TrainingOptions
 from blockshock.ranks import distributed
 from profiler import plots
@@ -60,7 +60,7 @@ class Subject:
     step: Callable[[], object]
     marked_step: Callable[[], object]
     flops: Callable[[], FlopCount]
-    layer: ParallelLinear | None = None
+    layer: ParallelModule | None = None
     fields: dict[str, Any] | None = None
 
 

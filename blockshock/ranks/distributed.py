@@ -40,6 +40,15 @@ def allreduce_sum(tensor: torch.Tensor, group: dist.ProcessGroup | None = None) 
     return tensor
 
 
+def gather_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Every rank's `tensor`, all of one shape, in the order of the ranks."""
+    if not is_distributed():
+        return [tensor]
+    gathered = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(gathered, tensor.contiguous())
+    return gathered
+
+
 def max_over_ranks(values: list[float]) -> list[float]:
     """Elementwise maximum over the ranks: the slowest rank's time, iteration by iteration."""
     if not is_distributed() or not values:

@@ -10,17 +10,20 @@ The weight is a DTensor made of the shards that the ranks hold, so that nothing 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
-from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, parallelize_module
 
 from blockshock.methods import ParallelLinear
+
+if TYPE_CHECKING:
+    from blockshock.problem import Problem
 
 
 class PlannedLinear(ParallelLinear):
@@ -39,6 +42,18 @@ class PlannedLinear(ParallelLinear):
 
     def describe(self) -> dict[str, Any]:
         return {"plan": self.plan}
+
+
+class PlannedShard(nn.Module):
+    """Column-parallel up to the gather, which the next layer of a pair makes needless: this rank's columns."""
+
+    def __init__(self, up: Problem, up_rows: torch.Tensor) -> None:
+        super().__init__()
+        plan = ColwiseParallel(input_layouts=Replicate(), output_layouts=Shard(-1))
+        self.linear = _parallelized(up_rows, Shard(0), plan)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _waited_for(self.linear(x))
 
 
 def _parallelized(shard: torch.Tensor, placement: Shard, plan: ParallelStyle) -> nn.Module:

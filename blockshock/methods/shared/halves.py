@@ -59,10 +59,11 @@ def check_halves(job: Job, options: HalvesOptions) -> tuple[int, int]:
 class HalvesLinear(ParallelLinear, ABC):
     """Who holds what, and the collectives. Subclasses store the local halves and multiply by them.
 
-    When they have what `product` needs, they must `choose_collective`.
+    When they have what `product` needs, they must `choose_collective`. With `summed=False` the rank's partial product
+    is what comes out, and the gradient of its own X what goes back: whoever asked for that sums.
     """
 
-    def __init__(self, problem: Problem, options: HalvesOptions) -> None:
+    def __init__(self, problem: Problem, options: HalvesOptions, summed: bool = True) -> None:
         super().__init__()
         self.dtype, self.device, self.options = problem.dtype, problem.device, options
         self.batch, self.outputs, self.inputs = problem.B, problem.N, problem.K
@@ -87,6 +88,8 @@ class HalvesLinear(ParallelLinear, ABC):
             self.grad_group = None if self.sharded_grad else pair
         else:
             self.grad_group = same_half if self.sharded_grad else everyone
+        if not summed:
+            self.sum_group = self.gather_group = self.grad_group = None
 
     def local_halves(self, problem: Problem, weight: torch.Tensor) -> list[torch.Tensor]:
         """The boolean masks of this rank's halves, of the rows and columns that it holds."""

@@ -17,12 +17,12 @@ from blockshock.config import with_choices
 from blockshock.errors import ConfigError
 from blockshock.jobs import correctness
 from blockshock.jobs.execution import Execution
-from blockshock.methods import ParallelLinear
+from blockshock.methods import ParallelModule
 from blockshock.methods.shared.halves import HalvesLinear
 from blockshock.phases import TrainingOptions
 from blockshock.phases.benchmark.contenders import Admitted, Contender, Entry, admit, naming
 from blockshock.phases.benchmark.turns import Benchmark
-from blockshock.problem import Problem
+from blockshock.problem import Problem, problem_of
 from blockshock.ranks import distributed
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Built:
     job: Job
     variant: str
     problem: Problem
-    layer: ParallelLinear
+    layer: ParallelModule
     about: dict[str, Any]
 
     def entry(self, step: Callable[[], Any], **about: Any) -> Entry:
@@ -73,8 +73,8 @@ class LayerBenchmark(Benchmark):
             execution.log("building and checking %s", key)
             with naming(key):
                 own = _own_job(execution.job, contender)
-                problem = Problem.of(own, execution.device)
-                layer = own.method.build(problem, problem.weight())
+                problem = problem_of(own, execution.device)
+                layer = problem.build(own.method, problem.weights())
                 about = _checked(own, problem, layer, self.QUANTITIES)
             yield Built(key, own, _variant(key, own.method.name), problem, layer, about)
 
@@ -84,6 +84,7 @@ class Forward(LayerBenchmark):
     """Y on every rank from this rank's input."""
 
     PART: ClassVar[str] = "forward"
+    acts_on: ClassVar[str] = "built"
 
     def entries(self, execution: Execution, admitted: Admitted[LayerContender]) -> Iterator[Entry]:
         for built in self.built(execution, admitted):
@@ -97,6 +98,7 @@ class Train(LayerBenchmark):
     """Forward, mean squared error, dX and dW, a capturable fused AdamW."""
 
     PART: ClassVar[str] = "train"
+    acts_on: ClassVar[str] = "built"
     QUANTITIES: ClassVar[tuple[str, ...]] = correctness.QUANTITIES
 
     def entries(self, execution: Execution, admitted: Admitted[LayerContender]) -> Iterator[Entry]:
@@ -106,7 +108,7 @@ class Train(LayerBenchmark):
                 step, optimizer = TrainingOptions().make_step(layer, problem)
                 step()  # so that there is optimizer state to count
                 state = layer.weight_bytes() + distributed.local_bytes(layer.parameters()) + _state_bytes(optimizer)
-            dense = 4 * problem.N * problem.K * problem.dtype.itemsize  # weight, gradient, two moments
+            dense = 4 * distributed.local_bytes(problem.dense(problem.dtype).parameters())  # and gradient, two moments
             yield built.entry(step, state_bytes=state, dense_state_bytes=dense)
 
 
@@ -164,7 +166,7 @@ def _variant(key: str, method: str) -> str:
     return key.removeprefix(method).removeprefix("_")
 
 
-def _checked(job: Job, problem: Problem, layer: ParallelLinear, quantities: tuple[str, ...]) -> dict[str, Any]:
+def _checked(job: Job, problem: Problem, layer: ParallelModule, quantities: tuple[str, ...]) -> dict[str, Any]:
     """What the record says of a layer; CheckFailed where it computes something else."""
     verdicts = correctness.check(problem, layer, quantities)
     wrong = correctness.failure(verdicts)
@@ -173,7 +175,7 @@ def _checked(job: Job, problem: Problem, layer: ParallelLinear, quantities: tupl
     worst = max(verdicts.values(), key=lambda verdict: verdict["relative_error"] / verdict["limit"])
     return {
         "kernel": getattr(job.method, "kernel", ""),
-        "mask": job.mask.name if isinstance(layer, HalvesLinear) else "",
+        "mask": job.mask.name if any(isinstance(part, HalvesLinear) for part in layer.modules()) else "",
         "detail": layer.describe(),
         "relative_error": worst["relative_error"],
         "dense_relative_error": worst["dense_relative_error"],

@@ -1,0 +1,94 @@
+"""Both layers as the method builds them, one after the other: what works for every method and every mask.
+
+    up      X -> all of X W_upᵀ on every rank          (a sum or a gather over B x hidden)
+    φ       on every rank, of all hidden columns
+    down    what the rank reads of it -> all of Y      (a sum or a gather over B x N)
+
+Backward, a layer that shards its input leaves its gradient sharded, and `assemble_input_grad` joins it.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from blockshock.errors import ConfigError
+from blockshock.measure.roofline import Cost
+from blockshock.measure.timing import region
+from blockshock.methods import ParallelLinear
+from blockshock.methods.pairs.pair import Mlp, MlpWeights, ParallelMlp
+from blockshock.ranks import distributed
+
+if TYPE_CHECKING:
+    from blockshock.config import Job
+    from blockshock.problem import Problem
+
+
+class LayersMlp(ParallelMlp):
+    PAIRING = "layers"
+
+    def __init__(self, problem: Problem, method: Any, mlp: Mlp, weights: MlpWeights) -> None:
+        super().__init__(problem, mlp)
+        self.up: ParallelLinear = method.build(problem.of_layer("up", mlp.rows, problem.K), weights.up)
+        self.down = method.build(problem.of_layer("down", problem.N, mlp.hidden), weights.down)
+
+    @classmethod
+    def unsupported(cls, job: Job, mlp: Mlp) -> str | None:
+        return None
+
+    @classmethod
+    def check(cls, job: Job, mlp: Mlp) -> None:
+        check_layer(job, mlp, N=mlp.rows)
+        check_layer(job, mlp, K=mlp.hidden)
+
+    @classmethod
+    def build(cls, problem: Problem, method: Any, mlp: Mlp, weights: MlpWeights) -> ParallelMlp:
+        return cls(problem, method, mlp, weights)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        first = self.up(_Entered.apply(x, self.up))
+        return _Entered.apply(self.mlp.activate(first), self.down)
+
+    def assemble_weights(self, like_parameters: list[Tensor]) -> list[Tensor]:
+        count = len(list(self.up.parameters()))
+        return [self.up.assemble_weight(like_parameters[:count]), self.down.assemble_weight(like_parameters[count:])]
+
+    def own_costs(self) -> dict[str, Cost]:
+        """Without what joins a sharded dX: how is the method's own, and the floor stays a floor."""
+        return self.up.costs()
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"up": self.up.describe(), "down": self.down.describe()}
+
+
+def check_layer(job: Job, mlp: Mlp, N: int | None = None, K: int | None = None) -> None:
+    """Let the method judge one of the two layers. An error names the key that a user would set."""
+    check = getattr(job.method, "check", None)
+    if check is None:
+        return
+    try:
+        check(replace(job, model=replace(job.model, N=N or job.model.N, K=K or job.model.K)))
+    except ConfigError as error:
+        if error.key != ("model.N" if N else "model.K"):
+            raise
+        which = f"the MLP's {'first' if N else 'second'} layer has {error.key[-1]}={error.value}"
+        raise ConfigError("workload.hidden", mlp.hidden, f"{error.problem} ({which})") from error
+
+
+class _Entered(torch.autograd.Function):
+    """All of a layer's input -> what this rank reads of it; the gradient is joined again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: ParallelLinear) -> Tensor:
+        ctx.layer = layer
+        own = layer.shard_input(x)
+        return own.view_as(own) if own is x else own
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        with region("allreduce") if distributed.world_size() > 1 else nullcontext():
+            return ctx.layer.assemble_input_grad(grads[0]), None
