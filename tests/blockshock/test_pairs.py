@@ -1,5 +1,7 @@
 """The pair of layers of an MLP is the dense MLP, however it is split, and sends what docs/method.md says."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -39,7 +41,7 @@ def pairs(draw):
 
 
 @given(pairs())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_every_pairing_is_the_dense_mlp_in_float64(pools, pair):
     ranks, spec = pair
     outcome = pools(ranks).run(pair_tasks.compare_with_dense, spec)
@@ -187,3 +189,62 @@ def test_weights_leave_the_output_of_order_one():
         problem = MlpProblem(**vars(layer), mlp=mlp, pairing=LayersMlp)
         y = DenseMlp(mlp, problem.weights())(problem.inputs()).detach()
         assert 0.3 < float(y.square().mean().sqrt()) < 3
+
+
+ON_TWO = ("workload=mlp_block", "hardware=cpu", "hardware.world_size=2", "model.N=32", "model.B=8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["workload.hidden=50"], "workload.hidden=50: block_shock on 2 ranks needs a multiple of 4 (the MLP's first"),
+        (["method=dense_tp_row", "workload.hidden=51"], "workload.hidden=51: dense_tp_row on 2 ranks needs a multiple"),
+        (["workload.pairing=column_row"], "workload.pairing=column_row: is dense tensor parallelism's"),
+        (["workload.pairing=reduce_scatter", "mask=checkerboard"], "needs a mask whose rows keep the same columns"),
+        (["workload.pairing=reduce_scatter", "method=dense_tp_row"], "is for complementary halves; use layers"),
+        (["workload.pairing=both"], "workload.pairing=both: allowed: auto, column_row, reduce_scatter, layers"),
+        (["workload.activation=tanh"], "workload.activation=tanh: allowed: gelu, gelu_tanh, relu, silu"),
+        (["method=dense_single"], "hardware.world_size=2: dense_single runs on one rank"),
+        (["phase=profile"], "workload=mlp_block: phase=profile is for a model's training step"),
+        (["phase=benchmark", "phase/part=law"], "workload=mlp_block: phase=benchmark is for a linear layer"),
+        (["model.K=30"], "model.K=30: block_shock on 2 ranks needs a multiple of 4"),
+    ],
+)
+def test_pairs_that_cannot_be_are_rejected_in_one_line(cli, arguments, said):
+    done = cli(*ON_TWO, *arguments)
+    assert done.code == 2
+    assert said in done.err
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["phase=phase1_forward", "method=dense_tp_row"],
+        ["phase=phase2_backward_input", "method=masked_split_dense"],
+        ["phase=phase3_train_step", "mask=random_2of4"],
+        ["phase=phasex_drift", "phase.mode=train", "phase.steps=5", "phase.optimizer=sgd"],
+        ["phase=trace", "phase.trace_iters=1", "phase.stacks=none"],
+        ["phase=benchmark", "phase/part=train", "phase.rounds=1"],
+    ],
+)
+def test_every_phase_takes_a_pair_over_two_ranks(cli, tmp_path, arguments):
+    few = [] if "drift" in arguments[0] else ["phase.timed_iters=2"]
+    done = cli(*ON_TWO, *arguments, *few, "hydra.run.dir=run")
+    assert (done.code, done.err) == (0, "")
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {record["workload"] for record in records} == {"mlp_block"}
+    for record in records:
+        assert all(verdict["passed"] for verdict in record.get("correctness", {}).values())
+    if "train_step" in arguments[0]:
+        assert records[0]["training"]["last"] < records[0]["training"]["first"]
+        assert records[0]["layer"]["pairing"] == "layers"  # of a random mask
+
+
+def test_the_preset_compares_turns_parts_drift_and_pairings(cli):
+    done = cli("-m", "+sweep=mlp_block", "hardware=cpu", "hydra.launcher.dry_run=true")
+    assert done.code == 0, done.err
+    listed = done.out + done.err
+    assert listed.count("mlp_block/benchmark_train") == 2
+    assert listed.count("mlp_block/phasex_drift") == 6
