@@ -247,8 +247,8 @@ def kind(job: Job) -> str:
     """What the job works on: "layer", what a method builds over the ranks, or "model", a model's training step.
 
     Phases, methods and workloads say which in `acts_on` ("layer" is the default). A phase that acts on "any" leaves it
-    to the method. One that acts on "built" takes whatever the method builds for the workload, also where that is "mlp",
-    a pair of layers.
+    to the method. One that acts on "built" takes whatever the method builds for the workload: also where that is "mlp",
+    a pair of layers, or "model", a model whose MLPs are such pairs.
     """
     wanted = getattr(job.phase, "acts_on", "layer")
     wanted = getattr(job.method, "acts_on", "layer") if wanted == "any" else wanted
@@ -260,7 +260,7 @@ def _check_kinds(job: Job) -> None:
     wanted, phase = kind(job), getattr(job.phase, "acts_on", "layer")
     decided_by = "method" if phase == "any" else "phase"
     layered = wanted == "layer" and phase in ("built", "any")
-    fitting = {"workload": (wanted, "mlp") if layered else (wanted,), "method": (wanted,)}
+    fitting = {"workload": ("layer", "mlp", "model") if layered else (wanted,), "method": (wanted,)}
     for name, kinds in fitting.items():
         option = getattr(job, name)
         if getattr(option, "acts_on", "layer") not in kinds:

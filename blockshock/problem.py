@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -58,6 +58,8 @@ class Problem:
     workload: Inputs
     mask: Mask
 
+    has_input_grad: ClassVar[bool] = True  # whether dX is one of its quantities
+
     @classmethod
     def of(cls, job: Job, device: torch.device) -> Problem:
         m = job.model
@@ -87,6 +89,21 @@ class Problem:
     def dense(self, dtype: torch.dtype) -> nn.Module:
         """The same on one device, in `dtype`, from the weights as rounded to the dtype under test."""
         return DenseLayer(self.weight().to(dtype))
+
+    def weight_quantities(self) -> list[str]:
+        """The quantity as which each of `dense`'s parameters' gradients is judged."""
+        return ["dW"]
+
+    def cast(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The inputs as `dense(dtype)` reads them."""
+        return x.to(dtype)
+
+    def loss(self, kind: str, y: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """`phase.loss` of Y and the target."""
+        return nn.functional.mse_loss(y, target.to(y.dtype)) if kind == "mse" else y.sum()
+
+    def loss_name(self, kind: str) -> str:
+        return kind
 
     def target(self, step: int = 0) -> torch.Tensor:
         """(B, N), what the mean squared error compares Y with."""

@@ -66,7 +66,7 @@ class _Pool:
 def check(problem: Problem, layer: ParallelModule, quantities: Sequence[str] = QUANTITIES) -> dict[str, Any]:
     """Run `layer` forward and backward and judge Y, dX, dW as asked. A collective; leaves no gradients.
 
-    Where there are several weights, each has a verdict of its own: `dW_up`, `dW_down`. Small layers are run on several
+    Several weights may have verdicts of their own: `dW_up`, `dW_down`. Small layers are run on several
     batches, until each quantity has ENOUGH elements to compare roundings with.
     """
     pools: dict[str, _Pool] = {}
@@ -75,8 +75,9 @@ def check(problem: Problem, layer: ParallelModule, quantities: Sequence[str] = Q
         got = _of_layer(problem, layer, quantities, batch)
         references = _of_dense(problem, torch.float64, quantities, batch)
         dense = _of_dense(problem, problem.dtype, quantities, batch)
-        for name, reference in references.items():
-            pools.setdefault(name, _Pool()).add(got.pop(name), dense.pop(name), reference)
+        for name, parts in references.items():
+            for value, dense_value, reference in zip(got.pop(name), dense.pop(name), parts, strict=True):
+                pools.setdefault(name, _Pool()).add(value, dense_value, reference)
         del references
     verdicts = {}
     for name, pool in pools.items():
@@ -96,53 +97,57 @@ def failure(verdicts: dict[str, Any]) -> str | None:
     return None
 
 
-def _of_layer(
-    problem: Problem, layer: ParallelModule, quantities: Sequence[str], batch: int
-) -> dict[str, torch.Tensor]:
+Tensors = dict[str, list[torch.Tensor]]  # by quantity; several weights may be judged as one
+
+
+def _of_layer(problem: Problem, layer: ParallelModule, quantities: Sequence[str], batch: int) -> Tensors:
     parameters = list(layer.parameters())
     wanted = [p.requires_grad for p in parameters]
-    x = layer.shard_input(problem.inputs(batch)).detach().requires_grad_("dX" in quantities)
-    got, grads = _results(layer, x, problem.upstream_gradient(batch), quantities)
+    x = layer.shard_input(problem.inputs(batch))
+    got, grads = _results(problem, layer, x, problem.upstream_gradient(batch), quantities)
     if "dX" in got:
-        got["dX"] = layer.assemble_input_grad(got["dX"])
+        got["dX"] = [layer.assemble_input_grad(got["dX"][0])]
     if "dW" in quantities:
-        names = [name for name, _ in problem.dense(torch.float64).named_parameters()]
-        got |= dict(zip(_weight_names(names), layer.assemble_weights(grads), strict=True))
+        _add_weights(problem, got, layer.assemble_weights(grads))
     for p, had in zip(parameters, wanted, strict=True):
         p.grad = None
         p.requires_grad_(had)
     return got
 
 
-def _of_dense(problem: Problem, dtype: torch.dtype, quantities: Sequence[str], batch: int) -> dict[str, torch.Tensor]:
-    dense = problem.dense(dtype)
-    x = problem.inputs(batch).to(dtype).requires_grad_("dX" in quantities)
-    got, grads = _results(dense, x, problem.upstream_gradient(batch).to(dtype), quantities)
+def _of_dense(problem: Problem, dtype: torch.dtype, quantities: Sequence[str], batch: int) -> Tensors:
+    x = problem.cast(problem.inputs(batch), dtype)
+    upstream = problem.upstream_gradient(batch).to(dtype)
+    got, grads = _results(problem, problem.dense(dtype), x, upstream, quantities)
     if "dW" in quantities:
-        got |= dict(zip(_weight_names([name for name, _ in dense.named_parameters()]), grads, strict=True))
+        _add_weights(problem, got, grads)
     return got
 
 
 def _results(
-    module: torch.nn.Module, x: torch.Tensor, upstream: torch.Tensor, quantities: Sequence[str]
-) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+    problem: Problem, module: torch.nn.Module, x: torch.Tensor, upstream: torch.Tensor, quantities: Sequence[str]
+) -> tuple[Tensors, list[torch.Tensor]]:
     """Y, dX where asked, and the parameters' gradients where asked."""
     backward = bool(set(quantities) & {"dX", "dW"})
+    input_grad = "dX" in quantities and problem.has_input_grad
+    x = x.detach().requires_grad_(input_grad)
     module.requires_grad_("dW" in quantities)
     with torch.set_grad_enabled(backward):
         y = module(x)
-    got = {"Y": y.detach()} if "Y" in quantities else {}
+    got = {"Y": [y.detach()]} if "Y" in quantities else {}
     if backward:
         y.backward(upstream)
-    if "dX" in quantities:
+    if input_grad:
         assert x.grad is not None
-        got["dX"] = x.grad
-    return got, [p.grad for p in module.parameters() if p.grad is not None] if "dW" in quantities else []
+        got["dX"] = [x.grad]
+    if "dW" not in quantities:
+        return got, []
+    return got, [torch.zeros_like(p) if p.grad is None else p.grad for p in module.parameters()]
 
 
-def _weight_names(names: list[str]) -> list[str]:
-    """`dW` of a layer's one weight; `dW_up`, `dW_down` of several."""
-    return ["dW"] if len(names) == 1 else [f"dW_{name}" for name in names]
+def _add_weights(problem: Problem, got: Tensors, grads: list[torch.Tensor]) -> None:
+    for name, grad in zip(problem.weight_quantities(), grads, strict=True):
+        got.setdefault(name, []).append(grad)
 
 
 def _nan_is_worst(value: float) -> float:

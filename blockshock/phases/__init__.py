@@ -86,7 +86,7 @@ class TrainingOptions(OptimizerOptions):
         The step is made of the regions forward, backward and opt_step, and returns the loss before the update.
         """
         optimizer = self.make_optimizer(list(layer.parameters()))
-        x = layer.shard_input(problem.inputs()).detach().requires_grad_(input_grad)
+        x = layer.shard_input(problem.inputs()).detach().requires_grad_(input_grad and problem.has_input_grad)
         target = problem.target()
         steps = 0
 
@@ -95,7 +95,7 @@ class TrainingOptions(OptimizerOptions):
             x.grad = None
             optimizer.zero_grad(set_to_none=True)
             with region("forward"):
-                loss = self.loss_of(layer(x), target)
+                loss = problem.loss(self.loss, layer(x), target)
             with region("backward"):
                 loss.backward()
             with region("opt_step"):
@@ -105,9 +105,6 @@ class TrainingOptions(OptimizerOptions):
             return loss.detach()
 
         return step, optimizer
-
-    def loss_of(self, y: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.mse_loss(y, target) if self.loss == "mse" else y.sum()
 
 
 # Tensors of the weight's size that an update must read or write: parameter, gradient and states.

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from blockshock.errors import ConfigError
 from blockshock.jobs.execution import Execution
 from blockshock.measure.timing import region
 from blockshock.phases import TimedPhase
+
+if TYPE_CHECKING:
+    from blockshock.config import Job
 
 
 @dataclass
 class BackwardInput(TimedPhase):
     acts_on: ClassVar[str] = "built"
+
+    def check(self, job: Job) -> None:
+        super().check(job)
+        if getattr(job.workload, "acts_on", "layer") == "model":
+            problem = "its input, token ids or images, needs no gradient; use phase=phase3_train_step"
+            raise ConfigError("workload", job.workload.name, problem)
 
     def run(self, execution: Execution) -> float:
         """Record the times of both passes; the median of the backward pass in ms (0 with timing=none)."""

@@ -58,7 +58,12 @@ class TrainStep(TrainingOptions, TimedPhase):
             roofline=execution.roofline([costs["forward"], backward, update], step_ms),
             gradient_bytes=parameter_bytes,
             optimizer_bytes=state_bytes,
-            training={"optimizer": self.optimizer, "loss": self.loss, "first": first_loss, "last": last_loss},
+            training={
+                "optimizer": self.optimizer,
+                "loss": problem.loss_name(self.loss),
+                "first": first_loss,
+                "last": last_loss,
+            },
             **fields,
         )
         return float(step_ms or 0.0)

@@ -38,6 +38,8 @@ class Drift(TrainingOptions):
         self.check_training()
         one_of("phase.mode", self.mode, ("apply", "train"))
         at_least("phase.steps", self.steps, 1)
+        if self.mode == "apply" and getattr(job.workload, "acts_on", "layer") == "model":
+            raise ConfigError("phase.mode", self.mode, "a model is not applied to its own output; use phase.mode=train")
         if self.mode == "apply" and job.model.K != job.model.N:
             raise ConfigError("model.K", job.model.K, f"a layer applied to its own output needs K = N = {job.model.N}")
 
@@ -73,10 +75,11 @@ class Drift(TrainingOptions):
         optimizers = [self.make_optimizer(list(module.parameters())) for module in (layer, dense, exact)]
         for step in range(1, self.steps + 1):
             x, target = problem.inputs(step), problem.target(step)
-            outputs = [layer(layer.shard_input(x)), dense(x), exact(x.double())]
-            for y, optimizer in zip(outputs, optimizers, strict=True):
+            outputs = [layer(layer.shard_input(x)), dense(x), exact(problem.cast(x, torch.float64))]
+            losses = [problem.loss(self.loss, y, target) for y in outputs]
+            for loss, optimizer in zip(losses, optimizers, strict=True):
                 optimizer.zero_grad()
-                self.loss_of(y, target.to(y.dtype)).backward()
+                loss.backward()
                 optimizer.step()
             layer.after_optimizer_step(step)
             y, dense_y, exact_y = (output.detach() for output in outputs)
@@ -86,6 +89,7 @@ class Drift(TrainingOptions):
                 dense_output_error=errors(dense_y, exact_y)[0],
                 weight_error=errors(full, _flat(exact.parameters()))[0],
                 dense_weight_error=errors(_flat(dense.parameters()), _flat(exact.parameters()))[0],
+                **{name: float(loss) for name, loss in zip(("loss", "dense_loss", "exact_loss"), losses, strict=True)},
             )
 
 

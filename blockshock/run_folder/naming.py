@@ -26,13 +26,18 @@ def config_hash(config: dict[str, Any]) -> str:
     nothing of a linear layer's sizes and mask.
     """
     kept = {
-        group: {key: value for key, value in _options(options).items() if key not in _NOT_MEASURED.get(group, ())}
+        group: {key: value for key, value in _options(options).items() if _is_measured(group, key, value)}
         for group, options in config.items()
     }
     if _is_model_step(config):
         kept |= {"mask": {}, "model": {"dtype": config["model"]["dtype"]}}
     text = json.dumps([SCHEMA, kept], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _is_measured(group: str, key: str, value: Any) -> bool:
+    """Where a method builds none of a model's layers, it is the same measurement as before there was such a key."""
+    return key not in _NOT_MEASURED.get(group, ()) and (group, key, value) != ("workload", "layers", None)
 
 
 def _options(value: Any) -> Any:
@@ -43,7 +48,8 @@ def _options(value: Any) -> Any:
 
 
 def _is_model_step(config: dict[str, Any]) -> bool:
-    return "batch_size" in config.get("workload", {})
+    workload = config.get("workload", {})
+    return "batch_size" in workload and not workload.get("layers")
 
 
 def job_label(config: dict[str, Any]) -> str:
@@ -56,10 +62,12 @@ def job_label(config: dict[str, Any]) -> str:
     sizes = f"N{model['N']}" + (f"-K{model['K']}" if model["K"] != model["N"] else "") + f"-B{model['B']}"
     phase = config["phase"]
     compared = [phase["part"]] if "part" in phase else [config["method"]["name"], config["mask"]["name"]]
+    over_ranks = [workload["name"]] if workload.get("layers") else []  # a model
     return "_".join(
         [
             phase["name"],
             *compared,
+            *over_ranks,
             sizes,
             model["dtype"],
             f"P{config['hardware']['world_size']}",

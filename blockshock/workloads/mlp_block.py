@@ -47,4 +47,4 @@ class MlpBlock(TransformerMlp):
 
     def _mlp(self) -> Mlp:
         assert self.hidden is not None
-        return Mlp(self.hidden, self.activation, self.gated)
+        return Mlp(self.hidden, ACTIVATIONS[self.activation], self.gated)

@@ -1,22 +1,26 @@
 """A whole model and a synthetic batch, for the phases that work on a training step.
 
-Built by `profiler.models` from transformers' configurations with random weights; nothing is downloaded.
+Built by `profiler.models` from transformers' configurations with random weights; nothing is downloaded. With a method
+that builds layers, the model's MLPs are that method's pairs over the ranks, and everything else is on every rank.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from blockshock.config import kind
 from blockshock.dtypes import DTYPES
 from blockshock.errors import ConfigError, at_least, one_of
 
 if TYPE_CHECKING:
     from blockshock.config import Job
+    from blockshock.methods.pairs.model import ModelProblem
     from profiler.models import TrainingTask
 
 
@@ -31,6 +35,7 @@ class ModelWorkload:
     seq_len: int | None = None  # tokens of a sample; only text models have it
     dropout: float | None = None  # None: what the model's configuration says
     autocast: str | None = None  # bf16: the forward and the loss run under torch.autocast
+    layers: str | None = None  # what the method builds of the model, settled by `check`: mlp where it builds layers
 
     def check(self, job: Job) -> None:
         if importlib.util.find_spec("transformers") is None:
@@ -42,10 +47,78 @@ class ModelWorkload:
             raise ConfigError("workload.dropout", self.dropout, "must be at least 0 and below 1, or null")
         if self.autocast is not None:
             one_of("workload.autocast", self.autocast, ("bf16",))
+        if kind(job) == "layer":
+            self._check_layers(job)
+            return
+        if self.layers is not None:
+            problem = f"method={job.method.name} is for the whole step; leave workload.layers=null"
+            raise ConfigError("workload.layers", self.layers, problem)
         if job.hardware.world_size != 1:
             raise ConfigError(
                 "hardware.world_size", job.hardware.world_size, "a model's step runs on one rank; set it to 1"
             )
+
+    def _check_layers(self, job: Job) -> None:
+        """What a model must have for a method's layers to take the place of its own."""
+        self.layers = self.layers or "mlp"
+        one_of("workload.layers", self.layers, ("mlp",))
+        model = _shapes(self.name)
+        sites = _mlps(self.name)
+        if not sites:
+            raise ConfigError(
+                "workload", self.name, "has no MLP that a method could build; use gpt2, llama, bert or vit"
+            )
+        if self.autocast is not None:
+            raise ConfigError("workload.autocast", self.autocast, "layers have one dtype; use model.dtype=bf16")
+        if any(module.p > 0 for module in _shapes(self.name, self.dropout).modules() if isinstance(module, nn.Dropout)):
+            problem = "the dense model that a method's is compared with would draw other masks; set workload.dropout=0"
+            raise ConfigError("workload.dropout", "null" if self.dropout is None else self.dropout, problem)
+        job.model.N = job.model.K = sites[0].features  # what records say of it
+        job.model.B = self.batch_size * _rows_per_sample(model, self._length())
+
+    def check_method(self, job: Job) -> None:
+        """Whether the method's layers can be paired at the MLPs' sizes."""
+        from blockshock.methods.pairs.choice import pairing_of
+
+        mlp = _mlps(self.name)[0].mlp
+        try:
+            pairing_of(job, "auto", mlp).check(job, mlp)
+        except ConfigError as error:
+            if not error.key.startswith(("workload.", "model.")):
+                raise
+            problem = f"its MLPs, of {job.model.K} and {mlp.hidden} features, can't be split: {error}"
+            raise ConfigError("workload", self.name, problem) from error
+
+    def problem(self, job: Job, device: torch.device) -> ModelProblem:
+        """The model whose MLPs the method builds; a batch of its own at every step."""
+        from blockshock.methods.pairs.choice import pairing_of
+        from blockshock.methods.pairs.model import ModelProblem
+        from profiler.models import build
+
+        model, seed, length = job.model, job.experiment.seed, self._length()
+        config = _shapes(self.name).config
+        text = hasattr(config, "vocab_size")
+        classes = config.vocab_size if text else config.num_labels
+
+        def build_model(dtype: torch.dtype, device: torch.device) -> nn.Module:
+            if device.type == "meta":
+                return _shapes(self.name, self.dropout)
+            return build(self.name, 1, length, dtype, device, seed, self.dropout).model
+
+        def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            on: dict[str, Any] = {"generator": generator, "device": generator.device}
+            if text:
+                ids, labels = (torch.randint(classes, (self.batch_size, length), **on) for _ in range(2))
+                return ids, labels
+            images = torch.randn(self.batch_size, 3, config.image_size, config.image_size, **on)
+            return images, torch.randint(classes, (self.batch_size,), **on)
+
+        pairing = pairing_of(job, "auto", _mlps(self.name)[0].mlp)
+        sizes = (model.N, model.K, model.B, DTYPES[model.dtype])
+        return ModelProblem(*sizes, device, seed, self, job.mask, pairing, build_model, draw, classes)  # type: ignore[arg-type]
+
+    def _length(self) -> int:
+        return self.seq_len or 16  # profiler.models' own default
 
     def build(self, dtype: torch.dtype, device: torch.device, seed: int) -> TrainingTask:
         """The model in train mode, its loss and one batch, the same for the same seed."""
@@ -54,6 +127,28 @@ class ModelWorkload:
         length = {} if self.seq_len is None else {"seq_len": self.seq_len}
         task = build(self.name, self.batch_size, dtype=dtype, device=device, seed=seed, dropout=self.dropout, **length)
         return task if self.autocast is None else _under_autocast(task, DTYPES[self.autocast], device.type)
+
+
+@cache
+def _shapes(name: str, dropout: float | None = None) -> Any:
+    """The model without memory for its weights."""
+    from profiler.models import TEXT, VISION
+
+    with torch.device("meta"):
+        return (TEXT | VISION)[name.removeprefix("tiny_")](tiny=name.startswith("tiny_"), dropout=dropout)
+
+
+@cache
+def _mlps(name: str) -> list[Any]:
+    from blockshock.methods.pairs.sites import find_mlps
+
+    return find_mlps(_shapes(name))
+
+
+def _rows_per_sample(model: Any, length: int) -> int:
+    """Rows that an MLP reads of one sample: tokens, or an image's patches and the class token."""
+    config = model.config
+    return length if hasattr(config, "vocab_size") else (config.image_size // config.patch_size) ** 2 + 1
 
 
 def _under_autocast(task: TrainingTask, dtype: torch.dtype, device: str) -> TrainingTask:

@@ -18,7 +18,7 @@ from blockshock.config import ModelConfig
 from blockshock.jobs import correctness
 from blockshock.methods import ParallelModule
 from blockshock.methods.pairs.choice import MlpProblem, pairing_of
-from blockshock.methods.pairs.pair import Mlp
+from blockshock.methods.pairs.pair import ACTIVATIONS, Mlp
 from blockshock.ranks import distributed
 from blockshock.ranks.launched import RankInfo
 from blockshock.ranks.outcome import Outcome
@@ -28,7 +28,7 @@ from tests.blockshock.rank_tasks import join, method_yaml, problem_of
 def pair_of(spec: dict[str, Any]) -> tuple[MlpProblem, ParallelModule]:
     method = method_yaml(spec["method"], **spec.get("options", {}))
     layer = problem_of(spec)
-    mlp = Mlp(spec["hidden"], spec.get("activation", "gelu"), spec.get("gated", False))
+    mlp = Mlp(spec["hidden"], ACTIVATIONS[spec.get("activation", "gelu")], spec.get("gated", False))
     hardware = SimpleNamespace(world_size=distributed.world_size(), backend="gloo", device="cpu")
     model = ModelConfig(spec["N"], spec["K"], spec["B"], "fp64")
     job: Any = SimpleNamespace(method=method, mask=layer.mask, hardware=hardware, model=model)

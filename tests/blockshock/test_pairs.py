@@ -156,13 +156,16 @@ def test_hidden_rows_are_dealt_out_and_joined_again(parts, each, gated):
 
 
 class ActivatesTwice(LayersMlp):
-    def hidden(self, x):
-        return torch.relu(super().hidden(x))
+    def first(self, x):
+        return torch.relu(super().first(x))
 
 
 class ForgetsADownWeight(LayersMlp):
     def forward(self, x):
-        return self.hidden(x) @ torch.cat([self.down.weight[:, 1:], self.down.weight[:, :1] * 0], dim=1).t()
+        return (
+            self.mlp.activate(self.first(x))
+            @ torch.cat([self.down.weight[:, 1:], self.down.weight[:, :1] * 0], dim=1).t()
+        )
 
 
 class WrongUpGradient(LayersMlp):

@@ -51,11 +51,14 @@ class MlpProblem(Problem):
 
     def weights(self) -> MlpWeights:
         """Normal, of variance 1/K and 1/hidden, so that Y is of order one."""
-        up, down = (self.mlp.rows, self.K), (self.N, self.mlp.hidden)
-        return MlpWeights(*(self._weight(name, *shape) for name, shape in (("W_up", up), ("W_down", down))))
+        return MlpWeights(self._weight("W_up", self.mlp.rows, self.K), self._weight("W_down", self.N, self.mlp.hidden))
+
+    def weight_quantities(self) -> list[str]:
+        return ["dW_up", "dW_down"]
 
     def build(self, method: Method, weights: MlpWeights) -> ParallelModule:
         return self.pairing.build(self, method, self.mlp, weights)
 
     def dense(self, dtype: torch.dtype) -> nn.Module:
-        return DenseMlp(self.mlp, MlpWeights(*(weight.to(dtype) for weight in self.weights())))
+        weights = self.weights()
+        return DenseMlp(self.mlp, MlpWeights(weights.up.to(dtype), weights.down.to(dtype)))

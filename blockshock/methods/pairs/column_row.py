@@ -26,10 +26,9 @@ class ColumnRowMlp(ParallelMlp):
     PAIRING = "column_row"
 
     def __init__(self, problem: Problem, method: Any, mlp: Mlp, weights: MlpWeights) -> None:
-        super().__init__(problem, mlp)
+        super().__init__(problem, mlp, weights)
         up, down = problem.of_layer("up", mlp.rows, problem.K), problem.of_layer("down", problem.N, mlp.hidden)
-        own = mlp.rows_of(weights.up, distributed.rank(), self.ranks)
-        self.up, self.down = method.build_column_row(up, own, down, weights.down)
+        self.up, self.down = method.build_column_row(up, self.own_rows(weights.up), down, weights.down)
 
     @classmethod
     def unsupported(cls, job: Job, mlp: Mlp) -> str | None:
@@ -47,12 +46,16 @@ class ColumnRowMlp(ParallelMlp):
     def build(cls, problem: Problem, method: Any, mlp: Mlp, weights: MlpWeights) -> ParallelMlp:
         return cls(problem, method, mlp, weights)
 
-    def hidden(self, x: Tensor) -> Tensor:
-        return self.mlp.activate(self.up(x))
+    def first(self, x: Tensor) -> Tensor:
+        first: Tensor = self.up(x)
+        return first
 
-    def assemble_weights(self, like_parameters: list[Tensor]) -> list[Tensor]:
+    def enter_down(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def assemble_products(self, like_parameters: list[Tensor]) -> list[Tensor]:
         up, *down = (distributed.local_part(part) for part in like_parameters)
-        return [self.mlp.join_rows(distributed.gather_tensors(up)), self.down.assemble_weight(down)]
+        return [self.join_own_rows(up), self.down.assemble_weight(down)]
 
     def own_costs(self) -> dict[str, Cost]:
         costs = dense_costs(self.batch, self.mlp.rows // self.ranks, self.inputs, self.itemsize)

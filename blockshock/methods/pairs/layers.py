@@ -32,7 +32,7 @@ class LayersMlp(ParallelMlp):
     PAIRING = "layers"
 
     def __init__(self, problem: Problem, method: Any, mlp: Mlp, weights: MlpWeights) -> None:
-        super().__init__(problem, mlp)
+        super().__init__(problem, mlp, weights)
         self.up: ParallelLinear = method.build(problem.of_layer("up", mlp.rows, problem.K), weights.up)
         self.down = method.build(problem.of_layer("down", problem.N, mlp.hidden), weights.down)
 
@@ -49,11 +49,20 @@ class LayersMlp(ParallelMlp):
     def build(cls, problem: Problem, method: Any, mlp: Mlp, weights: MlpWeights) -> ParallelMlp:
         return cls(problem, method, mlp, weights)
 
-    def hidden(self, x: Tensor) -> Tensor:
-        first = self.up(_Entered.apply(x, self.up))
-        return _Entered.apply(self.mlp.activate(first), self.down)
+    def own_rows(self, first: Tensor) -> Tensor:
+        return first.clone()
 
-    def assemble_weights(self, like_parameters: list[Tensor]) -> list[Tensor]:
+    def join_own_rows(self, own: Tensor) -> Tensor:
+        return own
+
+    def first(self, x: Tensor) -> Tensor:
+        first: Tensor = self.up(_Entered.apply(x, self.up))
+        return first
+
+    def enter_down(self, hidden: Tensor) -> Tensor:
+        return _Entered.apply(hidden, self.down)
+
+    def assemble_products(self, like_parameters: list[Tensor]) -> list[Tensor]:
         count = len(list(self.up.parameters()))
         return [self.up.assemble_weight(like_parameters[:count]), self.down.assemble_weight(like_parameters[count:])]
 

@@ -1,6 +1,6 @@
 """What a pair of layers computes, whoever computes it, and what every pairing has in common.
 
-    mlp = Mlp(hidden=4096, activation="gelu")
+    mlp = Mlp(hidden=4096, act=functional.gelu)
     h = mlp.activate(x @ weights.up.t());   y = h @ weights.down.t()
 
 With `gated`, as in Llama, the first layer has twice the rows, the gate's over the up projection's, and
@@ -43,7 +43,7 @@ class Mlp:
     """φ, and the hidden features between the two layers."""
 
     hidden: int
-    activation: str = "gelu"  # of ACTIVATIONS
+    act: Callable[[Tensor], Tensor] = functional.gelu
     gated: bool = False
 
     @property
@@ -53,11 +53,10 @@ class Mlp:
 
     def activate(self, first: Tensor) -> Tensor:
         """(B, n), or (B, 2n) where gated -> (B, n), elementwise: any columns of the hidden layer by themselves."""
-        act = ACTIVATIONS[self.activation]
         if not self.gated:
-            return act(first)
+            return self.act(first)
         gate, up = first.chunk(2, dim=1)
-        return act(gate) * up
+        return self.act(gate) * up
 
     def rows_of(self, first: Tensor, part: int, parts: int) -> Tensor:
         """The rows of the first layer's weight that make share number `part` of `parts` of the hidden columns."""
@@ -74,6 +73,8 @@ class MlpWeights(NamedTuple):
 
     up: Tensor  # (rows, K)
     down: Tensor  # (N, hidden)
+    up_bias: Tensor | None = None  # (rows,)
+    down_bias: Tensor | None = None  # (N,)
 
 
 class DenseMlp(nn.Module):
@@ -88,6 +89,10 @@ class DenseMlp(nn.Module):
         return self.mlp.activate(x @ self.up.t()) @ self.down.t()
 
 
+def _parameter(bias: Tensor | None, own: Callable[[Tensor], Tensor]) -> nn.Parameter | None:
+    return None if bias is None else nn.Parameter(own(bias))
+
+
 class ParallelMlp(ParallelModule):
     """One rank's part of the pair. A pairing says how it is split, and what it sends."""
 
@@ -95,11 +100,13 @@ class ParallelMlp(ParallelModule):
 
     down: ParallelLinear
 
-    def __init__(self, problem: Problem, mlp: Mlp) -> None:
+    def __init__(self, problem: Problem, mlp: Mlp, weights: MlpWeights) -> None:
         super().__init__()
         self.mlp, self.batch, self.itemsize = mlp, problem.B, problem.dtype.itemsize
         self.outputs, self.inputs = problem.N, problem.K
         self.ranks = distributed.world_size()
+        self.up_bias = _parameter(weights.up_bias, self.own_rows)
+        self.down_bias = _parameter(weights.down_bias, Tensor.clone)  # the same on every rank, and so is its gradient
 
     @classmethod
     @abstractmethod
@@ -115,17 +122,44 @@ class ParallelMlp(ParallelModule):
     @abstractmethod
     def build(cls, problem: Problem, method: Any, mlp: Mlp, weights: MlpWeights) -> ParallelMlp: ...
 
+    def own_rows(self, first: Tensor) -> Tensor:
+        """Of the first layer's rows, those of the hidden columns that this rank sees between the layers."""
+        return self.mlp.rows_of(first, distributed.rank(), self.ranks)
+
+    def join_own_rows(self, own: Tensor) -> Tensor:
+        """The inverse. A collective."""
+        return self.mlp.join_rows(distributed.gather_tensors(own))
+
     @abstractmethod
-    def hidden(self, x: Tensor) -> Tensor:
-        """(B, K) -> what the second layer reads of the hidden layer, after the activation."""
+    def first(self, x: Tensor) -> Tensor:
+        """(B, K) -> the first layer's output (B, rows) or this rank's columns of it, without the bias."""
+
+    @abstractmethod
+    def enter_down(self, hidden: Tensor) -> Tensor:
+        """The hidden layer as `first` left it, activated -> what the second layer reads of it."""
+
+    @abstractmethod
+    def assemble_products(self, like_parameters: list[Tensor]) -> list[Tensor]:
+        """The dense weights (rows, K) and (N, hidden), or their gradients. A collective."""
 
     @abstractmethod
     def own_costs(self) -> dict[str, Cost]:
         """Of the first layer, and of what is sent between the layers and for dX."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.down(self.hidden(x))
-        return y
+        first = self.first(x)
+        if self.up_bias is not None:
+            first = first + self.up_bias
+        y: Tensor = self.down(self.enter_down(self.mlp.activate(first)))
+        return y if self.down_bias is None else y + self.down_bias
+
+    def assemble_weights(self, like_parameters: list[Tensor]) -> list[Tensor]:
+        biases = [name for name in ("up_bias", "down_bias") if getattr(self, name) is not None]
+        own = dict(zip(biases, like_parameters, strict=False))  # a module's own parameters come before its parts'
+        weights = self.assemble_products(like_parameters[len(biases) :])
+        if "up_bias" in own:
+            weights.append(self.join_own_rows(own["up_bias"]))
+        return weights + ([own["down_bias"]] if "down_bias" in own else [])
 
     def costs(self) -> dict[str, Cost]:
         own, down = self.own_costs(), self.down.costs()

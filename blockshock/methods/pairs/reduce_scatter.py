@@ -43,7 +43,7 @@ class ReduceScatterMlp(ParallelMlp):
     PAIRING = "reduce_scatter"
 
     def __init__(self, problem: Problem, method: Any, mlp: Mlp, weights: MlpWeights) -> None:
-        super().__init__(problem, mlp)
+        super().__init__(problem, mlp, weights)
         block = problem.of_layer("up", mlp.rows // self.ranks, problem.K)
         blocks = [mlp.rows_of(weights.up, rank, self.ranks).contiguous() for rank in range(self.ranks)]
         self.blocks = nn.ModuleList(method.build_partial(block, rows) for rows in blocks)
@@ -64,8 +64,8 @@ class ReduceScatterMlp(ParallelMlp):
         options: HalvesOptions = job.method
         if not hasattr(options, "build_partial"):
             return "is for complementary halves; use layers"
-        if job.hardware.world_size == 1:
-            return "needs a pair of ranks: one has both halves; use layers"
+        if job.hardware.world_size % 2:
+            return "needs pairs of ranks, of which each has one half; use layers"
         if blocks_of_mask(job) != 1:
             return f"needs a mask whose rows keep the same columns, as 1100 does, not {job.mask.name}; use layers"
         if options.shard != "inputs" and job.hardware.world_size > 2:
@@ -84,7 +84,7 @@ class ReduceScatterMlp(ParallelMlp):
     def halves(self) -> list[HalvesLinear]:
         return list(self.blocks)  # type: ignore[arg-type]
 
-    def hidden(self, x: Tensor) -> Tensor:
+    def first(self, x: Tensor) -> Tensor:
         group = dist.group.WORLD
         assert group is not None
         own = self.halves()[0].shard_input(join_gradient(x, self.columns, group))
@@ -94,9 +94,12 @@ class ReduceScatterMlp(ParallelMlp):
         for layer, place, out in zip(self.halves(), self.places, stacked, strict=True):
             place.out = out.data  # no view to autograd, for which the product is new
             partials.append(layer(own))
-        return self.mlp.activate(scatter_sum(partials, group))
+        return scatter_sum(partials, group)
 
-    def assemble_weights(self, like_parameters: list[Tensor]) -> list[Tensor]:
+    def enter_down(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def assemble_products(self, like_parameters: list[Tensor]) -> list[Tensor]:
         *blocks, down = like_parameters
         shares = [layer.assemble_weight([part]) for layer, part in zip(self.halves(), blocks, strict=True)]
         return [self.mlp.join_rows(shares), self.down.assemble_weight([down])]
