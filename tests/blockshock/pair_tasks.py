@@ -56,7 +56,7 @@ def compare_with_dense(info: RankInfo, spec: dict[str, Any], say: Any) -> Outcom
     dense ones to the bit; the pairing."""
     join(info)
     problem, pair = pair_of(spec)
-    weights, x, upstream = problem.weights(), problem.inputs(), problem.upstream_gradient()
+    weights, x, upstream = problem.weights()[:2], problem.inputs(), problem.upstream_gradient()
     local = pair.shard_input(x).detach().requires_grad_()
     y = pair(local)
     y.backward(upstream)
@@ -78,7 +78,7 @@ def train_beside_dense(info: RankInfo, spec: dict[str, Any], say: Any) -> Outcom
     how far they moved."""
     join(info)
     problem, pair = pair_of(spec)
-    start = problem.weights()
+    start = problem.weights()[:2]
     dense = [torch.nn.Parameter(weight.clone()) for weight in start]
     optimizers = [torch.optim.AdamW(list(p), lr=1e-2, weight_decay=0.1) for p in (pair.parameters(), dense)]
     for step in range(1, 11):

@@ -61,6 +61,7 @@ def test_every_pairing_is_the_dense_mlp_in_float64(pools, pair):
 )
 def test_auto_takes_the_pairing_that_sends_least(pools, method, mask, pairing):
     outcome = pools(2).run(pair_tasks.compare_with_dense, SPEC | {"method": method, "mask": mask})
+    assert outcome.status == "ok", outcome.reason
     assert outcome.value[2] == pairing
 
 
