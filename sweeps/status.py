@@ -166,15 +166,7 @@ def main() -> None:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="blockshock-status",
-        description="What is done, running and failed in sweeps, and the command to resume.",
-        epilog="Example: blockshock-status outputs/sweeps/first_picture. Exit status: 0, or 2 without a run there "
-        "or with a broken sweep.json.",
-    )
-    parser.add_argument("--version", action="version", version=versions())
-    parser.add_argument("folder", metavar="DIR", type=Path, help="a sweep's folder, or any folder above some")
-    folder = parser.parse_args().folder
+    folder = _parser().parse_args().folder
     check_packages("blockshock-status")
     sweeps = sweeps_in(folder) if folder.is_dir() else []
     if not sweeps:
@@ -192,6 +184,19 @@ def _main() -> None:
             broken = True
     if broken:
         sys.exit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="blockshock-status",
+        description="Shows which jobs of a sweep are done, running or failed, why, and the command that resumes it.\n\n"
+        "    blockshock-status outputs/sweeps/first_picture     # at any time, from any terminal\n\n"
+        "Exit status: 0, or 2 if there is no run or sweep, or its sweep.json is broken.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=versions())
+    parser.add_argument("folder", metavar="DIR", type=Path, help="the folder of a sweep, or any folder above some")
+    return parser
 
 
 if __name__ == "__main__":

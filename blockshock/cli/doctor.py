@@ -1,9 +1,10 @@
-"""`blockshock-doctor`: what works on this machine, what is limited or missing, and what to do about it.
+"""Tries everything that measurements need on this machine, and says what works, what is missing and what to do.
 
-    blockshock-doctor              # a line per check, some seconds each: things are tried, not looked up
-    blockshock-doctor --json       # the same for programs
+    blockshock-doctor              # one line per check; takes about half a minute
+    blockshock-doctor --json       # the same, for programs
 
-`missing` is what some work can do without; `broken` is what none can, and makes the exit status 1.
+A check ends as `works`, `limited` (slower or less exact), `missing` (some work can do without it) or `broken` (no work
+can). Exit status: 0, or 1 if something is broken.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def _in_short(findings: Sequence[tuple[str, Finding]]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "blockshock-doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="blockshock-doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=versions())
     parser.add_argument(

@@ -1,10 +1,11 @@
-"""`blockshock-tune`: what was measured on this machine and what was chosen for it; measures ahead, or forgets.
+"""Shows the kernels, collectives and rates that were measured and chosen on this machine. Can also choose ahead.
 
-    blockshock-tune                                            # show
-    blockshock-tune --n 4096 --batch 16,64 --mask checkerboard # choose kernels for these shapes now, then show
-    blockshock-tune --forget                                   # delete the file; jobs will measure again
+    blockshock-tune                                             # show them
+    blockshock-tune --n 4096 --batch 16,64 --mask checkerboard  # choose kernels for these sizes now, and show them
+    blockshock-tune --forget                                    # delete them; jobs will measure again
 
-Kernels are tuned on one GPU (or the CPU); collectives and rates by the jobs that use them.
+Kernels are timed here, on one GPU or the CPU. Collectives and rates are timed by the jobs that need them.
+Exit status: 0, or 2 for wrong values.
 """
 
 from __future__ import annotations
@@ -66,14 +67,19 @@ def _forget(path: Path) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "blockshock-tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="blockshock-tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=versions())
-    parser.add_argument("--n", help="sizes N = K of the weight, separated by commas")
-    parser.add_argument("--batch", help="rows B of X, separated by commas")
-    parser.add_argument("--mask", default="complement_1100_0011,checkerboard,random_2of4", help="masks by name")
-    parser.add_argument("--dtype", default="bf16", choices=sorted(DTYPES))
-    parser.add_argument("--forget", action="store_true", help="delete what was measured on this device")
+    parser.add_argument("--n", metavar="N,N", help="sizes N = K of the weight")
+    parser.add_argument("--batch", metavar="B,B", help="numbers of rows of X; needs --n")
+    parser.add_argument(
+        "--mask",
+        metavar="NAME,NAME",
+        default="complement_1100_0011,checkerboard,random_2of4",
+        help="masks of the weight (default: %(default)s)",
+    )
+    parser.add_argument("--dtype", default="bf16", choices=sorted(DTYPES), help="of X and the weight (default: bf16)")
+    parser.add_argument("--forget", action="store_true", help="delete everything that was measured on this device")
     return parser
 
 

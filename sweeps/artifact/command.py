@@ -1,13 +1,15 @@
-"""`blockshock-artifact`: checks the numbers of README and docs on this machine, claim by claim.
+"""Checks the numbers of README and docs on this machine, claim by claim.
 
-    blockshock-artifact                    # everything that this machine can run; CPU checks first
-    blockshock-artifact --minutes 5        # what takes at most five minutes
+    blockshock-artifact                    # every check that this machine can run; those without a GPU come first
+    blockshock-artifact --minutes 5        # leave out measurements that take longer
     blockshock-artifact --only h1_forward  # one claim; may be given again
     blockshock-artifact --list             # the claims, and what each needs
 
 A claim is checked in two ways. Its numbers are computed from the committed record and looked up on the pages that print
-them, in seconds and without a GPU. Where the machine allows, they are also measured again. Each check ends with pass,
-fail, or "not here" and the reason. Exit status: 0 if nothing failed, 1 if a claim failed, 2 for a wrong claims file.
+them, in seconds and without a GPU. Where the machine allows, they are also measured again. A check ends with `pass`,
+`fail`, or `not here` and the reason.
+
+Exit status: 0, 1 if a claim failed, or 2 for wrong options or a wrong claims file.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from blockshock.run_folder.files import printable
 from sweeps.artifact.check import AGAIN, FAIL, NOT_HERE, PASS, RECORD, Done, Outcome, measure, recompute
 from sweeps.artifact.claims import CLAIMS, Again, Claim, ClaimsError, read_claims
 from sweeps.artifact.machine import Machine, this_machine
-from sweeps.text import any_terminal, clock, counted, markdown, shown
+from sweeps.text import any_terminal, clock, counted, markdown
 
 COLOURS = {PASS: "green", FAIL: "bold red", NOT_HERE: "dim"}
 
@@ -153,7 +155,7 @@ def _needs(again: Again) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "blockshock-artifact", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="blockshock-artifact", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=versions())
     parser.add_argument("--only", metavar="NAME", action="append", default=[], help="check this claim; may be repeated")
@@ -164,7 +166,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="where measurements go (default: outputs/artifact/<date and time>)"
     )
-    parser.add_argument("--claims", metavar="FILE", type=Path, default=CLAIMS, help=f"default: {shown(CLAIMS)}")
+    parser.add_argument(
+        "--claims", metavar="FILE", type=Path, default=CLAIMS, help="another claims file (default: docs/claims.yaml)"
+    )
     return parser
 
 

@@ -211,18 +211,26 @@ def in_short(data: ReportData) -> list[str]:
     return [f"machine: {', '.join(names)}"] * bool(names) + [f"finding: {f.sentence}" for f in findings(data, [])]
 
 
+DESCRIPTION = """Writes a report on run folders or packed experiments: report.html in one file, tables and figures.
+
+    blockshock-report outputs/sweeps/first_picture                       # also while the sweep runs
+    blockshock-report --compare main/sweep change/sweep --fail-over 5%   # two sweeps side by side
+    blockshock-report --pack outputs/sweeps/first_picture                # into one file, to share
+    blockshock-report outputs/sweeps/first_picture --export parquet      # for other programs
+
+A run that can't be read is named and left out.
+Exit status: 0, 1 if --fail-over found a slower cell, or 2 for wrong options, a missing folder or no records."""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="blockshock-report",
-        description="Write a report on run folders or packed experiments: report.html (one file), tables and figures.",
-        epilog="Works while a sweep is still going on. Example: blockshock-report outputs/sweeps/first_picture. "
-        "To share it: blockshock-report --pack outputs/sweeps/first_picture. "
-        "Exit status: 0, or 2 when a folder is missing or holds no records. "
-        "A run that can't be read is named and left out.",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=versions())
     parser.add_argument(
-        "folders", metavar="DIR", nargs="+", type=Path, help="a run folder, any folder above some, or a runs.jsonl.gz"
+        "folders", metavar="DIR", nargs="+", type=Path, help="a run folder, a folder above some, or a runs.jsonl.gz"
     )
     parser.add_argument(
         "--out",
@@ -234,7 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     actions = parser.add_mutually_exclusive_group()
     actions.add_argument("--pack", action="store_true", help="write the run folders of DIR into one runs.jsonl.gz")
-    actions.add_argument("--unpack", action="store_true", help="write the run folders of a runs.jsonl.gz again")
+    actions.add_argument("--unpack", action="store_true", help="write the run folders that a runs.jsonl.gz holds")
     actions.add_argument(
         "--compare",
         action="store_true",

@@ -85,8 +85,8 @@ class Board:
                 Text(f"{self.done}/{self.total} done"),
                 *(Text(f"{n} {status}", style=COLOURS.get(status, "")) for status, n in self.count.items() if n),
                 Text(f"{len(self._running)} running"),
-                Text(f"{clock(now - self._started)} gone"),
-                Text(f"{self._time_left(now)} left"),
+                Text(f"elapsed {clock(now - self._started)}"),
+                Text(f"ETA {self._time_left(now)}"),
             ]
         )
         rows = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
