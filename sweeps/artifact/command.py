@@ -80,7 +80,11 @@ def _chosen(options: argparse.Namespace) -> dict[str, Claim]:
     for name in options.only:
         one_of("--only", name, found)
     wanted = {name: claim for name, claim in found.items() if not options.only or name in options.only}
-    return dict(sorted(wanted.items(), key=lambda item: item[1].record is not None))
+    return _in_order(wanted)
+
+
+def _in_order(claims: dict[str, Claim]) -> dict[str, Claim]:
+    return dict(sorted(claims.items(), key=lambda item: item[1].record is not None))
 
 
 def _outcomes(
@@ -133,18 +137,28 @@ def _list(claims: dict[str, Claim], options: argparse.Namespace) -> None:
 
 
 def as_markdown(claims: dict[str, Claim]) -> str:
-    """The table of docs/artifact.md."""
+    """The page docs/reference/claims.md."""
     rows = []
     for name, claim in claims.items():
         pages = ", ".join(map(_link, claim.pages))
         rows.append([f"`{name}`", claim.claim, claim.record or "", pages, _needs(claim.again) if claim.again else ""])
-    return markdown(pd.DataFrame(rows, columns=["claim", "what it says", "record", "printed in", "measured again"]))
+    table = pd.DataFrame(rows, columns=["claim", "what it says", "record", "printed in", "measured again"])
+    return PAGE_HEAD + markdown(table)
+
+
+PAGE_HEAD = """# Claims
+
+`blockshock-artifact --list --markdown` writes this page from [claims.yaml](../claims.yaml);
+[artifact.md](../artifact.md) says how claims are checked. Minutes are upper estimates. GB is memory of a GPU, or of the
+host where none is needed.
+
+"""
 
 
 def _link(page: str) -> str:
-    """From docs/artifact.md; README is the site's first page and no page of its own there."""
+    """From docs/reference; README is the site's first page and no page of its own there."""
     name = page.removeprefix("docs/")
-    return f"[{name}]({name})" if page != name else name
+    return f"[{name}](../{name})" if page != name else name
 
 
 def _needs(again: Again) -> str:
@@ -161,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", metavar="NAME", action="append", default=[], help="check this claim; may be repeated")
     parser.add_argument("--minutes", metavar="M", type=float, help="leave out measurements that take longer")
     parser.add_argument("--list", action="store_true", help="show the claims and what each needs; check nothing")
-    parser.add_argument("--markdown", action="store_true", help="with --list: as the table of docs/artifact.md")
+    parser.add_argument("--markdown", action="store_true", help="with --list: as docs/reference/claims.md")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="where measurements go (default: outputs/artifact/<date and time>)"
