@@ -15,6 +15,7 @@ import os
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ from torch import fx, nn
 from checkpointing import budget as budgets
 from checkpointing.compiled.compiled_plan import CompiledPlan
 from checkpointing.compiled.compiled_step import CompiledStep
+from checkpointing.compiled.decisions.decider import Decider
+from checkpointing.compiled.decisions.plan_file import FromFiles, PlanFile, read_plan_files
+from checkpointing.compiled.decisions.ranks import RANKS, Together, several_ranks
 from checkpointing.compiled.execution import EXECUTIONS
 from checkpointing.compiled.loss.chunked_loss import check_chunks
 from checkpointing.compiled.obstacles import place_of, remedy_of_break
@@ -32,32 +36,48 @@ from checkpointing.planners import BUDGETED
 
 MEMORY_BUDGET, EXECUTION = "RECOMPUTE_MEMORY_BUDGET", "RECOMPUTE_EXECUTION"  # environment, for the backend by name
 OLDEST = "2.11"
-OPTIONS = ("memory_budget", "execution", "solver", "keep", "recompute", "chunked_loss")
+OPTIONS = ("memory_budget", "execution", "solver", "keep", "recompute", "chunked_loss", "plan", "ranks")
 
 
 def backend(
-    memory_budget: float | str,
+    memory_budget: float | str | None = None,
     *,
-    execution: str = "inductor",
+    execution: str | None = None,
     solver: str = "optimal",
     keep: Sequence[str] = (),
     recompute: Sequence[str] = (),
     chunked_loss: int | None = None,
+    plan: str | Path | Sequence[str | Path] | None = None,
+    ranks: str = "same",
 ) -> Backend:
     """A backend for torch.compile that plans each training graph under `memory_budget`.
 
     `memory_budget` is the peak of allocated bytes on the device that a step may reach, static memory included: bytes,
-    a string ("8GB", "7500MiB"), or a fraction of what the unplanned step would need. `execution` is "inductor", or
-    "eager" (operator by operator, bitwise equal to the unplanned graph: for CPUs and tests). `keep` and `recompute` are
-    patterns of modules ("transformer.h.0") or operators ("aten.mm") whose results are kept, or recomputed, whatever
-    they cost. With `chunked_loss`, a number of chunks, a cross entropy of a linear layer is computed in so many chunks
-    of rows, so that no more than one chunk of logits is there at any time: rounded otherwise than in one piece, and
-    not further from the truth. Raises CheckpointingError for what cannot be read; a budget below the floor is rejected
-    when the step compiles.
+    a string ("8GB", "7500MiB"), or a fraction of what the unplanned step would need. `execution` is "inductor" (the
+    default) or "eager" (operator by operator, bitwise equal to the unplanned graph: for CPUs and tests). `keep` and
+    `recompute` are patterns of modules ("transformer.h.0") or operators ("aten.mm") whose results are kept, or
+    recomputed, whatever they cost. With `chunked_loss`, a number of chunks, a cross entropy of a linear layer is
+    computed in so many chunks of rows, so that no more than one chunk of logits is there at any time: rounded otherwise
+    than in one piece, and not further from the truth.
+
+    `plan` is a file that `plan.to_json` wrote, or several, in the place of all of these: nothing is measured or
+    planned, and a step that is not the file's is rejected when it compiles. Where torch.distributed runs, ranks="same"
+    has rank 0 plan for all ranks, and for the one with the least room; "own" has each plan alone.
+
+    Raises CheckpointingError for what cannot be read; a budget below the floor is rejected when the step compiles.
     """
     if torch.__version__ < OLDEST:
         raise CheckpointingError(f"checkpointing.backend needs torch {OLDEST} or later; this is {torch.__version__}")
+    if ranks not in RANKS:
+        raise CheckpointingError(f"ranks={ranks!r}: choose one of {', '.join(RANKS)}")
+    if plan is not None:
+        if memory_budget is not None or execution is not None or keep or recompute or chunked_loss is not None:
+            raise CheckpointingError("plan=: the file holds budget, execution and rules: give it without other options")
+        return _from_files(read_plan_files(plan))
+    if memory_budget is None:
+        raise CheckpointingError('checkpointing.backend needs a memory_budget ("8GB"), or a plan\'s file')
     budgets.check(memory_budget)
+    execution = execution or EXECUTIONS[0]
     for option, value, allowed in (("execution", execution, EXECUTIONS), ("solver", solver, BUDGETED)):
         if value not in allowed:
             raise CheckpointingError(f"{option}={value!r}: choose one of {', '.join(allowed)}")
@@ -65,10 +85,17 @@ def backend(
         if isinstance(patterns, str):
             raise CheckpointingError(f"{option}={patterns!r}: give a list of patterns, {option}=[{patterns!r}]")
     check_chunks(chunked_loss)
-    return Backend(memory_budget, execution, solver, Rules(tuple(keep), tuple(recompute)), chunked_loss)
+    return Backend(memory_budget, execution, solver, Rules(tuple(keep), tuple(recompute)), chunked_loss, ranks=ranks)
 
 
-def fit(model: nn.Module, memory_budget: float | str, **options: Any) -> nn.Module:
+def _from_files(files: list[PlanFile]) -> Backend:
+    options = files[0].options
+    rules = Rules(tuple(options["keep"]), tuple(options["recompute"]))
+    budget, execution, chunks = options["budget_bytes"], options["execution"], options["chunked_loss"]
+    return Backend(budget, execution, "optimal", rules, chunks, files=files)
+
+
+def fit(model: nn.Module, memory_budget: float | str | None = None, **options: Any) -> nn.Module:
     """Compile `model` in place so that a training step with it keeps to the budget, and return it.
 
     `options` are those of `backend`. It stays the module that it was: parameters, names and state are the same. Raises
@@ -110,16 +137,16 @@ def recompute(
 def _by_name(options: dict[str, Any] | None) -> Backend:
     given: dict[str, Any] = dict(options or {})
     for option, variable in (("memory_budget", MEMORY_BUDGET), ("execution", EXECUTION)):
-        if option not in given and os.environ.get(variable):
+        if not given.keys() & {option, "plan"} and os.environ.get(variable):
             given[option] = _number(os.environ[variable])
     unknown = given.keys() - set(OPTIONS)
     if unknown:
         raise CheckpointingError(f"options={{{min(unknown)!r}: ...}}: choose among {', '.join(OPTIONS)}")
-    if "memory_budget" not in given:
+    if "memory_budget" not in given and "plan" not in given:
         raise CheckpointingError(
             f'backend="recompute" needs a budget: set {MEMORY_BUDGET}=8GB, or pass options={{"memory_budget": "8GB"}}'
         )
-    return backend(given.pop("memory_budget"), **given)
+    return backend(**given)
 
 
 def _number(text: str) -> float | str:
@@ -139,6 +166,8 @@ class Backend:
     solver: str
     rules: Rules
     chunked_loss: int | None = None
+    ranks: str = "own"
+    files: list[PlanFile] = field(default_factory=list, repr=False)
     plans: list[CompiledPlan] = field(default_factory=list, repr=False)
     _references: list[weakref.ref[CompiledStep]] = field(default_factory=list, repr=False)
 
@@ -162,7 +191,14 @@ class Backend:
             _check_one_graph(module, any(step.is_pending for step in self._steps()))
             _check_static(inputs)
             step = CompiledStep(
-                module, inputs, self.memory_budget, self.execution, self.solver, self.rules, self.chunked_loss
+                module,
+                inputs,
+                self.memory_budget,
+                self.execution,
+                self.solver,
+                self.rules,
+                self.chunked_loss,
+                self._decider(),
             )
             if step.plan is not None:
                 self.plans.append(step.plan)
@@ -170,6 +206,14 @@ class Backend:
             return step
         except CheckpointingError as error:  # plain, where Dynamo would wrap it: the call that compiles raises it
             return _raising(error)
+
+    def _decider(self) -> Decider:
+        if self.files:
+            return FromFiles(self.files)
+        if self.ranks == "own" or not several_ranks():
+            return Decider()
+        options = {"memory_budget": self.memory_budget, "execution": self.execution, "solver": self.solver}
+        return Together({**options, **self.rules.options(), "chunked_loss": self.chunked_loss})
 
     def _steps(self) -> list[CompiledStep]:
         return [step for reference in self._references if (step := reference()) is not None]

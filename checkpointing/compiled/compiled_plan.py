@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from checkpointing.compiled.decisions.graph_key import GraphKey
+from checkpointing.compiled.decisions.plan_file import plan_file
 from checkpointing.compiled.plan_figure import curve_of, draw_curves
 from checkpointing.errors import CheckpointingError
 from checkpointing.planners.plan import Plan
@@ -47,6 +49,8 @@ class CompiledPlan:
     recompilations: int = 0  # because a compiled plan took more than predicted
     on_request: int = 0  # values recomputed because they were asked for, and that the compiler would save
     loss: str = ""  # where a loss was to be in chunks: which ones are, or why none is
+    graph: GraphKey | None = field(default=None, repr=False)  # what it is a plan of
+    options: dict[str, Any] = field(default_factory=dict, repr=False)  # of the backend, that shape the question
     measured_peak_bytes: int | None = None  # of the first steps, by the device's allocator
 
     @property
@@ -113,6 +117,13 @@ class CompiledPlan:
             return curve_of(self.problem, self.plan.schedule, self.predicted_peak_bytes)
         unplanned = make_schedule(self.problem, self.problem.default_kept)
         return curve_of(self.problem, unplanned, self.unplanned_peak_bytes)
+
+    def to_json(self, path: str | Path) -> Path:
+        """Write the plan for `checkpointing.backend(plan=path)`: a process that neither measures nor plans."""
+        if self.graph is None:
+            raise CheckpointingError("to_json writes plans of steps that were compiled, and this one was not")
+        options = {**self.options, "execution": self.execution, "budget_bytes": self.budget_bytes}
+        return plan_file(path, self.graph, options, self.plan).write()
 
     def to_policy(self) -> SelectivePolicy:
         """The plan as a policy of selective checkpoints, for `torch.utils.checkpoint` without a compiler.

@@ -20,6 +20,9 @@ from torch._guards import TracingContext, tracing
 
 from checkpointing import budget as budgets
 from checkpointing.compiled.compiled_plan import CompiledPlan, remember
+from checkpointing.compiled.decisions.decider import Decider
+from checkpointing.compiled.decisions.graph_key import described, graph_key
+from checkpointing.compiled.decisions.rejection import below_minimum
 from checkpointing.compiled.execution import CompiledHalves, compile_halves
 from checkpointing.compiled.joint_problem import measured_problem
 from checkpointing.compiled.joint_step import JointStep
@@ -37,7 +40,6 @@ from checkpointing.compiled.memory.wrapper_memory import WrapperError
 from checkpointing.compiled.obstacles import check_shapes
 from checkpointing.compiled.partition import default_split, split
 from checkpointing.compiled.rules import Rules
-from checkpointing.decide import lowest_plan
 from checkpointing.errors import BudgetError
 from checkpointing.planners import SOLVERS
 from checkpointing.planners.plan import NoPlanError, Plan
@@ -64,8 +66,11 @@ class CompiledStep:
         solver: str,
         rules: Rules,
         chunked_loss: int | None = None,
+        decider: Decider | None = None,
     ) -> None:
         self.module, self.memory_budget = module, memory_budget
+        self.inputs = [described(value) for value in inputs]
+        self.decider = decider or Decider()
         self.execution, self.solver, self.rules, self.chunked_loss = execution, solver, rules, chunked_loss
         self.device = device_of(inputs)
         self.parameters = [t for t in inputs if isinstance(t, nn.Parameter) and t.requires_grad]
@@ -82,7 +87,7 @@ class CompiledStep:
         self.given: set[str] = set()  # names of the joint graph's inputs
         self.leaving: set[str] = set()  # and of the forward's results
         self.context = TracingContext.try_get()
-        self.first_steps = FirstSteps(self.device, sum(self.state), self._measured)
+        self.first_steps = FirstSteps(self.device, sum(self.state), self._measured, self.decider.highest)
         self.recompile = False
         self._autograd: list[weakref.ref[Any]] = []  # the autograd nodes of the latest forward; none once it began
         self.halves = self._compile(inputs)
@@ -154,7 +159,7 @@ class CompiledStep:
             if plan is None:  # no backward
                 return halves
             planned = plan.predicted_peak_bytes
-            plan.predicted_peak_bytes = self._predicted(halves, plan)
+            plan.predicted_peak_bytes = self.decider.highest(self._predicted(halves, plan)) or 0
             self.offset += plan.predicted_peak_bytes - planned
             self._learn(plan)
             excess = plan.predicted_peak_bytes - plan.budget_bytes
@@ -167,7 +172,7 @@ class CompiledStep:
                 break
             if excess <= 0:
                 enough = plan.is_empty or self.recompilations or -excess < ROOM * plan.budget_bytes
-                if enough or self._plan(plan.problem)[0].kept == plan.plan.kept:
+                if enough or self._decided(plan.problem).kept == plan.plan.kept:
                     break
                 fitting = (halves, plan, self.offset)
             self._count(excess, "the generated code")
@@ -182,10 +187,11 @@ class CompiledStep:
         """Before each further compilation. Raises BudgetError after `RECOMPILED` of them."""
         assert self.plan is not None
         log.info("%s takes %+.1f MiB of the budget: planned anew", who, excess / 2**20)
-        if excess > 0 and self.recompilations == RECOMPILED:
+        if excess > 0 and (self.recompilations == RECOMPILED or self.decider.fixed):
+            times = "by the plan of the file" if self.decider.fixed else f"planned {1 + RECOMPILED} times"
             raise BudgetError(
                 f"memory_budget={self.memory_budget!r} is {self.plan.budget_bytes / 2**20:.1f} MiB, and {who} takes "
-                f"{excess / 2**20:.1f} MiB more, planned {1 + RECOMPILED} times: use at least "
+                f"{excess / 2**20:.1f} MiB more, {times}: use at least "
                 f"{budgets.written(self.plan.budget_bytes + excess)}"
             )
         self.recompilations += 1
@@ -226,23 +232,29 @@ class CompiledStep:
         self.given = {node.name for node in default.joint.graph.find_nodes(op="placeholder")}
         step = JointStep.of(default.joint, num_fwd_outputs, static, fused, default.saved)
         self.leaving = {node.name for node in step.outputs}
+        key = graph_key(self.module, self.inputs, step)
+        self.resident, self.state = self.decider.meet(key, self.resident, self.state)
         resident = self.resident + sum(self.state)
         hopeless = budgets.in_bytes(self.memory_budget, 0, sys.maxsize) < resident  # and rejected whatever things cost
-        problem, measuring_s = measured_problem(step, self.rules, self.device, resident, measure=not hopeless)
-        plan, peak = self._plan(problem)
+        problem, measuring_s = self.decider.problem(
+            lambda measure: measured_problem(step, self.rules, self.device, resident, measure), not hopeless
+        )
+        plan = self._decided(problem)
         previous = self.plan
         self.plan = CompiledPlan(
             problem=problem,
             plan=plan,
             budget_bytes=self._budget(problem),
             unplanned_peak_bytes=self._unplanned(problem),
-            predicted_peak_bytes=peak,
+            predicted_peak_bytes=self._peak(plan.schedule),
             optimizer_state_bytes=sum(self.state),
             execution=self.execution,
             planning_s=time.perf_counter() - started + (previous.planning_s if previous else 0.0),
             measuring_s=measuring_s + (previous.measuring_s if previous else 0.0),
             recompilations=self.recompilations,
             loss=loss,
+            graph=key,
+            options={**self.rules.options(), "chunked_loss": self.chunked_loss},
             on_request=sum(step.storages.get(node) in problem.never_kept for node in step.default_roots),
         )
         if self.plan.is_empty:
@@ -261,8 +273,12 @@ class CompiledStep:
         """Bytes at the peak that a plan is expected to have: the allocator's, with what is known of the code."""
         return peak_of_plan(schedule, self.device, self.state) + self.offset
 
-    def _plan(self, problem: PlanningProblem) -> tuple[Plan, int]:
-        """The solver's plan and its peak. Raises BudgetError with the lowest that has a plan, and what sets it."""
+    def _decided(self, problem: PlanningProblem) -> Plan:
+        """The plan of whoever decides. Raises BudgetError."""
+        return self.decider.plan(problem, lambda: self._plan(problem))
+
+    def _plan(self, problem: PlanningProblem) -> Plan:
+        """The solver's plan. Raises BudgetError with the lowest that has a plan, and what sets it."""
         budget = self._budget(problem)
         kept = problem.default_kept | frozenset(problem.pinned)
         plan = Plan(problem, self.solver, kept, budget_bytes=budget, bound_s=0.0)
@@ -271,21 +287,12 @@ class CompiledStep:
             for _ in range(AIMED):
                 peak = self._peak(plan.schedule)
                 if peak <= budget:
-                    return plan, peak
+                    return plan
                 if plan.planning_s:  # the solver's, whose blocks are more
                     aim -= peak - budget + min(SLACK, budget // 1000)
                 started = time.perf_counter()
                 plan = SOLVERS[self.solver](problem, aim)
                 plan = replace(plan, budget_bytes=budget, planning_s=time.perf_counter() - started)
-            return plan, self._peak(plan.schedule)
+            return plan
         except NoPlanError:
-            lowest = lowest_plan(problem)
-        order = lowest.schedule.runs[lowest.schedule.peak_position].rank
-        least = self._peak(lowest.schedule)
-        asked, minimum = budgets.told_apart(budget, max(least, budget + 1))
-        where = " in ".join(filter(None, [problem.targets[order], problem.modules[order]]))
-        raise BudgetError(
-            f"memory_budget={self.memory_budget!r} is {asked}, below the minimum of {minimum}, set by {where}: "
-            f"use at least {budgets.written(max(least, budget) * 101 // 100)}",
-            least,
-        )
+            raise below_minimum(problem, self.memory_budget, budget, self._peak) from None

@@ -63,14 +63,15 @@ def measured_problem(
     called = [node for node in kernels if step.kernels.of[node].called]
     seconds = _measured_seconds(costs, called, step.forward) if measure else dict.fromkeys(called, ALIKE)
     measuring_s = time.perf_counter() - started
-    unknown = {node: "cannot be timed on its own" for node in called if node not in seconds}
+    forced = [node for node in forward if rules.is_forced(node)]
+    unknown = {node: "cannot be timed on its own" for node in called if node not in seconds and node not in forced}
     problem = planning_problem(
         step,
         seconds=lambda node: seconds.get(node, 0.0),
         moving=lambda size: fusible_seconds(size, costs),
         resident=resident,
         pinned={node: why for node in forward if (why := rules.pinned(node) or unknown.get(node, ""))},
-        forced=[node for node in forward if rules.is_forced(node)],
+        forced=forced,
     )
     return problem, measuring_s
 

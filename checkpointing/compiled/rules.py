@@ -31,6 +31,10 @@ class Rules:
     keep: tuple[str, ...] = ()
     recompute: tuple[str, ...] = ()
 
+    def options(self) -> dict[str, list[str]]:
+        """The patterns as options of the backend."""
+        return {"keep": list(self.keep), "recompute": list(self.recompute)}
+
     def check(self, nodes: Iterable[fx.Node]) -> None:
         """Raise CheckpointingError for a pattern that matches none of the forward's kernels."""
         nodes = list(nodes)
@@ -50,7 +54,8 @@ class Rules:
         if isinstance(target, torch._ops.HigherOrderOperator):
             return "is a higher-order operator's, which is not repeated"
         if isinstance(target, torch._ops.OpOverload) and "c10d" in target.namespace:
-            return "is a collective's, which is not repeated"
+            told = any(_matches(pattern, node) for pattern in self.recompute)
+            return "" if told else "is a collective's, which is not repeated"
         if target is torch.ops.prims.inductor_seeds.default:
             return "holds the seeds of random numbers"
         if node.meta.get(IN_FORWARD):

@@ -84,10 +84,17 @@ class FirstSteps:
     `report(peak)` is called with it, where what a later step has besides (`to_come` bytes of optimizer state at most,
     as far as they have been allocated) is added to the first step's. The allocator's peak counter
     (`torch.cuda.max_memory_allocated`) starts anew with each of these steps. A CPU has none: nothing is read there.
+    `highest` is asked for the peak that counts among the ranks; None, where it was not read, is of all of them.
     """
 
-    def __init__(self, device: torch.device, to_come: int, report: Callable[[int], None]) -> None:
-        self.device, self.to_come, self.report = device, to_come, report
+    def __init__(
+        self,
+        device: torch.device,
+        to_come: int,
+        report: Callable[[int], None],
+        highest: Callable[[int | None], int | None] = lambda peak: peak,
+    ) -> None:
+        self.device, self.to_come, self.report, self.highest = device, to_come, report, highest
         self.calls = 0
         self.before = 0  # bytes at the start of the step that is being read
         self.timings = 0  # of kernels by inductor, until then
@@ -104,8 +111,10 @@ class FirstSteps:
         if self.calls > 0:
             grown = min(self.to_come, max(0, allocated - self.before))
             self.to_come -= grown
-            if _kernel_timings() == self.timings:
-                self.report(torch.cuda.max_memory_allocated(self.device) + grown)
+            is_read = _kernel_timings() == self.timings
+            peak = self.highest(torch.cuda.max_memory_allocated(self.device) + grown if is_read else None)
+            if peak is not None:
+                self.report(peak)
             else:
                 self.calls -= 1
         if self.calls < CHECKED:

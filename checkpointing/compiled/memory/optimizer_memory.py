@@ -88,7 +88,9 @@ def _missing(optimizer: Optimizer, device: torch.device) -> list[int]:
     step = inspect.getattr_static(type(optimizer), "step")  # wrapped by torch, to call the user's hooks
     without_hooks = getattr(step, "__wrapped__", step)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode, _Numbers(), torch.no_grad():
+        # a part of the step that is compiled (torchao's) must not be compiled here: Dynamo would skip it ever after
+        eager = torch.compiler.set_stance("force_eager")
+        with eager, FakeTensorMode(allow_non_fake_inputs=True) as mode, _Numbers(), torch.no_grad():
             shadow.param_groups = [
                 {**group, "params": [_fake(mode, p) for p in new]}
                 for group, new in zip(optimizer.param_groups, groups, strict=True)
