@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from checkpointing.compiled.compiled_plan import CompiledPlan, plan_of, plans_of
     from checkpointing.compiled.largest_batch import LargestBatch, largest_batch
     from checkpointing.compiled.proof.prove import CompiledProof, prove_compiled
+    from checkpointing.trainer import PrintPlan
 
 __all__ = [
     "SOLVERS",
@@ -44,6 +45,7 @@ __all__ = [
     "LargestBatch",
     "Plan",
     "PlanningProblem",
+    "PrintPlan",
     "Proof",
     "ProofError",
     "SelectivePolicy",
@@ -84,4 +86,8 @@ def __getattr__(name: str) -> Any:
         from checkpointing.compiled.proof import prove
 
         return getattr(prove, name)
+    if name == "PrintPlan":  # needs transformers
+        from checkpointing import trainer
+
+        return trainer.PrintPlan
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

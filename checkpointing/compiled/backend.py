@@ -11,6 +11,7 @@ step never has to fit.
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._guards import CompileContext
 
 from checkpointing import budget as budgets
 from checkpointing.compiled.compiled_plan import CompiledPlan
@@ -33,6 +35,8 @@ from checkpointing.compiled.obstacles import place_of, remedy_of_break
 from checkpointing.compiled.rules import Rules
 from checkpointing.errors import CheckpointingError, GraphBreakError
 from checkpointing.planners import BUDGETED
+
+log = logging.getLogger(__name__)
 
 MEMORY_BUDGET, EXECUTION = "RECOMPUTE_MEMORY_BUDGET", "RECOMPUTE_EXECUTION"  # environment, for the backend by name
 OLDEST = "2.11"
@@ -200,6 +204,7 @@ class Backend:
                 self.chunked_loss,
                 self._decider(),
             )
+            _say_if_last()
             if step.plan is not None:
                 self.plans.append(step.plan)
                 self._references.append(weakref.ref(step))
@@ -217,6 +222,18 @@ class Backend:
 
     def _steps(self) -> list[CompiledStep]:
         return [step for reference in self._references if (step := reference()) is not None]
+
+
+def _say_if_last() -> None:
+    """Dynamo runs a function as it is, without a word and without a budget, when it has compiled it so many times."""
+    limit = torch._dynamo.config.recompile_limit
+    compiling = CompileContext.current_compile_id()
+    if compiling is not None and compiling.frame_compile_id is not None and compiling.frame_compile_id + 1 == limit:
+        log.warning(
+            "Dynamo has compiled this step for %d shapes or settings, and runs further ones uncompiled, without a "
+            "budget: pad batches to fewer shapes, or set torch._dynamo.config.recompile_limit",
+            limit,
+        )
 
 
 def _raising(error: CheckpointingError) -> Callable[..., Any]:

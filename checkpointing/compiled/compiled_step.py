@@ -93,7 +93,9 @@ class CompiledStep:
         self.halves = self._compile(inputs)
 
     def __call__(self, *arguments: Any) -> Any:
-        if self.plan is not None and torch.is_grad_enabled():
+        plan = self.plan if torch.is_grad_enabled() else None
+        if plan is not None:
+            self._follow(arguments, plan)
             self.first_steps.before_call()
             if self.recompile:
                 self.recompile = False
@@ -104,9 +106,16 @@ class CompiledStep:
                 self.warned_of_second = True
                 log.warning("the step runs forward twice before one backward, and the budget counts one forward")
         results = self.halves.run(*arguments)
-        if self.plan is not None and torch.is_grad_enabled():
+        if plan is not None:
             self._await_backward(results)
         return results
+
+    def _follow(self, arguments: Sequence[Any], plan: CompiledPlan) -> None:
+        """The plan goes on with new parameters: Dynamo calls the same code where the user has replaced them."""
+        trainable = [t for t in arguments if isinstance(t, nn.Parameter) and t.requires_grad]
+        if trainable and not (self.parameters and trainable[0] is self.parameters[0]):
+            self.parameters = trainable
+            remember(trainable, plan)
 
     def _compile_again(self, arguments: Sequence[Any]) -> CompiledHalves:
         """After the first compilation, which Dynamo made: on fake inputs of the same sizes, none of them symbolic."""

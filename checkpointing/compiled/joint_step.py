@@ -22,6 +22,7 @@ from checkpointing.compiled.kernels import Kernel, Kernels, bytes_of, find_kerne
 from profiler.costs.memory import default_rounding, rounded
 
 _VARIABLE = re.compile(r"^[LG]\['(\w+)'\]")  # local or global
+_BY_DICT = re.compile(r"\.__dict__\['_modules'\]\['(\w+)'\]")  # and where a module has a __getattr__ of its own
 _MODELS = ("self", "model", "fn")  # the last is torch.compile's own, where a container of torch.nn is compiled
 
 
@@ -122,7 +123,8 @@ def module_of(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
     if not stack:
         return ""
-    path = _VARIABLE.sub(r"\1", str(list(stack.values())[-1][0]))  # as Dynamo writes it: L['model'].blocks.0
+    written = str(list(stack.values())[-1][0])  # as Dynamo writes it: L['model'].blocks.0
+    path = _VARIABLE.sub(r"\1", _BY_DICT.sub(r".\1", written))
     first, _, below = path.partition(".")
     return below if first in _MODELS else path
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -82,6 +82,12 @@ def _missing(optimizer: Optimizer, device: torch.device) -> list[int]:
     ]
     if not any(groups):
         return []
+    name = type(optimizer).__name__
+    if any(isinstance(held, nn.Module) for value in vars(optimizer).values() for held in _held(value)):
+        log.warning(
+            "the state of the optimizer %s cannot be predicted (its step may change a model that it holds)", name
+        )
+        return []
     shadow: Any = copy.copy(optimizer)
     shadow.__dict__ = {key: value for key, value in optimizer.__dict__.items() if key != "step"}  # a schedule wraps it
     shadow.state = defaultdict(dict)
@@ -98,7 +104,6 @@ def _missing(optimizer: Optimizer, device: torch.device) -> list[int]:
             ]
             without_hooks(shadow, *_closure(without_hooks))
     except Exception as error:  # any optimizer's own code
-        name = type(optimizer).__name__
         log.warning("the state of the optimizer %s cannot be predicted (%s): its first step will show it", name, error)
         return []
     rounding = default_rounding(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.optim import SGD, AdamW
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from checkpointing import plan_of, plans_of
+from checkpointing.compiled import compiled_step
 from checkpointing.errors import GraphBreakError
 from tests.checkpointing.loops.loop import (
     Classifier,
@@ -25,6 +27,7 @@ from tests.checkpointing.loops.loop import (
     plain_loop,
     train,
 )  # fmt: skip
+from tests.profiler.eager_steps import assert_equal
 
 pytestmark = pytest.mark.slow
 
@@ -115,6 +118,50 @@ def test_the_smaller_last_batch_of_each_epoch_has_a_plan_that_is_kept() -> None:
     epoch = [*batches(2), *batches(1, rows=100)]
     model = assert_trains_as_unplanned(lambda model, by: train(model, by, data=epoch * 3), model_of())
     assert len(plans_of(model)) == 2
+
+
+def shapes_said(caplog: pytest.LogCaptureFixture, count: int) -> tuple[int, list[str]]:
+    """Plans of a loop over so many shapes, and what is said of Dynamo's limit."""
+    torch._dynamo.reset()
+    model = model_of()
+    with caplog.at_level(logging.WARNING, logger="checkpointing"):
+        train(model, backend(), data=[batches(1, rows=64 + number)[0] for number in range(count)])
+    return len(plans_of(model)), [r.message for r in caplog.records if "without a budget" in r.message]
+
+
+def test_the_last_shape_that_dynamo_compiles_is_said_and_the_limit_can_be_raised(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with torch._dynamo.config.patch(recompile_limit=3):
+        assert shapes_said(caplog, 2) == (2, [])
+        plans, [said] = shapes_said(caplog, 4)
+        assert plans == 3
+        assert "for 3 shapes" in said
+        assert "recompile_limit" in said
+    caplog.clear()
+    with torch._dynamo.config.patch(recompile_limit=6):
+        assert shapes_said(caplog, 4) == (4, [])
+
+
+def test_an_interrupted_compilation_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def loop(model: nn.Module, by: Any) -> list[Tensor]:
+        if by == "aot_eager":
+            return train(model, by)
+        before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+        with monkeypatch.context() as patch:
+            patch.setattr(compiled_step, "SOLVERS", {"optimal": interrupted})
+            with pytest.raises(KeyboardInterrupt):
+                train(model, by)
+        assert_equal(model.state_dict(), before, "")
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(parameter.grad is None for parameter in model.parameters())
+        assert plans_of(model) == []
+        return train(model, by)
+
+    assert not plan_of(assert_trains_as_unplanned(loop, model_of())).is_empty
 
 
 def test_two_forwards_before_one_backward_are_bitwise_and_the_budget_is_said_to_count_one(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW, Optimizer
+from torch.utils import _pytree as pytree
 
 from checkpointing import plan_of
 from checkpointing.compiled.memory.optimizer_memory import missing_optimizer_state
@@ -77,6 +78,67 @@ def test_lbfgs_calls_the_planned_step_in_its_closure() -> None:
 def test_sparse_adam_refuses_dense_gradients_itself() -> None:
     with pytest.raises(RuntimeError, match="SparseAdam does not support dense gradients"):
         train(model_of(), backend(), make=lambda model: [torch.optim.SparseAdam(list(model.parameters()))])
+
+
+@pytest.mark.parametrize(
+    ("package", "options"),
+    [("bitsandbytes", {"min_8bit_size": 256}), ("torchao", {"block_size": 64})],
+)
+def test_an_optimizer_with_states_of_eight_bits(package: str, options: dict[str, int]) -> None:
+    optim = pytest.importorskip(f"{package}.optim")
+    made: list[tuple[Optimizer, int]] = []
+
+    def make(model: nn.Module) -> list[Optimizer]:
+        optimizer = optim.AdamW8bit(model.parameters(), lr=1e-2, **options)
+        made.append((optimizer, sum(missing_optimizer_state(list(model.parameters()), torch.device("cpu")))))
+        return [optimizer]
+
+    plan = plan_of(assert_trains_as_unplanned(lambda model, by: train(model, by, make=make), model_of()))
+    assert not plan.is_empty
+    for optimizer, predicted in made:
+        tensors = [v for state in optimizer.state.values() for v in pytree.tree_leaves(state) if isinstance(v, Tensor)]
+        assert predicted == sum(t.nbytes for t in tensors)
+
+
+class Replacing(SGD):
+    """Gives the model new parameters, and not new values of the old ones, in each step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model.parameters(), lr=0.1)
+        self.model = model
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step(closure)
+        new = {id(p): nn.Parameter(p.detach().clone()) for p in self.model.parameters()}
+        for module in self.model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(module, name, new[id(parameter)])
+        self.param_groups[0]["params"] = list(self.model.parameters())
+
+
+class Assigning(SGD):
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for parameter in self.param_groups[0]["params"]:
+            parameter.data = parameter.data - 0.1 * parameter.grad
+
+
+@pytest.mark.parametrize("kind", [Replacing, lambda model: Assigning(model.parameters(), lr=0.1)])
+def test_an_optimizer_that_replaces_parameters_or_their_memory(kind: Any) -> None:
+    def loop(model: nn.Module, by: Any) -> list[Tensor]:
+        compiled = torch.compile(loss_of, backend=by, dynamic=False)
+        optimizer = kind(model)
+        losses = []
+        for batch in batches(4):
+            loss = compiled(model, *batch)
+            loss.backward()
+            optimizer.step()
+            for parameter in model.parameters():
+                parameter.grad = None
+            losses.append(loss.detach())
+        compiled(model, *batch).backward()
+        return losses
+
+    assert not plan_of(assert_trains_as_unplanned(loop, model_of())).is_empty
 
 
 class Words(nn.Module):

@@ -1,4 +1,4 @@
-"""Other people's trainers, where they are installed: Hugging Face's Trainer, Accelerate, adapters of peft."""
+"""Other people's trainers: Hugging Face's Trainer, Accelerate, adapters of peft."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from checkpointing import plan_of
+from checkpointing import PrintPlan, plan_of, plans_of
 from tests.checkpointing.loops.loop import assert_trains_as_unplanned, backend, batches, model_of, train
 
 pytestmark = pytest.mark.slow
 
 
-def losses_of_trainer(folder: Path, by: Any, steps: int, **options: Any) -> tuple[nn.Module, list[float]]:
+def losses_of_trainer(
+    folder: Path, by: Any, steps: int, callbacks: Any = None, rows: int = 0, **options: Any
+) -> tuple[nn.Module, list[float]]:
     from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
     torch._dynamo.reset()
@@ -27,7 +29,7 @@ def losses_of_trainer(folder: Path, by: Any, steps: int, **options: Any) -> tupl
     if by is not None:
         model.compile(backend=by, dynamic=False)
     draw = torch.Generator().manual_seed(0)
-    words = [torch.randint(100, (32,), generator=draw) for _ in range(8 * steps)]
+    words = [torch.randint(100, (32,), generator=draw) for _ in range(rows or 8 * steps)]
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -39,33 +41,45 @@ def losses_of_trainer(folder: Path, by: Any, steps: int, **options: Any) -> tupl
         disable_tqdm=True,
         **options,
     )
-    trainer = Trainer(model=model, args=arguments, train_dataset=[{"input_ids": w, "labels": w} for w in words])
+    data = [{"input_ids": w, "labels": w} for w in words]
+    trainer = Trainer(model=model, args=arguments, train_dataset=data, callbacks=callbacks)
     trainer.train()
     return model, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def test_hugging_faces_trainer_with_the_model_compiled_in_place_has_the_loss_curve_of_eager(tmp_path: Path) -> None:
-    pytest.importorskip("accelerate")
-    pytest.importorskip("transformers")
     # GPT-2's loss function warns, and a warning in the step would break the graph
     ignored: Any = {logging.Logger.warning_once}  # type: ignore[attr-defined]
+    printed: list[str] = []
     with torch._dynamo.config.patch(ignore_logging_functions=ignored):
-        model, found = losses_of_trainer(tmp_path, backend(0.9), steps=50)
+        model, found = losses_of_trainer(tmp_path, backend(0.9), steps=50, callbacks=[PrintPlan(printed.append)])
     _, expected = losses_of_trainer(tmp_path, None, steps=50)
     assert found == expected
     assert len(found) == 50
     assert not plan_of(model).is_empty
+    assert printed == [plan_of(model).summary()]
+
+
+def test_the_callback_prints_a_plan_per_shape_and_says_if_there_is_none(tmp_path: Path) -> None:
+    ignored: Any = {logging.Logger.warning_once}  # type: ignore[attr-defined]
+    printed: list[str] = []
+    with torch._dynamo.config.patch(ignore_logging_functions=ignored):
+        options = {"rows": 8 + 5, "callbacks": [PrintPlan(printed.append)]}  # the last batch of an epoch has five
+        model, _ = losses_of_trainer(tmp_path, backend(0.9), steps=5, **options)
+    assert printed == [plan.summary() for plan in plans_of(model)]
+    assert len(printed) == 2
+    printed.clear()
+    losses_of_trainer(tmp_path, None, steps=1, callbacks=[PrintPlan(printed.append)])
+    assert printed == ["no step of this model was compiled under a memory budget: compile it before Trainer gets it"]
 
 
 def test_hugging_faces_trainer_knows_no_backends_but_accelerates_own(tmp_path: Path) -> None:
-    pytest.importorskip("accelerate")
-    pytest.importorskip("transformers")
     with pytest.raises(ValueError, match="not a valid DynamoBackend"):
         losses_of_trainer(tmp_path, None, steps=1, torch_compile_backend="recompute")
 
 
 def test_accelerate_prepares_a_model_that_is_compiled_in_place() -> None:
-    accelerate = pytest.importorskip("accelerate")
+    import accelerate
 
     def loop(model: nn.Module, by: Any) -> list[Tensor]:
         accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2, mixed_precision="bf16")
@@ -89,7 +103,8 @@ def test_accelerate_prepares_a_model_that_is_compiled_in_place() -> None:
 
 
 def test_low_rank_adapters_of_peft() -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     torch.manual_seed(0)
     options = peft.LoraConfig(r=4, lora_dropout=0.1, target_modules=r".*layers\.\d\.[02]")
     adapted = peft.get_peft_model(model_of(), options)
@@ -98,3 +113,4 @@ def test_low_rank_adapters_of_peft() -> None:
     assert moved
     assert all("lora_" in name for name in moved)
     assert not plan_of(trained).is_empty
+    assert {m for m in plan_of(trained).table().module if m} <= {name for name, _ in trained.named_modules()}
