@@ -25,6 +25,7 @@ from sweeps.report.exports import EXPORTS, export
 from sweeps.report.figures import FIGURES
 from sweeps.report.figures.batches import draw_batches
 from sweeps.report.figures.draw import draw
+from sweeps.report.figures.of_runs import run_figures
 from sweeps.report.findings import findings
 from sweeps.report.findings.title import title
 from sweeps.report.listings import write_listings
@@ -141,6 +142,7 @@ def _write(data: ReportData, paths: Sequence[str | PathLike[str]], out: Path) ->
         whole_table=not data.table.empty,
         tables=write_listings(data, tables, problems),
         figures=[*draw(data, figures, problems, FIGURES), *draw_batches(data.runs, out, problems)],
+        run_figures=run_figures(data.runs, out),
         problems=problems,
         broken=_broken(broken, out) if len(broken) else None,
         running=_rows(ran[ran["status"] == "running"]),

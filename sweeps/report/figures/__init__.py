@@ -19,6 +19,7 @@ from sweeps.report.figures.roofline import FLOOR
 from sweeps.report.figures.scaling import SCALING, SPEEDUP_OVER_DENSE, SPEEDUP_OVER_ROW, STEP_SCALING
 from sweeps.report.figures.shared.figure import FigureSpec
 from sweeps.report.figures.throughput import THROUGHPUT
+from sweeps.report.figures.traced_steps import TRACED_STEPS
 from sweeps.report.figures.training_step import TRAINING_STEP
 from sweeps.report.tables.report_data import ReportData
 
@@ -26,8 +27,8 @@ BENCHMARK_FIGURES = (*BENCHMARK_MAPS, BENCHMARK_ALL_REDUCE, BENCHMARK_LAW, BENCH
 FIGURES = (
     HYPOTHESES,
     THROUGHPUT,
-    SPEEDUP_OVER_DENSE,
     SPEEDUP_OVER_ROW,
+    SPEEDUP_OVER_DENSE,
     TRAINING_STEP,
     SCALING,
     STEP_SCALING,
@@ -37,6 +38,7 @@ FIGURES = (
     ERRORS,
     DRIFT,
     *RECOMPUTATION_FIGURES,
+    TRACED_STEPS,
     *BENCHMARK_FIGURES,
 )
 

@@ -55,7 +55,7 @@ def errors(data: pd.DataFrame) -> Figure:
     from matplotlib.lines import Line2D
 
     names = ordered(data["method"])
-    found, title = cut(panels(data, []), "Relative error against float64")
+    found, title = cut(panels(data, []), _message(data))
     figure, axes = canvas(len(found), 4.6, 0.55 * len(names) + 0.7, title)
     colours = palette(data["method"])
     offsets = {quantity: 0.25 * (i - 1) for i, quantity in enumerate(QUANTITIES)}
@@ -68,8 +68,6 @@ def errors(data: pd.DataFrame) -> Figure:
             axis.scatter(limit, limit.index.map(names.index) + offsets[quantity], marker="|", c="black", s=60)
         log_axes(axis, x=True)
         axis.set_yticks(range(len(names)), names, fontsize="small")
-        for text, name in zip(axis.get_yticklabels(), names, strict=True):
-            text.set_color(colours[name])
         axis.set(xlabel="relative error", ylim=(len(names) - 0.4, -0.6))
         axis.grid(visible=False, axis="y")
         axis.set_title(label, fontsize="small")
@@ -80,6 +78,11 @@ def errors(data: pd.DataFrame) -> Figure:
     ]
     legend(figure, [*kinds, Line2D([], [], color="black", linestyle="", marker="|", markersize=9, label="limit")])
     return figure
+
+
+def _message(data: pd.DataFrame) -> str:
+    worst = (data["error"] / data["limit"]).max()
+    return f"Relative error against float64: at most {worst:.0%} of what the roundings allow"
 
 
 def select_drift(measured: ReportData) -> pd.DataFrame:

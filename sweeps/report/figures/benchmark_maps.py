@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from sweeps.report.figures.shared.figure import FigureSpec
-from sweeps.report.figures.shared.heat_map import ratio_map
+from sweeps.report.figures.shared.heat_map import colour_bar, most_sizes, ratio_map
 from sweeps.report.figures.shared.panels import canvas
 from sweeps.report.tables.benchmarks import CELL, RATIOS, SETTING
 from sweeps.report.tables.report_data import ReportData
-from sweeps.report.tables.targets import BLOCKS, JUDGED, WORST_CELL
-from sweeps.text import ranks
+from sweeps.report.tables.targets import BLOCKS, FIXED, JUDGED, OURS, WORST_CELL
+from sweeps.text import ranks, span
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,8 +51,28 @@ def select(measured: ReportData, part: str) -> pd.DataFrame:
     return data.sort_values([*SETTING, "_place", "world_size", "N", "B"]).drop(columns="_place")
 
 
+def select_over_row(measured: ReportData, part: str) -> pd.DataFrame:
+    """The ratios over row-parallel with the same collectives, dense_tp_row, of the same cell and run; no limits."""
+    table = measured.benchmarks
+    keys = [*CELL, "quantity", "run"]
+    own = table[table["part"].eq(part) & table["K"].eq(table["N"])]
+    base = own[own["contender"].eq("dense_tp_row")].groupby(keys)["p50_us"].median().rename("row_us").reset_index()
+    drawn = own["contender"].astype(str).str.fullmatch(r"block_shock/(?!nccl).+|dtensor_row|dense_tp_column")
+    data = own[drawn].drop(columns=["ratio_lo", "ratio_hi"]).merge(base, on=keys)
+    data = data.assign(ratio=data["p50_us"] / data["row_us"], baseline="dense_tp_row", limit=np.nan)
+    names = [*LAYERS, *sorted(set(data["contender"]) - set(LAYERS))]
+    data = data.assign(_place=data["contender"].map({name: place for place, name in enumerate(names)}))
+    data = data.sort_values([*SETTING, "_place", "world_size", "N", "B"])
+    return data[[*CELL, "contender", "quantity", "p50_us", "baseline", "row_us", "ratio", "limit"]]
+
+
 def maps(data: pd.DataFrame, title: str) -> Figure:
     """N against B, a panel a contender and world size (or gradient); outlined: above the limit."""
+    ours = data.loc[data["contender"].isin([OURS, *(f"{mask}/auto" for mask in FIXED)]), "ratio"]
+    if len(ours):
+        whose = "mask 1100 is" if data["contender"].eq(OURS).any() else "fixed masks are"
+        title = f"{title}: Block-Shock's {whose} {span(ours.min(), ours.max())}"
+    data = most_sizes(data)
     data = data.assign(_row=[a.removesuffix(f"/{b}") for a, b in zip(data["contender"], data["quantity"], strict=True)])
     down, across = data[[*SETTING, "_row"]].drop_duplicates(), data[["world_size", "quantity"]].drop_duplicates()
     places = down.merge(across.sort_values("world_size", kind="stable"), how="cross")
@@ -74,6 +94,7 @@ def maps(data: pd.DataFrame, title: str) -> Figure:
         several = [ranks(one["world_size"])] if data["world_size"].nunique() > 1 or one["world_size"] > 1 else []
         name = one["contender"].removesuffix("/auto").replace("/", ", ")
         axis.set_title(textwrap.fill(", ".join([name, *several, *extra]), 44), fontsize="small")
+    colour_bar(figure, ends, "time over the baseline's (logarithmic; blue is faster)", less_is_better=True)
     return figure
 
 
@@ -115,13 +136,24 @@ NOTES = {
         READING.format("DTensor's row-parallel plan") + METHODS + OUTLINED.format(WORST_CELL["train"][0]),
     ),
 }
-BENCHMARK_MAPS = tuple(
+OVER_ROW = tuple(
+    FigureSpec(
+        f"bench_{part}_over_row",
+        f"Benchmark: {what} over dense_tp_row",
+        READING.format("row-parallel with the same collectives")
+        + " Shown are Block-Shock, PyTorch's row-parallel and column-parallel; other methods are in the table.",
+        partial(select_over_row, part=part),
+        partial(maps, title=f"{what[0].upper()}{what[1:]} over dense_tp_row"),
+    )
+    for part, what in (("forward", "forward"), ("train", "AdamW step"))
+)
+BENCHMARK_MAPS = OVER_ROW + tuple(
     FigureSpec(
         f"bench_{part}",
         f"Benchmark: {title}",
         note,
         partial(select, part=part),
-        partial(maps, title=f"{title[0].upper()}{title[1:]} (time; below 1 is faster)"),
+        partial(maps, title=f"{title[0].upper()}{title[1:]}"),
     )
     for part, (title, note) in NOTES.items()
 )

@@ -49,7 +49,7 @@ def _draw(spec: FigureSpec, data: ReportData, folder: Path) -> DrawnFigure | Non
     figure.set_layout_engine("none")  # it is laid out now, and that takes as long as drawing
     figure.savefig(png, dpi=150)
     write_csv(selected, csv)
-    return DrawnFigure(spec.name, spec.title, spec.reading, svg, csv)
+    return DrawnFigure(spec.name, spec.title, spec.reading, svg, csv, " ".join(figure.get_suptitle().split()))
 
 
 def _files(folder: Path, name: str) -> tuple[Path, Path, Path]:

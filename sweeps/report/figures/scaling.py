@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sweeps.report.figures.shared.figure import FigureSpec, fastest, ordered
-from sweeps.report.figures.shared.heat_map import ratio_map
+from sweeps.report.figures.shared.heat_map import colour_bar, most_sizes, ratio_map
 from sweeps.report.figures.shared.panels import (
     KEYS,
     canvas,
@@ -25,7 +25,7 @@ from sweeps.report.figures.shared.panels import (
 from sweeps.report.figures.shared.style import marker, palette
 from sweeps.report.tables.layers import TRAINING
 from sweeps.report.tables.report_data import ReportData
-from sweeps.text import ranks
+from sweeps.text import ranks, span
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +36,7 @@ def select_speedup(measured: ReportData, speedup: str, baseline: str) -> pd.Data
     data = measured.table[measured.table[speedup].notna() & (measured.table["method"] != baseline)]
     best = fastest(data, "forward_p50_ms", [*KEYS, "N", "K", "B", "world_size", "method"])
     kept = ["method", "world_size", "N", "K", "B", "kernel", "mask", speedup, f"{speedup}_lo", f"{speedup}_hi"]
-    best = best[[*kept, *KEYS]]
+    best = most_sizes(best[[*kept, *KEYS]])
     several = best.groupby(["method", "world_size", "K", *KEYS] if _k(best) else ["method", "world_size", *KEYS])
     return best[several["N"].transform("size") > 1]
 
@@ -45,6 +45,9 @@ def heat_maps(data: pd.DataFrame, speedup: str, title: str) -> Figure:
     """N against B, a panel a method and world size; blue is faster than the baseline."""
     places = {name: i for i, name in enumerate(ordered(data["method"]))}
     data = data.assign(_place=data["method"].map(places))
+    ours = data.loc[(data["method"] == "block_shock") & (data["world_size"] > 1), speedup]
+    if len(ours):
+        title = f"{title}: block_shock is {span(1 / ours.max(), 1 / ours.min())}"
     found, title = cut(panels(data, ["_place", "world_size"]), title, most=9)
     sizes = data[["N", "B"]].nunique()
     figure, axes = canvas(len(found), max(3.1, 0.62 * sizes["B"] + 1.7), 0.42 * sizes["N"] + 1.1, title)
@@ -56,6 +59,7 @@ def heat_maps(data: pd.DataFrame, speedup: str, title: str) -> Figure:
         extra = [rows[key].iloc[0] for key in ("device", "dtype", "workload") if data[key].nunique() > 1]
         named = ", ".join([f"{method}, {ranks(world_size)}", *extra])
         axis.set_title(textwrap.fill(named, 38), fontsize="small")
+    colour_bar(figure, ends, "times as fast (logarithmic; blue is faster)")
     return figure
 
 
@@ -74,6 +78,8 @@ def strong_scaling(data: pd.DataFrame, title: str) -> Figure:
     """Speedup over the dense layer on one rank, against the number of ranks; grey: ideal."""
     from matplotlib.lines import Line2D
 
+    best = data.iloc[int(data["speedup"].to_numpy().argmax())]
+    title += f": at most {best['speedup']:.2f} times one rank ({best['method']} on {ranks(best['world_size'])})"
     found, title = cut(panels(data, ["N", "B"], TRAINING), title)
     colours = palette(data["method"])
     figure, axes = canvas(len(found), 3.8, 3.1, title)
@@ -85,7 +91,8 @@ def strong_scaling(data: pd.DataFrame, title: str) -> Figure:
         rows = rows.assign(ranks=rows["world_size"] * rows["method"].map(aside))
         for method in names:
             line = rows[rows["method"] == method].sort_values("world_size")
-            axis.plot(line["ranks"], line["speedup"], color=colours[method], lw=1.6, zorder=3)
+            if len(line) > 2:  # two points are no curve
+                axis.plot(line["ranks"], line["speedup"], color=colours[method], lw=1.6, zorder=3)
             for world_size, place, value in zip(line["world_size"], line["ranks"], line["speedup"], strict=True):
                 axis.plot([place], [value], marker(world_size), color=colours[method], ms=5.5, zorder=3)
         interval_bars(axis, rows, "ranks", "speedup", colours)
@@ -112,7 +119,7 @@ SPEEDUP_OVER_DENSE = FigureSpec(
     "Speedup over the dense layer on one rank",
     HEAT.format("dense_single on one rank"),
     partial(select_speedup, speedup="speedup", baseline="dense_single"),
-    partial(heat_maps, speedup="speedup", title="Forward: times as fast as dense_single on one rank"),
+    partial(heat_maps, speedup="speedup", title="Forward next to dense_single on one rank"),
 )
 SPEEDUP_OVER_ROW = FigureSpec(
     "speedup_over_row",

@@ -22,6 +22,7 @@ from sweeps.report.figures.shared.panels import (
 )
 from sweeps.report.figures.shared.style import dashes, marker, palette
 from sweeps.report.tables.report_data import ReportData
+from sweeps.text import number, ranks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,9 +41,9 @@ def select(measured: ReportData) -> pd.DataFrame:
 
 def throughput(data: pd.DataFrame) -> Figure:
     """Operations of the whole matmul over the forward time, against N; bars in a panel of one N."""
-    found, title = cut(panels(data, ["B"]), "Forward throughput")
+    found, title = cut(panels(data, ["B"]), _message(data))
     colours = palette(data["method"])
-    lines = any(rows["N"].nunique() > 1 for _, rows in found)
+    lines = any(rows["N"].nunique() > 2 for _, rows in found)  # two points are no curve
     bars = max(rows[["method", "world_size"]].drop_duplicates().shape[0] for _, rows in found)
     figure, axes = canvas(len(found), 4.2, 3.2 if lines else 0.32 * bars + 0.7, title)
     for axis, (label, rows) in zip(axes, found, strict=True):
@@ -51,11 +52,12 @@ def throughput(data: pd.DataFrame) -> Figure:
         for end in ("", "_lo", "_hi"):
             best[f"rate{end}"] = best[f"tflops{end}"] * (1000 if small else 1)
         unit = "GFLOP/s" if small else "TFLOP/s"
-        if best["N"].nunique() > 1:
+        if best["N"].nunique() > 2:
             _lines(axis, best, "rate", colours)
             interval_bars(axis, best, "N", "rate", colours)
             axis.set(xlabel="N", ylabel=unit)
         else:
+            best = best[best["N"] == best["N"].max()]
             _bars(axis, best, "rate", colours, bars)
             axis.set_xlabel(unit)
             label = f"N = {best['N'].iloc[0]}, {label}"
@@ -65,6 +67,13 @@ def throughput(data: pd.DataFrame) -> Figure:
     return figure
 
 
+def _message(data: pd.DataFrame) -> str:
+    best = data.iloc[int(data["tflops"].to_numpy().argmax())]
+    return (
+        f"Forward throughput: at most {number(best['tflops'])} TFLOP/s, {best['method']} on {ranks(best['world_size'])}"
+    )
+
+
 def _bars(axis: Axes, best: pd.DataFrame, column: str, colours: dict[str, str], slots: int) -> None:
     rows = in_rows(best)
     axis.barh(rows.index, rows[column], color=[colours[name] for name in rows["method"]], height=0.72)
@@ -72,9 +81,9 @@ def _bars(axis: Axes, best: pd.DataFrame, column: str, colours: dict[str, str], 
     edges = [(rows[column] - rows[f"{column}_lo"]).clip(lower=0), (rows[f"{column}_hi"] - rows[column]).clip(lower=0)]
     axis.errorbar(rows[column], rows.index, xerr=edges, fmt="none", ecolor="#8a8a8a", capsize=3, lw=1.2)
     for i, value in enumerate(rows[column]):
-        axis.annotate(f"{value:.3g}", (reach[i], i), (4, 0), textcoords="offset points", va="center", fontsize="small")
+        axis.annotate(number(value), (reach[i], i), (4, 0), textcoords="offset points", va="center", fontsize="small")
     axis.set_xlim(0, 1.18 * reach.max())
-    name_rows(axis, rows, colours, slots)
+    name_rows(axis, rows, slots)
 
 
 def _lines(axis: Axes, best: pd.DataFrame, column: str, colours: dict[str, str]) -> None:
@@ -105,7 +114,7 @@ THROUGHPUT = FigureSpec(
     "Throughput",
     "Higher is faster: the 2·B·N·K operations of the whole matmul over the median forward time, all ranks "
     "together, with 95% intervals over repeats where there are five; where several kernels or masks were measured, "
-    "the fastest counts.",
+    "the fastest counts, and of fewer than three N the largest is drawn.",
     select,
     throughput,
 )

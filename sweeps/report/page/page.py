@@ -8,15 +8,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from typing import Protocol
 
 import pandas as pd
 from markupsafe import Markup
 
-from sweeps.report.page.dark_mode import rounded, with_dark_mode
+from sweeps.report.page.dark_mode import compact, with_dark_mode
 from sweeps.report.tables.verdicts import Verdict
 
 
@@ -29,10 +31,15 @@ class DrawnFigure:
     reading: str
     svg: Path
     data: Path  # CSV
+    message: str = ""  # what it shows, for those who can't see it
+
+    @property
+    def alt(self) -> str:
+        return f"{self.title}. {self.message or self.reading}"
 
     @property
     def data_uri(self) -> str:
-        svg = with_dark_mode(rounded(self.svg.read_text(encoding="utf-8"))).encode()
+        svg = with_dark_mode(compact(self.svg.read_text(encoding="utf-8"))).encode()
         return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
     @property
@@ -41,6 +48,17 @@ class DrawnFigure:
         if self.data.stat().st_size > LONG_CSV:
             return "/".join(self.data.parts[-2:]) if self.data.parent.name == "figures" else self.data.name
         return "data:text/csv;base64," + base64.b64encode(self.data.read_bytes()).decode()
+
+
+class RunFigure(Protocol):
+    """A picture that a run drew."""
+
+    @property
+    def title(self) -> str: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def data_uri(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -116,6 +134,7 @@ class Content:
     whole_table: bool  # is there a table.csv?
     tables: list[PageTable]
     figures: list[DrawnFigure]
+    run_figures: Sequence[RunFigure]
     problems: list[str]  # what could not be shown, and why
     broken: PageTable | None
     running: list[dict[str, str]]

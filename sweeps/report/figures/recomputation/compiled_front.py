@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sweeps.report.figures.recomputation.methods import panels_of
+from sweeps.report.figures.recomputation.methods import GIB, LABEL, panels_of
 from sweeps.report.figures.shared.figure import FigureSpec
 from sweeps.report.figures.shared.labels import Label, place
 from sweeps.report.figures.shared.panels import canvas, cut, legend
@@ -24,7 +24,6 @@ from sweeps.report.tables.compiled_front import (
     envelope,
     front,
 )
-from sweeps.report.tables.recomputation import MIB
 from sweeps.report.tables.report_data import ReportData
 
 if TYPE_CHECKING:
@@ -66,28 +65,28 @@ def draw(data: pd.DataFrame) -> Figure:
 def _draw_panel(axis: Axes, rows: pd.DataFrame, colours: dict[str, str]) -> None:
     labels = []
     border = envelope(rows[rows["kind"].isin(AUTOMATIC) & rows["alike"]])
-    axis.plot(border[:, 0] / MIB, border[:, 1], color=BLUE, lw=1.2, ls=(0, (4, 2)), zorder=1)
+    axis.plot(border[:, 0] / GIB, border[:, 1], color=BLUE, lw=1.2, ls=(0, (4, 2)), zorder=1)
     for kind, (marker, size, colour) in LOOKS.items():
         points = rows[rows["kind"] == kind]
         for alike, fill in ((True, colour), (False, "none")):
             some = points[points["alike"] == alike]
             style: dict[str, Any] = {"ls": "", "marker": marker, "ms": size, "mfc": fill, "mec": colour}
-            axis.plot(some["peak_bytes"] / MIB, some["step_p50_ms"], zorder=3, **style)
-        labels += _labels(points, _short if kind == SELECTIVE else str, colour, important=True)
+            axis.plot(some["peak_bytes"] / GIB, some["step_p50_ms"], zorder=3, **style)
+        labels += _labels(points, _short if kind == SELECTIVE else str, LABEL, important=True)
     for variant, colour in colours.items():
         points = rows[(rows["kind"] == OURS) & (rows["options"] == variant)].sort_values("peak_bytes")
         counted = points[points["alike"]]
-        axis.plot(counted["peak_bytes"] / MIB, counted["step_p50_ms"], color=colour, lw=1.8, marker="o", ms=5, zorder=4)
+        axis.plot(counted["peak_bytes"] / GIB, counted["step_p50_ms"], color=colour, lw=1.8, marker="o", ms=5, zorder=4)
         wrong = points[~points["alike"]]
-        axis.plot(wrong["peak_bytes"] / MIB, wrong["step_p50_ms"], ls="", marker="o", mfc="none", mec=colour, zorder=4)
-        labels += _labels(points, str, colour, important=False)
+        axis.plot(wrong["peak_bytes"] / GIB, wrong["step_p50_ms"], ls="", marker="o", mfc="none", mec=colour, zorder=4)
+        labels += _labels(points, str, LABEL, important=False)
     axis.margins(0.12)
-    axis.set(xlabel="peak allocated, MiB", ylabel="step (p50), ms")
+    axis.set(xlabel="peak allocated, GiB", ylabel="step (p50), ms")
     place(axis, labels)
 
 
 def _labels(points: pd.DataFrame, words: Callable[[str], str], colour: str, important: bool) -> list[Label]:
-    places = zip(points["peak_bytes"] / MIB, points["step_p50_ms"], points["label"], strict=True)
+    places = zip(points["peak_bytes"] / GIB, points["step_p50_ms"], points["label"], strict=True)
     return [Label(float(x), float(y), words(text), colour, important) for x, y, text in places]
 
 

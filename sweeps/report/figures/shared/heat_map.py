@@ -10,7 +10,9 @@ import pandas as pd
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
+MOST = 12
 EVEN = 0.18  # the luminance on which white and black ink have the same contrast
 
 
@@ -39,6 +41,29 @@ def ratio_map(
         text.set_color("#161616" if _luminance(colour) > EVEN else "#fdfdfd")
     axis.tick_params(axis="y", rotation=0)
     axis.grid(visible=False)
+
+
+def colour_bar(figure: Figure, ends: float, label: str, less_is_better: bool = False) -> None:
+    """The one scale of all maps of a figure, with its ratios in plain numbers."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    reach = math.log2(ends)
+    scale = ScalarMappable(Normalize(-reach, reach), "RdBu_r" if less_is_better else "RdBu")
+    bar = figure.colorbar(scale, ax=figure.axes, location="bottom", shrink=0.4, aspect=40, pad=0.02)
+    ticks = [-reach, -reach / 2, 0.0, reach / 2, reach]
+    bar.set_ticks(ticks, labels=[f"{2**tick:.2f}" for tick in ticks])
+    bar.set_label(label, fontsize="small")
+    bar.ax.tick_params(labelsize="small")
+
+
+def most_sizes(data: pd.DataFrame) -> pd.DataFrame:
+    """Of more than MOST sizes of a dimension so many, evenly spread with the largest among them: a map can be read."""
+    for key in ("N", "B"):
+        sizes = np.array(sorted(set(data[key])))
+        if len(sizes) > MOST:
+            data = data[data[key].isin(sizes[np.linspace(0, len(sizes) - 1, MOST).round().astype(int)])]
+    return data
 
 
 def _luminance(colour: np.ndarray) -> float:

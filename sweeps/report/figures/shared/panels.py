@@ -59,7 +59,8 @@ def canvas(
     spaced = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.06)  # inches
     figure = Figure(figsize=(max(width * columns, 6.4), height * rows + 0.9), layout=spaced)
     axes = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
-    figure.suptitle(title, fontsize="medium", fontweight="bold")
+    wrapped = textwrap.fill(title, int(9.5 * figure.get_figwidth()))
+    figure.suptitle(wrapped, fontsize="medium", fontweight="bold")
     return figure, axes
 
 
@@ -102,13 +103,11 @@ def rank_handles(world_sizes: Iterable[int], *, line: bool = True) -> list[Artis
     ]
 
 
-def name_rows(axis: Axes, rows: pd.DataFrame, colours: dict[str, str], slots: int) -> None:
-    """Methods in their colours beside the bars, which are as thick in a panel of few bars as in the fullest."""
+def name_rows(axis: Axes, rows: pd.DataFrame, slots: int) -> None:
+    """Methods beside the bars, which are as thick in a panel of few bars as in the fullest."""
     several = rows["world_size"].nunique() > 1 or rows["world_size"].iloc[0] != 1
     names = [f"{m}, {ranks(p)}" if several else m for m, p in zip(rows["method"], rows["world_size"], strict=True)]
     axis.set_yticks(rows.index, names, fontsize="small")
-    for text, method in zip(axis.get_yticklabels(), rows["method"], strict=True):
-        text.set_color(colours[method])
     axis.set_ylim(slots - 0.4, -0.6)
     axis.grid(visible=False, axis="y")
 
