@@ -35,6 +35,7 @@ class ExperimentConfig:
     name: str = MISSING  # of a sweep's folder; a run's folder is unique by itself
     seed: int = 0  # X, W, target and masks come from independent generators derived from it
     output_dir: str = "outputs"
+    repeat: int = 0  # which process measures the same configuration again: hydra.sweeper.repeats counts it up
 
 
 @dataclass
@@ -94,6 +95,7 @@ def load_job(cfg: DictConfig | dict[str, Any], elsewhere: bool = False) -> Job:
     parts = {name: _typed(schema, given[name], name) for name, schema in _CORE.items()}
     check_place(parts["experiment"])
     _check_seed(parts["experiment"].seed)
+    at_least("experiment.repeat", parts["experiment"].repeat, 0)
     _resolve_hardware(parts["hardware"], elsewhere)
     _resolve_dtype(parts["model"], parts["hardware"])
     for name in GROUPS:

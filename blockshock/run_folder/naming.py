@@ -29,6 +29,9 @@ def config_hash(config: dict[str, Any]) -> str:
         group: {key: value for key, value in _options(options).items() if _is_measured(group, key, value)}
         for group, options in config.items()
     }
+    experiment = kept.get("experiment")
+    if experiment and not experiment.get("repeat"):  # the first process of a configuration is that of a sweep without
+        experiment.pop("repeat", None)
     if _is_model_step(config):
         kept |= {"mask": {}, "model": {"dtype": config["model"]["dtype"]}}
     text = json.dumps([SCHEMA, kept], sort_keys=True, default=str)
@@ -55,9 +58,11 @@ def _is_model_step(config: dict[str, Any]) -> bool:
 def job_label(config: dict[str, Any]) -> str:
     """A folder name that a person can read and that no other configuration shares."""
     model, workload = config["model"], config["workload"]
+    repeat = config.get("experiment", {}).get("repeat")
+    last = [f"r{repeat}", config_hash(config)] if repeat else [config_hash(config)]
     if _is_model_step(config):
         length = f"-S{workload['seq_len']}" if workload.get("seq_len") else ""
-        parts = [workload["name"], f"B{workload['batch_size']}{length}", model["dtype"], config_hash(config)]
+        parts = [workload["name"], f"B{workload['batch_size']}{length}", model["dtype"], *last]
         return "_".join([config["phase"]["name"], config["method"]["name"], *parts])
     sizes = f"N{model['N']}" + (f"-K{model['K']}" if model["K"] != model["N"] else "") + f"-B{model['B']}"
     phase = config["phase"]
@@ -71,6 +76,6 @@ def job_label(config: dict[str, Any]) -> str:
             sizes,
             model["dtype"],
             f"P{config['hardware']['world_size']}",
-            config_hash(config),
+            *last,
         ]
     )

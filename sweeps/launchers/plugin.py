@@ -15,8 +15,10 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, read_write
 
-from blockshock.errors import ConfigError
+from blockshock.errors import ConfigError, at_least
 from sweeps.launchers.launchers import LAUNCHERS
+
+KEY = "hydra.sweeper.repeats"
 
 
 class LaunchRefused(CompactHydraException):
@@ -57,15 +59,16 @@ class GridSweeperConf(BasicSweeperConf):
 
     _target_: str = "hydra_plugins.blockshock.Sweeper"
     cases: dict[str, Any] = field(default_factory=dict)  # name -> key -> values
+    repeats: int = 1  # processes that measure each job: the whole sweep, and then the whole sweep again
 
 
 class GridSweeper(BasicSweeper):
     """Every combination of the values, as in Hydra's, for each of the `cases`. Launchers of others get Hydra's whole
     procedure."""
 
-    def __init__(self, cases: Mapping[str, Mapping[str, Any]] | None = None, **options: Any) -> None:
+    def __init__(self, cases: Mapping[str, Mapping[str, Any]] | None = None, repeats: int = 1, **options: Any) -> None:
         super().__init__(**options)
-        self.cases = cases or {}
+        self.cases, self.repeats = cases or {}, repeats
 
     def sweep(self, arguments: list[str]) -> Any:
         assert self.hydra_context is not None
@@ -97,7 +100,25 @@ class GridSweeper(BasicSweeper):
             own = self.parser.parse_overrides([f"{key}={value}" for key, value in values.items()])
             _refuse_nothing([*params, *own, *given])
             jobs += super().split_arguments([*params, *own, *given], None)[0]
+        if self.repeats != 1:
+            jobs = self._repeated(jobs)
         return list(self.split_overrides_to_chunks(jobs, max_batch_size))
+
+    def _repeated(self, jobs: list[list[str]]) -> list[list[str]]:
+        """All jobs, and then all again: what drifts over the sweep harms every configuration alike."""
+        at_least(KEY, self.repeats, 1)
+        assert self.config is not None
+        if "repeat" not in self.config.get("experiment", {}):
+            raise ConfigError(KEY, self.repeats, "needs an application whose configuration has experiment.repeat")
+        if any(override.startswith("experiment.repeat=") for job in jobs for override in job):
+            raise ConfigError(KEY, self.repeats, "sets experiment.repeat; leave that out, or the repeats")
+        if self.config.hydra.launcher.get("reuse_ranks"):
+            problem = "needs a fresh process for each; set hydra.launcher.reuse_ranks=false"
+            raise ConfigError(KEY, self.repeats, problem)
+        if not any(jobs) and self.config.hydra.launcher.get("resume"):
+            return jobs  # those of the sweep's own list, repeats included
+        again = [[f"experiment.repeat={n}"] if n else [] for n in range(self.repeats)]
+        return [[*job, *number] for number in again for job in jobs]
 
 
 def _refuse_repeated(overrides: Sequence[Override]) -> None:

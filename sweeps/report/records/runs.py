@@ -118,11 +118,19 @@ def _labels(one: pd.DataFrame) -> list[str]:
         "model.N": "N=",
         "model.K": "K=",
     }
-    keys |= {"model.B": "B=", "workload.batch_size": "B=", "model.dtype": "", "hardware.world_size": "P="}
+    keys |= {
+        "model.B": "B=",
+        "workload.batch_size": "B=",
+        "model.dtype": "",
+        "hardware.world_size": "P=",
+        "experiment.repeat": "repeat=",
+    }
     columns = [key for key in keys if f"config.{key}" in one]
     labels = []
     for values in one[[f"config.{key}" for key in columns]].itertuples(index=False, name=None):
         given = {key: value for key, value in zip(columns, values, strict=True) if value is not None and value == value}
+        if not given.get("experiment.repeat"):
+            given.pop("experiment.repeat", None)
         if given.get("model.K") == given.get("model.N"):
             given.pop("model.K", None)
         labels.append(

@@ -33,7 +33,7 @@ NUMBERS = ["p50_us", "eager_p50_us", "relative_error", "dense_relative_error", "
 NUMBERS += ["state_bytes", "dense_state_bytes"]
 WAY = ["contender", "chosen_kernel", "kernel_options", "collective", "chunks"]
 RATIOS = ["baseline", "baseline_us", "ratio", "ratio_lo", "ratio_hi"]
-COLUMNS = ["run", *CELL, *TEXTS, *WAY, *NUMBERS, *RATIOS, "rounds_us", "chosen", "folder"]
+COLUMNS = ["run", *CELL, *TEXTS, *WAY, *NUMBERS, *RATIOS, "rounds_us", "chosen", "folder", "repeat"]
 
 
 def benchmarks(runs: pd.DataFrame) -> pd.DataFrame:
@@ -51,6 +51,8 @@ def benchmarks(runs: pd.DataFrame) -> pd.DataFrame:
     ended = rows.groupby("folder", sort=False)["timestamp_unix"].max().rank(method="first").astype(int)
     table = rows.reindex(columns=[*CELL, *TEXTS, *NUMBERS, "rounds_us", "chosen", "folder"])
     table["run"] = rows["folder"].map(ended)
+    told = rows["config.experiment.repeat"] if "config.experiment.repeat" in rows else pd.Series(0, index=rows.index)
+    table["repeat"] = pd.to_numeric(told).fillna(0).astype(int)
     table["dtype"] = table["dtype"].replace(DTYPES)
     table["workload"] = table["workload"].astype(object).fillna("gaussian")  # of `bench`, whose records don't say it
     table[TEXTS] = table[TEXTS].astype(object).fillna("")
@@ -80,7 +82,24 @@ def latest(table: pd.DataFrame) -> pd.DataFrame:
     what it took turns with.
     """
     same = [*CELL, *TEXTS]
-    return table[table["run"] == table.groupby(same)["run"].transform("max")].reset_index(drop=True)
+    rows = over_repeats(table)
+    return rows[rows["run"] == rows.groupby(same)["run"].transform("max")].reset_index(drop=True)
+
+
+def over_repeats(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with the processes of hydra.sweeper.repeats as one row each contender and cell, with the latest run's
+    number: median times, the median of the ratios, and the smallest and the largest ratio of a process."""
+    same = [*CELL, *TEXTS]
+    several = table.groupby(same)["repeat"].transform("nunique") > 1
+    if not several.any():
+        return table
+    rows = table[several].sort_values("run", kind="stable").drop_duplicates([*same, "repeat"], keep="last")
+    groups = rows.groupby(same, sort=False)
+    last = rows.drop_duplicates(same, keep="last").set_index(same)
+    for name in ("p50_us", "eager_p50_us", "baseline_us", "ratio"):
+        last[name] = groups[name].median()
+    last["ratio_lo"], last["ratio_hi"] = groups["ratio"].min(), groups["ratio"].max()
+    return pd.concat([table[~several], last.reset_index()[list(table)]]).sort_index(kind="stable")
 
 
 def targets(table: pd.DataFrame) -> pd.DataFrame:

@@ -25,7 +25,8 @@ Repeats = dict[Hashable, tuple[list[float], str]]
 
 def repeats(records: pd.DataFrame, keys: list[str], region: str, without: Sequence[str] = ()) -> Repeats:
     """By key: the medians, in ms, of repeats of `region`, and what a repeat is: a job (a record) where there are
-    MIN_REPEATS of them, else a block of a job's iterations. The regions `without`, nested in it, are subtracted."""
+    MIN_REPEATS of them or hydra.sweeper.repeats made them, else a block of a job's iterations. The regions `without`,
+    nested in it, are subtracted."""
     median = f"timings_ms.{region}.p50_ms"
     if median not in records:
         return {}
@@ -38,8 +39,11 @@ def repeats(records: pd.DataFrame, keys: list[str], region: str, without: Sequen
             single -= timed[inner_median].astype(float).fillna(0.0).to_numpy()
             several = [_minus(*pair) for pair in zip(several, _blocks(timed, inner), strict=True)]
     found: Repeats = {}
+    # Of hydra.sweeper.repeats: blocks of one process say nothing of the next one.
+    number = pd.to_numeric(timed["config.experiment.repeat"]) if "config.experiment.repeat" in timed else None
+    repeated = np.zeros(len(timed), dtype=bool) if number is None else number.fillna(0).gt(0).to_numpy()
     for key, rows in timed.groupby(keys, dropna=False).indices.items():
-        if len(rows) >= MIN_REPEATS:
+        if len(rows) >= MIN_REPEATS or repeated[rows].any():
             found[key] = (single[rows].tolist(), "jobs")
             continue
         listed = [value for i in rows for value in (several[i] or [float(single[i])])]

@@ -15,7 +15,7 @@ import pandas as pd
 
 from sweeps.report.problems import attempt
 from sweeps.report.records.load import load_runs
-from sweeps.report.tables.benchmarks import benchmarks, latest, targets
+from sweeps.report.tables.benchmarks import benchmarks, latest, over_repeats, targets
 from sweeps.report.tables.law import law
 from sweeps.report.tables.layers import drift, results
 from sweeps.report.tables.recomputation import recomputed
@@ -68,7 +68,7 @@ def read_report_data(paths: Sequence[str | PathLike[str]]) -> ReportData:
         profiles=_with(runs, "profile.nodes"),
         traces=_with(runs, "trace.backend"),
         benchmarks=table("benchmarks", latest, measured),
-        targets=table("the targets", targets, measured),
+        targets=table("the targets", lambda rows: targets(over_repeats(rows)), measured),
         problems=problems,
     )
 
