@@ -5,6 +5,7 @@ Y = X Wᵀ with X (B, K), W (N, K); the target and the upstream gradient are (B,
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +16,8 @@ from torch import nn
 from blockshock.config import Job
 from blockshock.dtypes import DTYPES
 from blockshock.masks import Mask, halves
+from blockshock.masks.pattern import PatternMask
+from blockshock.masks.window import WindowMask
 from blockshock.workloads import Inputs
 
 if TYPE_CHECKING:
@@ -25,6 +28,9 @@ def generator(seed: int, name: str, device: torch.device) -> torch.Generator:
     """A generator for one named tensor; two names never share a stream, whatever the seed."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+_UNPRUNED = PatternMask("unpruned", "1100")
 
 
 def problem_of(job: Job, device: torch.device) -> Problem:
@@ -90,6 +96,22 @@ class Problem:
         """The same on one device, in `dtype`, from the weights as rounded to the dtype under test."""
         return DenseLayer(self.weight().to(dtype))
 
+    def kept(self) -> list[torch.Tensor] | None:
+        """Where `dense`'s parameters hold weights that the mask has not pruned; None where it prunes nothing.
+
+        Gradients are compared there. Elsewhere a dense method has some, and a window none.
+        """
+        return [self.mask.keep(self.weight())] if isinstance(self.mask, WindowMask) else None
+
+    def energy_kept(self) -> float | None:
+        """The share of the weights' squared norm that pruning has left."""
+        if not isinstance(self.mask, WindowMask):
+            return None
+        full = dataclasses.replace(self, mask=_UNPRUNED)
+        parts = [list(problem.dense(torch.float64).parameters()) for problem in (self, full)]
+        kept, all_ = (sum(float(part.detach().square().sum()) for part in weights) for weights in parts)
+        return kept / all_
+
     def weight_quantities(self) -> list[str]:
         """The quantity as which each of `dense`'s parameters' gradients is judged."""
         return ["dW"]
@@ -118,7 +140,8 @@ class Problem:
         return halves(self.mask, weight, self._generator("mask", 0))
 
     def _weight(self, name: str, rows: int, columns: int) -> torch.Tensor:
-        return self._normal(name, rows, columns).mul_(columns**-0.5).to(self.dtype)
+        weight = self._normal(name, rows, columns).mul_(columns**-0.5).to(self.dtype)
+        return self.mask.prune(weight) if isinstance(self.mask, WindowMask) else weight
 
     def _generator(self, name: str, step: int) -> torch.Generator:
         return generator(self.seed, f"{name}/{step}", self.device)

@@ -146,8 +146,9 @@ def _results(
 
 
 def _add_weights(problem: Problem, got: Tensors, grads: list[torch.Tensor]) -> None:
-    for name, grad in zip(problem.weight_quantities(), grads, strict=True):
-        got.setdefault(name, []).append(grad)
+    kept = problem.kept()
+    for place, (name, grad) in enumerate(zip(problem.weight_quantities(), grads, strict=True)):
+        got.setdefault(name, []).append(grad * kept[place] if kept else grad)
 
 
 def _nan_is_worst(value: float) -> float:

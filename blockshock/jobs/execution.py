@@ -17,6 +17,7 @@ from blockshock import SCHEMA
 from blockshock.collectives import symmetric
 from blockshock.config import Job
 from blockshock.jobs import correctness
+from blockshock.masks import prunes
 from blockshock.measure import calibration, nvml, roofline, timing
 from blockshock.measure.roofline import Cost
 from blockshock.measure.summarize import summarize_blocks
@@ -49,6 +50,10 @@ class Execution:
     @cached_property
     def problem(self) -> Problem:
         return problem_of(self.job, self.device)
+
+    @cached_property
+    def _energy_kept(self) -> float | None:
+        return self.problem.energy_kept()
 
     @cached_property
     def rates(self) -> calibration.Rates:
@@ -143,6 +148,8 @@ class Execution:
             "memory_peak_bytes": None,
             **fields,
         }
+        if prunes(job.mask) and hasattr(job.method, "build"):  # what it builds, it builds of pruned weights
+            record["energy_kept"] = self._energy_kept
         if layer is not None:
             record["weight_bytes"] = layer.weight_bytes()
             record["layer"] = layer.describe()

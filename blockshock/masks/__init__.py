@@ -1,6 +1,7 @@
 """2:4 masks. A mask is a dataclass with `name` and `make(weight, generator) -> bool (N, K)`, the first half M₀.
 
-The second half is the complement: two kept of four leave two of four. `period` is the number of rows after which the
+The second half is the complement: two kept of four leave two of four. A window mask (window.py) prunes and has
+windows instead: the job's weights are pruned, whatever the method. `period` is the number of rows after which the
 pattern repeats (None: it does not), and `column_wise` claims that columns are 2:4 as well.
 """
 
@@ -11,6 +12,7 @@ from typing import Protocol
 import torch
 
 from blockshock.errors import ConfigError
+from blockshock.masks.window import WindowMask
 
 
 class Mask(Protocol):
@@ -23,8 +25,21 @@ class Mask(Protocol):
     def make(self, weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor: ...
 
 
+def prunes(mask: object) -> bool:
+    """Whether the mask leaves weights out, so that it has windows and no halves."""
+    return isinstance(mask, WindowMask)
+
+
+def reject_pruning(mask: Mask, who: str) -> None:
+    """For what needs every weight to be in one of two halves."""
+    if prunes(mask):
+        problem = f"prunes, and {who} needs complementary halves; use a mask of halves, or method=block_shock"
+        raise ConfigError("mask", mask.name, problem)
+
+
 def halves(mask: Mask, weight: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """M₀ and M₁ = ¬M₀ of `weight` (N, K), checked: 2:4 along rows, along columns where claimed, period as stated."""
+    reject_pruning(mask, "this")
     first = mask.make(weight, generator)
     problem = violation(first, ~first, mask.period, mask.column_wise)
     if problem:

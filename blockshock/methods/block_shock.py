@@ -7,6 +7,8 @@
 optimizer state are packed as well, and nothing is ever compressed again.
 `weights=masked`: the classic alternative. The parameter is a dense masked copy; its compressed form is made again
 every `compress_every` optimizer steps (1: always; K: every K steps, in between the product lags behind; 0: once).
+
+With a mask that prunes, the weight is no sum of halves: the ranks hold overlapping 2:4 windows (shared/windows.py).
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from torch import nn
 
 from blockshock.errors import ConfigError, at_least, one_of
 from blockshock.kernels import check_kernel, make, masked_linear, packed_linear
+from blockshock.masks import prunes
 from blockshock.measure.timing import region
 from blockshock.methods import ParallelLinear
 from blockshock.methods.shared.halves import HalvesLinear, HalvesOptions, check_halves
+from blockshock.methods.shared.windows import WindowsLinear, check_windows
 
 if TYPE_CHECKING:
     from blockshock.config import Job
@@ -37,6 +41,9 @@ class BlockShock(HalvesOptions):
     compress_every: int = 1  # optimizer steps, with weights=masked
 
     def check(self, job: Job) -> None:
+        if prunes(job.mask):
+            check_windows(job, self)
+            return
         rows, columns = check_halves(job, self)
         one_of("method.weights", self.weights, ("packed", "masked"))
         at_least("method.compress_every", self.compress_every, 0)
@@ -49,7 +56,7 @@ class BlockShock(HalvesOptions):
         check_kernel(job, self.kernel, rows, columns)
 
     def build(self, problem: Problem, weight: torch.Tensor) -> ParallelLinear:
-        return BlockShockLinear(self, problem, weight)
+        return (WindowsLinear if prunes(problem.mask) else BlockShockLinear)(self, problem, weight)
 
     def build_partial(self, problem: Problem, weight: torch.Tensor) -> HalvesLinear:
         """This rank's product alone, not summed: for pairs of layers, which sum in a way of their own."""

@@ -17,6 +17,7 @@ import torch
 from blockshock.errors import ConfigError, at_least, one_of
 from blockshock.jobs.correctness import errors
 from blockshock.jobs.execution import Execution
+from blockshock.masks import prunes
 from blockshock.methods import ParallelModule
 from blockshock.phases import TrainingOptions
 from blockshock.problem import Problem
@@ -38,6 +39,9 @@ class Drift(TrainingOptions):
         self.check_training()
         one_of("phase.mode", self.mode, ("apply", "train"))
         at_least("phase.steps", self.steps, 1)
+        if self.mode == "train" and prunes(job.mask):
+            problem = f"dense methods let what mask={job.mask.name} prunes grow again; use phase.mode=apply"
+            raise ConfigError("phase.mode", self.mode, problem)
         if self.mode == "apply" and getattr(job.workload, "acts_on", "layer") == "model":
             raise ConfigError("phase.mode", self.mode, "a model is not applied to its own output; use phase.mode=train")
         if self.mode == "apply" and job.model.K != job.model.N:

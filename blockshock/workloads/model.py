@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from blockshock.config import kind
 from blockshock.dtypes import DTYPES
 from blockshock.errors import ConfigError, at_least, one_of
+from blockshock.masks import prunes
 
 if TYPE_CHECKING:
     from blockshock.config import Job
@@ -67,6 +68,10 @@ class ModelWorkload:
         if not sites:
             raise ConfigError(
                 "workload", self.name, "has no MLP that a method could build; use gpt2, llama, bert or vit"
+            )
+        if prunes(job.mask):
+            raise ConfigError(
+                "mask", job.mask.name, "a model's weights are not pruned; use workload=mlp_block or a layer"
             )
         if self.autocast is not None:
             raise ConfigError("workload.autocast", self.autocast, "layers have one dtype; use model.dtype=bf16")

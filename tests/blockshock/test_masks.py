@@ -12,7 +12,7 @@ from blockshock.errors import ConfigError
 from blockshock.masks import halves, violation
 from blockshock.masks.pattern import PatternMask
 
-NAMES = sorted(path.stem for path in (CONF / "mask").glob("*.yaml"))
+NAMES = sorted(path.stem for path in (CONF / "mask").glob("*.yaml") if not path.stem.startswith("window"))
 
 
 def load(name: str):

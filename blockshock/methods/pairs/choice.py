@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from blockshock.errors import ConfigError, one_of
+from blockshock.masks.window import WindowMask
 from blockshock.methods.pairs.column_row import ColumnRowMlp
 from blockshock.methods.pairs.layers import LayersMlp
 from blockshock.methods.pairs.pair import DenseMlp, Mlp, MlpWeights, ParallelMlp
@@ -52,6 +53,10 @@ class MlpProblem(Problem):
     def weights(self) -> MlpWeights:
         """Normal, of variance 1/K and 1/hidden, so that Y is of order one."""
         return MlpWeights(self._weight("W_up", self.mlp.rows, self.K), self._weight("W_down", self.N, self.mlp.hidden))
+
+    def kept(self) -> list[torch.Tensor] | None:
+        mask, weights = self.mask, self.weights()
+        return [mask.keep(weights.up), mask.keep(weights.down)] if isinstance(mask, WindowMask) else None
 
     def weight_quantities(self) -> list[str]:
         return ["dW_up", "dW_down"]

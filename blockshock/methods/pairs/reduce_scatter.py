@@ -26,6 +26,7 @@ from blockshock.collectives.matmul_all_reduce import Multiply
 from blockshock.kernels.choice import blocks_of_mask
 from blockshock.kernels.gpu.columns import Places, put, take
 from blockshock.kernels.layouts import BlockLayout
+from blockshock.masks import prunes
 from blockshock.measure.roofline import Cost, all_gather, reduce_scatter
 from blockshock.methods.dense_tp_row import DenseTpRowLinear
 from blockshock.methods.pairs.column_row import check_shares
@@ -66,7 +67,7 @@ class ReduceScatterMlp(ParallelMlp):
             return "is for complementary halves; use layers"
         if job.hardware.world_size % 2:
             return "needs pairs of ranks, of which each has one half; use layers"
-        if blocks_of_mask(job) != 1:
+        if prunes(job.mask) or blocks_of_mask(job) != 1:
             return f"needs a mask whose rows keep the same columns, as 1100 does, not {job.mask.name}; use layers"
         if options.shard != "inputs" and job.hardware.world_size > 2:
             return "needs method.shard=inputs; use layers"

@@ -20,6 +20,7 @@ import torch
 from blockshock.collectives.choice import CollectiveOptions, check_collective, choose
 from blockshock.collectives.gradients import gather_columns, sum_gradient
 from blockshock.errors import ConfigError, one_of
+from blockshock.masks import reject_pruning
 from blockshock.measure.roofline import Cost, all_gather, all_reduce, matmul
 from blockshock.methods import ParallelLinear, ring_roundings
 from blockshock.ranks import distributed
@@ -41,6 +42,7 @@ def check_halves(job: Job, options: HalvesOptions) -> tuple[int, int]:
     run; the rows and columns of W that one rank holds half of."""
     ranks, N, K = job.hardware.world_size, job.model.N, job.model.K
     name = job.method.name
+    reject_pruning(job.mask, name)
     one_of("method.shard", options.shard, ("inputs", "outputs"))
     if ranks > 1 and ranks % 2:
         raise ConfigError("hardware.world_size", ranks, f"{name} needs 1 or an even number of ranks: two halves each")

@@ -17,8 +17,10 @@ from blockshock.config import with_choices
 from blockshock.errors import ConfigError
 from blockshock.jobs import correctness
 from blockshock.jobs.execution import Execution
+from blockshock.masks import reject_pruning
 from blockshock.methods import ParallelModule
 from blockshock.methods.shared.halves import HalvesLinear
+from blockshock.methods.shared.windows import WindowsLinear
 from blockshock.phases import TrainingOptions
 from blockshock.phases.benchmark.contenders import Admitted, Contender, Entry, admit, naming
 from blockshock.phases.benchmark.turns import Benchmark
@@ -123,6 +125,7 @@ class Law(LayerBenchmark):
 
     def check(self, job: Job) -> None:
         super().check(job)
+        reject_pruning(job.mask, "part law")
         methods = sorted(str((contender.method or {}).get("name")) for contender in self.contenders.values())
         if methods != list(self.RELATED):
             problem = f"part law relates one contender of {' and one of '.join(self.RELATED)}"
@@ -173,12 +176,15 @@ def _checked(job: Job, problem: Problem, layer: ParallelModule, quantities: tupl
     if wrong:
         raise correctness.CheckFailed(wrong)
     worst = max(verdicts.values(), key=lambda verdict: verdict["relative_error"] / verdict["limit"])
+    masked = any(isinstance(part, HalvesLinear | WindowsLinear) for part in layer.modules())
+    kept = problem.energy_kept()
     return {
         "kernel": getattr(job.method, "kernel", ""),
-        "mask": job.mask.name if any(isinstance(part, HalvesLinear) for part in layer.modules()) else "",
+        "mask": job.mask.name if masked else "",
         "detail": layer.describe(),
         "relative_error": worst["relative_error"],
         "dense_relative_error": worst["dense_relative_error"],
+        **({} if kept is None else {"energy_kept": kept}),
     }
 
 

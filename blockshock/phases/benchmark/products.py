@@ -20,6 +20,7 @@ from blockshock.errors import ConfigError
 from blockshock.jobs.correctness import CheckFailed, errors
 from blockshock.jobs.execution import Execution
 from blockshock.kernels import Kernel, check_kernel, make
+from blockshock.masks import reject_pruning
 from blockshock.phases.benchmark.contenders import Admitted, Contender, Entry, admit, naming
 from blockshock.phases.benchmark.turns import Benchmark
 
@@ -65,6 +66,7 @@ class KernelBenchmark(Benchmark):
 
     def _check(self, job: Job, key: str, contender: KernelContender) -> str:
         own = _with_mask(job, contender)
+        reject_pruning(own.mask, f"part {self.part}")
         try:
             check_kernel(own, contender.kernel, job.model.N, job.model.K)
         except ConfigError as error:
