@@ -16,9 +16,9 @@ from sweeps import load_runs
 from tests.launching import QUICK, ROOT, counts, environment, run, start, statuses, wait_until, write_method
 
 
-def test_a_sweep_of_8_survives_sigkill_of_a_job_and_of_its_launcher(tmp_path):
-    """After a resume all 8 are ok, each measured once; what was finished before is not touched."""
-    sweep = [*QUICK, "model.N=range(4,36,4)", "model.B=8", "experiment.name=eight", "hydra.launcher.max_parallel=2"]
+def test_a_sweep_of_6_survives_sigkill_of_a_job_and_of_its_launcher(tmp_path):
+    """After a resume all 6 are ok, each measured once; what was finished before is not touched."""
+    sweep = [*QUICK, "model.N=range(4,28,4)", "model.B=8", "experiment.name=six", "hydra.launcher.max_parallel=2"]
     process = start(tmp_path, *sweep)
     wait_until(lambda: counts(tmp_path)["running"] and counts(tmp_path)["ok"])
     victim = next(s for s in statuses(tmp_path).values() if s["status"] == "running")
@@ -36,18 +36,18 @@ def test_a_sweep_of_8_survives_sigkill_of_a_job_and_of_its_launcher(tmp_path):
     assert "SIGKILL" in killed["reason"]
     assert not counts(tmp_path)["running"]
     finished = {path: path.read_bytes() for path in measured(tmp_path)}
-    assert 3 <= len(finished) < 8
+    assert 3 <= len(finished) < 6
 
     options = ("hydra.launcher.max_parallel=2", "hydra.launcher.report=false")
-    code, err = run(tmp_path, "-m", "hydra.launcher.resume=outputs/sweeps/eight", *options)
+    code, err = run(tmp_path, "-m", "hydra.launcher.resume=outputs/sweeps/six", *options)
     assert code == 0, err
-    assert "8 ok" in err
+    assert "6 ok" in err
     assert f"{len(finished)} were measured before and kept" in err
-    assert counts(tmp_path) == {"ok": 8}
+    assert counts(tmp_path) == {"ok": 6}
     assert {path: path.read_bytes() for path in finished} == finished
-    runs = load_runs([tmp_path / "outputs/sweeps/eight"])
-    assert sorted(runs["N"]) == list(range(4, 36, 4))  # a record each, none twice, none lost
-    assert sorted(p.name for p in (tmp_path / "outputs/sweeps").iterdir()) == ["eight"]
+    runs = load_runs([tmp_path / "outputs/sweeps/six"])
+    assert sorted(runs["N"]) == list(range(4, 28, 4))  # a record each, none twice, none lost
+    assert sorted(p.name for p in (tmp_path / "outputs/sweeps").iterdir()) == ["six"]
 
 
 def test_a_sweep_runs_from_a_checkout_that_is_not_installed(tmp_path):
@@ -489,7 +489,7 @@ def test_jobs_that_share_ranks_go_on_in_new_ones_after_a_sigkill(tmp_path):
     assert counts(tmp_path) == {"ok": 8}
     assert len({status["pid"] for status in statuses(tmp_path).values()}) > 1
     runs = load_runs([tmp_path])
-    assert sorted(runs["N"]) == list(range(4, 36, 4))  # a record each
+    assert sorted(runs["N"]) == list(range(4, 28, 4))  # a record each
 
 
 LISTED = """

@@ -41,6 +41,14 @@ TRANSFORMERS = names_in(
     """
 )
 RECURRENT = ("mamba", "mamba2", "recurrent_gemma")  # their scan is unrolled: half as many tokens
+# What the suite leaves to the table → what it proves in its place: the same operators in other sizes or another order.
+RELATIVES = {
+    **{"esm": "roformer", "distilbert": "bert", "gpt_neo": "gpt2", "mpt": "bloom"},
+    **{"olmo2": "qwen3", "cohere": "phi", "qwen2_moe": "mixtral"},
+    **dict.fromkeys(("hubert", "unispeech", "data2vec-audio"), "wav2vec2"),
+    **{"flaubert": "xlm", "test_vit2": "test_vit", "deit_tiny_patch16_224": "vit", "test_resnet": "resnet"},
+    **{"beit_base_patch16_224": "beit", "swin_tiny_patch4_window7_224": "swinv2", "resnetv2_50": "bit"},
+}
 # More of them, for the table only: most are relatives of those.
 MORE = names_in(
     """

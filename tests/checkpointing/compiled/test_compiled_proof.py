@@ -56,9 +56,8 @@ def rows(seed: int = 0) -> tuple[Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny_bert", "tiny_vit"])
-def test_operator_by_operator_a_models_planned_step_is_bitwise_the_unplanned_one(name: str) -> None:
-    task = build(name, batch_size=2, seq_len=16, dropout=0.1)
+def test_operator_by_operator_a_models_planned_step_is_bitwise_the_unplanned_one() -> None:
+    task = build("tiny_bert", batch_size=2, seq_len=16, dropout=0.1)
     proof = prove_compiled(task.loss_fn, task.model, task.batch, 0.93, execution="eager")
     assert proof.passed
     assert proof.identical
@@ -69,9 +68,8 @@ def test_operator_by_operator_a_models_planned_step_is_bitwise_the_unplanned_one
     assert proof.summary().endswith("passed")
 
 
-@pytest.mark.parametrize("seed", [0, 3])
-def test_operator_by_operator_any_small_models_planned_step_is_bitwise_the_unplanned_one(seed: int) -> None:
-    assert prove_compiled(itself, RandomModel(seed), random_batch(seed), 0.97, execution="eager").identical
+def test_operator_by_operator_a_small_models_planned_step_is_bitwise_the_unplanned_one() -> None:
+    assert prove_compiled(itself, RandomModel(0), random_batch(0), 0.97, execution="eager").identical
 
 
 @pytest.mark.slow
@@ -88,21 +86,30 @@ def test_compiled_by_inductor_the_planned_step_is_within_rounding_of_the_unplann
     assert proof.table.planned.max() < 1e-4
 
 
+class Residual(nn.Module):
+    """Convolution, batch norm, ReLU, `count` times, each with a residual."""
+
+    def __init__(self, count: int = 2) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(count)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "layer"),
-    [
-        ("tiny_gpt2", "transformer.h.0"),
-        ("tiny_resnet152", "resnet.encoder.stages.1"),
-    ],
-)
-def test_compiled_by_inductor_a_models_planned_step_is_within_rounding_of_the_unplanned_one(
-    name: str, layer: str
-) -> None:
-    task = build(name, batch_size=4, seq_len=32, dropout=None if name == "tiny_resnet152" else 0.1)
-    proof = prove_compiled(task.loss_fn, task.model, task.batch, 1.0, recompute=[layer])
+def test_compiled_by_inductor_a_step_with_convolutions_is_within_rounding_of_the_unplanned_one() -> None:
+    """A whole model, a GPT-2 with dropout, is proved so in loss/test_chunked_loss.py."""
+    images = torch.randn(4, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    proof = prove_compiled(square, Residual(), (images,), 1.0, recompute=["blocks.0"])
     assert proof.passed
     assert not proof.plan.is_empty
+    assert set(proof.table.kind) == {"loss", "gradient", "buffer"}
 
 
 Halves = tuple[fx.GraphModule, fx.GraphModule]
