@@ -37,6 +37,7 @@ MICROSECOND, MIB = 1e-6, 2.0**20  # the program's units: HiGHS works with absolu
 
 Expression = dict[int, float]  # variable → coefficient; -1 is the constant
 CONSTANT = -1
+INFEASIBLE = 2  # scipy's number for it
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,10 @@ class Program:
         self.upper: list[float] = []
         self.integer: list[int] = []
         self.cost: list[float] = []
-        self.constant = 0.0  # of the cost
+        self.constant = -problem.default_added_s / MICROSECOND  # of the cost
         self.rows: list[tuple[list[int], list[float], float, float]] = []
         self.stages = sorted({v.first_use for v in values.of.values() if v.is_activation})
-        self.k = {index: self._variable(integer=True) for index in values.of}
+        self.k = {index: self._variable(upper=float(v.may_be_kept), integer=True) for index, v in values.of.items()}
         self.c: dict[int, tuple[int, list[int]]] = {}  # value → first stage, variables from there on
         self._copies()
         self._costs()
@@ -98,18 +99,21 @@ class Program:
         data = [value for row in self.rows for value in row[1]]
         pointers = np.cumsum([0] + [len(row[0]) for row in self.rows])
         matrix = csr_array((data, columns, pointers), shape=(len(self.rows), count))
-        result = milp(
-            np.array(self.cost),
-            constraints=LinearConstraint(matrix, [row[2] for row in self.rows], [row[3] for row in self.rows]),
-            bounds=Bounds(0, np.array(self.upper)),
-            integrality=np.array(self.integer) if integral else np.zeros(count),
-            options={"time_limit": seconds, "mip_rel_gap": gap, "presolve": True},
-        )
+        for presolve in (True, False):
+            result = milp(
+                np.array(self.cost),
+                constraints=LinearConstraint(matrix, [row[2] for row in self.rows], [row[3] for row in self.rows]),
+                bounds=Bounds(0, np.array(self.upper)),
+                integrality=np.array(self.integer) if integral else np.zeros(count),
+                options={"time_limit": seconds, "mip_rel_gap": gap, "presolve": presolve},
+            )
+            if result.status != INFEASIBLE:  # HiGHS's presolve has said so of programs that have a solution
+                break
         bound = (
             result.mip_dual_bound if integral else result.fun if result.status == 0 else 0.0
         )  # not solved to the end
         if result.x is None:
-            infeasible = result.status == 2
+            infeasible = result.status == INFEASIBLE
             least = np.inf if infeasible else self.constant * MICROSECOND
             return Solution(None, np.inf, least, "infeasible" if infeasible else result.message)
         share = {index: float(result.x[variable]) for index, variable in self.k.items()}
@@ -257,10 +261,11 @@ class Program:
         self, value: Value, occupied: Expression, later: Expression, before: float, arriving: list[Value], stage: int
     ) -> None:
         """While a value is made in the stage that needs it, there is memory for what making it takes."""
-        running = _sum((value.extra / MIB, self._again(value.index)))
-        if self.restricted and value.extra:
+        extra = value.extra if self.restricted else value.least_extra
+        running = _sum((extra / MIB, self._again(value.index)))
+        if self.restricted and extra:
             self._row(_sum((1, occupied), (1, running)), -np.inf, self._room(before, stage))
-        elif value.is_activation and value.extra:  # what else arrives may be made after it
+        elif value.is_activation and extra:  # what else arrives may be made after it
             size = self.problem.size
             absent = [other for other in arriving if other is not value]
             there = _sum(*((size[other.index] / MIB, {self.k[other.index]: 1.0}) for other in absent))

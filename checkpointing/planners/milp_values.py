@@ -1,7 +1,9 @@
 """The forward values that deserve a decision of their own, and what no decision changes.
 
-An activation that may be recomputed does, if it is not negligible. A temporary does if keeping it could pay: when
-several values are made of it, or one that is larger. Any other temporary is made along with what needs it.
+What the backward reads does, if it may be recomputed: the activations, and what the unplanned step recomputes itself. A
+temporary does if keeping it could pay: when several values are made of it, or one that is larger. Any other temporary
+is made along with what needs it. Size is no reason to leave a value out: the maximum of a softmax's row is a thousandth
+of what is made from it, and keeping it saves a pass over the whole.
 """
 
 from collections.abc import Container, Iterable
@@ -10,9 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from checkpointing.planners.problem import PlanningProblem
-from checkpointing.planners.schedule import Lifetime, Schedule, make_schedule
-
-NEGLIGIBLE = 1e-4  # of all activation bytes; such activations are kept
+from checkpointing.planners.schedule import Lifetime, make_schedule
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,12 @@ class Value:
     """A forward value with a decision of its own. Ranks are those of the step as it is."""
 
     index: int
-    is_activation: bool
+    is_activation: bool  # read by the backward
+    may_be_kept: bool
     sources: tuple[int, ...]  # values with decisions of their own that making it reads
     nodes: tuple[int, ...]  # ranks of the nodes that run again with it
     extra: int  # most bytes beyond the value itself while they run
+    least_extra: int  # the same where whatever may be kept and is made along has been kept, and costs nothing
     last_forward_use: (
         int  # in a forward that makes it for nothing else; before its producer where that does not make it
     )
@@ -41,8 +43,8 @@ class Values:
     droppable: dict[int, tuple[int, ...]]  # rank of a node that the forward may do without → values that need it there
 
 
-def find_values(problem: PlanningProblem, negligible: float = NEGLIGIBLE) -> Values:
-    """Choose the values with decisions and measure what surrounds them.
+def find_values(problem: PlanningProblem, every: bool = False) -> Values:
+    """Choose the values with decisions, `every` one that may be kept if asked to, and measure what surrounds them.
 
     With five nodes, where the backward reads `a` and `b` and value sizes are in brackets,
 
@@ -58,22 +60,20 @@ def find_values(problem: PlanningProblem, negligible: float = NEGLIGIBLE) -> Val
     of `a` and `b` the backward reads first. Without `b`, `h` would get none either: it is as large as `a`, and keeping
     `a` saves more. Then the nodes of `a` are (0, 1), and its `extra` is 4, for `h` lives while `a` is made.
     """
-    schedule = make_schedule(problem, problem.default_kept)
-    ranks = _ranks(schedule)
-    lives = {life.storage: life for life in schedule.lifetimes if not life.is_copy}
+    demanded = read_by_backward(problem)
+    schedule = make_schedule(problem, demanded)  # so that nothing is a copy
+    ranks = [run.rank for run in schedule.runs]
+    lives = {life.storage: life for life in schedule.lifetimes}
     start = problem.backward_start
-    smallest = negligible * sum(problem.size[i] for i in problem.activations)
-    active = [i for i in problem.candidates if problem.size[i] > smallest and i in lives]
+    active = [i for i in demanded if i not in problem.pinned and i in lives]
     dependents = _dependents(problem)
-    own = set(active) | {
-        i
-        for i in problem.keepable
-        if problem.size[i] > smallest and i in lives and not _made_along(problem, i, dependents.get(i, []))
-    }
+    keepable = {i for i in lives if problem.writers[i] and i not in problem.pinned and i not in problem.never_kept}
+    temporaries = keepable - set(demanded)
+    own = set(active) | {i for i in temporaries if every or not _made_along(problem, i, dependents.get(i, []))}
     fixed = np.zeros(problem.count, dtype=np.int64)
     np.maximum.at(fixed, ranks, schedule.total)
     certain = _forward_of_every_plan(problem, own, fixed)
-    there = own | set(problem.activations) | set(problem.pinned)
+    there = own | set(demanded) | set(problem.pinned)
     first_need: dict[int, tuple[int, int]] = {}
     found: dict[int, Value] = {}
     between = _between(problem, ranks, schedule.lifetimes)
@@ -85,7 +85,7 @@ def find_values(problem: PlanningProblem, negligible: float = NEGLIGIBLE) -> Val
             first_need[index] = (min(backward), min(backward))
         else:
             needs = [first_need[d] for d in dependents.get(index, []) if d in first_need]
-            if index in problem.pinned or index in set(problem.activations) or not needs:
+            if index in problem.pinned or index in demanded or not needs:
                 continue
             first_need[index] = (min(first for first, _ in needs), max(last for _, last in needs))
         if index not in own:
@@ -100,9 +100,11 @@ def find_values(problem: PlanningProblem, negligible: float = NEGLIGIBLE) -> Val
         found[index] = Value(
             index=index,
             is_activation=is_activation,
+            may_be_kept=index not in problem.never_kept,
             sources=tuple(sorted(read & own)),
             nodes=tuple(sorted(nodes)),
             extra=_extra(problem, index, sorted(nodes), own),
+            least_extra=_extra(problem, index, sorted(nodes), own | keepable),
             last_forward_use=certain.get(index, problem.writers[index][0] - 1),
             first_use=first_need[index][0],
             last_use=last if is_activation else first_need[index][1],
@@ -110,14 +112,13 @@ def find_values(problem: PlanningProblem, negligible: float = NEGLIGIBLE) -> Val
     return Values(found, fixed, between, _droppable(problem, found))
 
 
-def _ranks(schedule: Schedule) -> list[int]:
-    """Position → rank; of what the step recomputes already as it is, the rank of the node that first needs it."""
-    ranks: list[int] = []
-    following = schedule.problem.count - 1
-    for run in reversed(schedule.runs):
-        following = following if run.is_copy else run.rank
-        ranks.append(following)
-    return ranks[::-1]
+def read_by_backward(problem: PlanningProblem) -> list[int]:
+    """The forward values that nodes of the backward read, in the order of their creation: of those that the unplanned
+    step keeps all but what it only recomputes others from; and what it recomputes."""
+    start = problem.backward_start
+    read = {i for rank in range(start, problem.count) for source in problem.inputs[rank] if source < start
+            for i in problem.held[source]}  # fmt: skip
+    return [index for index in problem.forward_values if index in read]
 
 
 def _forward_of_every_plan(problem: PlanningProblem, own: Iterable[int], fixed: np.ndarray) -> dict[int, int]:
@@ -175,7 +176,10 @@ def _dependents(problem: PlanningProblem) -> dict[int, list[int]]:
 
 def _made_along(problem: PlanningProblem, index: int, dependents: list[int]) -> bool:
     """Whether keeping the temporary is never better than keeping what is made of it."""
-    return not dependents or (len(dependents) == 1 and problem.size[index] >= problem.size[dependents[0]])
+    if not dependents:
+        return True
+    only = dependents[0]
+    return len(dependents) == 1 and only not in problem.never_kept and problem.size[index] >= problem.size[only]
 
 
 def _extra(problem: PlanningProblem, index: int, nodes: list[int], own: Container[int]) -> int:

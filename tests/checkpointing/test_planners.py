@@ -2,6 +2,7 @@
 
 import random
 import re
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -21,6 +22,7 @@ from checkpointing import (
 )
 from checkpointing.planners.greedy import greedy
 from checkpointing.planners.lower_bound import unavoidable
+from checkpointing.planners.lp_rounding import round_relaxation
 from checkpointing.planners.milp import Program
 from checkpointing.planners.milp_values import find_values
 from checkpointing.planners.optimal import GAP, optimal
@@ -28,6 +30,7 @@ from checkpointing.planners.schedule import make_schedule, unchanged_peak
 from profiler import GraphProfiler
 from profiler.costs.memory import MeasuredMemory
 from tests.checkpointing.brute_force import Judged, all_plans, cheapest, judge, random_times
+from tests.checkpointing.random_problems import every_schedule, random_problem
 from tests.checkpointing.steps import TINY, Case, small_case, tiny_case
 from tests.checkpointing.test_rewritten_step_equals_eager import bounded
 
@@ -78,12 +81,45 @@ def test_optimal_equals_brute_force(first_seed: int) -> None:
 def test_the_linear_program_is_below_every_plan(first_seed: int) -> None:
     """The bound that a plan for a large step is measured by."""
     for case in few_decisions(2, first_seed):
-        plans, values = all_plans(case), find_values(case.problem, 0.0)
+        plans, values = all_plans(case), find_values(case.problem)
         for budget in budgets_of(case, plans):
             best = cheapest(plans, budget)
             if best is not None and values.of:
                 relaxed = Program(case.problem, values, budget, len(values.of), restricted=False)
                 assert relaxed.solve(10.0, 0.0, integral=False).bound <= best.added + NOTHING
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(bounded, max_examples=15)
+def test_no_plan_is_below_the_bounds_also_where_the_unplanned_step_recomputes(seed: int) -> None:
+    """Of time and of memory, with values of all sizes, of which the unplanned step recomputes some, and in-place use."""
+    problem = random_problem(seed)
+    values = find_values(problem)
+    plans = [(schedule.peak, schedule.added_seconds) for schedule in every_schedule(problem)]
+    peaks = sorted({peak for peak, _ in plans})
+    assert unavoidable(problem)[0] <= peaks[0]
+    for budget in peaks[:: max(1, len(peaks) // BUDGETS)]:
+        best = min(added for peak, added in plans if peak <= budget)
+        relaxed = Program(problem, values, budget, len(values.of), restricted=False)
+        assert relaxed.solve(10.0, 0.0, integral=False).bound <= best + NOTHING
+
+
+@given(seed=st.integers(0, 10**6), fraction=st.floats(0.0, 1.0))
+@settings(bounded, max_examples=25)
+def test_a_rounded_relaxation_meets_its_budget_and_is_what_the_schedule_says(seed: int, fraction: float) -> None:
+    problem = random_problem(seed, forward=30, backward=20)
+    values = find_values(problem)
+    always = frozenset(problem.activations) - frozenset(values.of) | frozenset(problem.pinned)
+    low, high = unavoidable(problem)[0], unchanged_peak(problem)
+    budget = int(low + fraction * (high - low))
+    found = round_relaxation(problem, values, budget, always, -1.0, time.process_time() + 1.0)
+    if found is not None:
+        schedule, kept = found
+        assert not kept & problem.never_kept
+        again = make_schedule(problem, kept)
+        assert again.peak == schedule.peak <= budget
+        assert again.added_seconds == schedule.added_seconds
+    assert fraction < 0.95 or found is not None
 
 
 @given(seed=st.integers(0, 10**6), length=st.integers(4, 12), fraction=st.floats(0.3, 0.95))

@@ -26,18 +26,16 @@ def test_the_unplanned_peak_is_the_one_that_was_measured(name: str, monkeypatch:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_optimal_plans_meet_their_budgets_near_the_bound(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = replace(problem_of(recorded(name), monkeypatch), solving_s=12.0)  # three times the usual: a busy machine
+    problem = replace(problem_of(recorded(name), monkeypatch), solving_s=8.0)  # twice the usual: a slow machine
     highest, lowest = unchanged_peak(problem), lowest_plan(problem).predicted_peak_bytes
-    budget = int(lowest + 0.5 * (highest - lowest))
-    optimal, greedy = plan_optimal(problem, budget), plan_greedy(problem, budget)
-    assert optimal.predicted_peak_bytes <= budget
-    assert 0 < optimal.predicted_added_s <= greedy.predicted_added_s
-    assert optimal.predicted_added_s < 0.2 * sum(problem.time)
-    assert optimal.gap is not None
-    assert optimal.gap <= 0.02
-    if name == "vit" and optimal.gap > 0.01:
-        pytest.xfail(f"ViT's values are too large to fill a budget: {optimal.gap:.1%} above the linear bound")
-    assert optimal.gap <= 0.01
+    for share, gap in ((0.5, 0.01), (0.1, 0.05 if name == "resnet152" else 0.01)):
+        budget = int(lowest + share * (highest - lowest))
+        optimal, greedy = plan_optimal(problem, budget), plan_greedy(problem, budget)
+        assert optimal.predicted_peak_bytes <= budget
+        assert 0 < optimal.predicted_added_s <= greedy.predicted_added_s
+        assert optimal.predicted_added_s < 0.2 * sum(problem.time)
+        assert optimal.gap is not None
+        assert optimal.gap <= gap, (share, optimal.gap)
 
 
 def test_what_the_compiler_recomputes_by_itself_costs_a_plan_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
