@@ -35,7 +35,7 @@ class RecomputeCompiled:
     solver: str = "optimal"  # optimal | greedy
     execution: str = "inductor"  # inductor | eager: operators one by one
     mode: str = "default"
-    chunked_loss: int | None = None  # of the rows of a language model's loss; null: the loss as it is
+    chunked_loss: int | str | None = None  # of the rows of a language model's loss; auto: planned; null: as it is
 
     @property
     def exact(self) -> bool:
@@ -49,8 +49,9 @@ class RecomputeCompiled:
         one_of("method.solver", self.solver, ("optimal", "greedy"))
         one_of("method.execution", self.execution, BACKENDS)
         one_of("method.mode", self.mode, ("default",))
-        if self.chunked_loss is not None and self.chunked_loss < 1:
-            raise WrongValue("method.chunked_loss", self.chunked_loss, "must be a positive whole number, or null")
+        chunks = self.chunked_loss
+        if chunks not in (None, "auto") and not (isinstance(chunks, int) and chunks >= 1):
+            raise WrongValue("method.chunked_loss", chunks, "must be a positive whole number, auto, or null")
         try:
             check(self.memory_budget)
         except BudgetError as error:
@@ -74,7 +75,8 @@ class RecomputeCompiled:
                 raise ConfigError("method.memory_budget", self.memory_budget, why) from error
 
         words = [self.solver, *([] if self.execution == "inductor" else [self.execution])]
-        words += [f"loss in {self.chunked_loss} chunks"] if self.chunked_loss else []
+        count = "planned" if self.chunked_loss == "auto" else self.chunked_loss
+        words += [f"loss in {count} chunks"] if count else []
         return PlannedStep(
             problem, optimizer, loss, compiled_alone(problem, BACKENDS[self.execution]), ", ".join(words)
         )

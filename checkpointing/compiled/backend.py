@@ -50,7 +50,7 @@ def backend(
     solver: str = "optimal",
     keep: Sequence[str] = (),
     recompute: Sequence[str] = (),
-    chunked_loss: int | None = None,
+    chunked_loss: int | str | None = None,
     plan: str | Path | Sequence[str | Path] | None = None,
     ranks: str = "same",
 ) -> Backend:
@@ -62,7 +62,8 @@ def backend(
     `recompute` are patterns of modules ("transformer.h.0") or operators ("aten.mm") whose results are kept, or
     recomputed, whatever they cost. With `chunked_loss`, a number of chunks, a cross entropy of a linear layer is
     computed in so many chunks of rows, so that no more than one chunk of logits is there at any time: rounded otherwise
-    than in one piece, and not further from the truth.
+    than in one piece, and not further from the truth. "auto" lets the planner choose the number, along with what it
+    recomputes.
 
     `plan` is a file that `plan.to_json` wrote, or several, in the place of all of these: nothing is measured or
     planned, and a step that is not the file's is rejected when it compiles. Where torch.distributed runs, ranks="same"
@@ -169,7 +170,7 @@ class Backend:
     execution: str
     solver: str
     rules: Rules
-    chunked_loss: int | None = None
+    chunked_loss: int | str | None = None
     ranks: str = "own"
     files: list[PlanFile] = field(default_factory=list, repr=False)
     plans: list[CompiledPlan] = field(default_factory=list, repr=False)
@@ -217,6 +218,10 @@ class Backend:
             return FromFiles(self.files)
         if self.ranks == "own" or not several_ranks():
             return Decider()
+        if self.chunked_loss == "auto":
+            raise CheckpointingError(
+                'chunked_loss="auto" is chosen by each rank alone: give the number of chunks, or ranks="own"'
+            )
         options = {"memory_budget": self.memory_budget, "execution": self.execution, "solver": self.solver}
         return Together({**options, **self.rules.options(), "chunked_loss": self.chunked_loss})
 

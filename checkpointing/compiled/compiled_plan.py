@@ -49,6 +49,7 @@ class CompiledPlan:
     recompilations: int = 0  # because a compiled plan took more than predicted
     on_request: int = 0  # values recomputed because they were asked for, and that the compiler would save
     loss: str = ""  # where a loss was to be in chunks: which ones are, or why none is
+    in_one_piece: PlanningProblem | None = field(default=None, repr=False)  # where the planner chose to divide it
     graph: GraphKey | None = field(default=None, repr=False)  # what it is a plan of
     options: dict[str, Any] = field(default_factory=dict, repr=False)  # of the backend, that shape the question
     measured_peak_bytes: int | None = None  # of the first steps, by the device's allocator
@@ -115,8 +116,8 @@ class CompiledPlan:
         """
         if planned:
             return curve_of(self.problem, self.plan.schedule, self.predicted_peak_bytes)
-        unplanned = make_schedule(self.problem, self.problem.default_kept)
-        return curve_of(self.problem, unplanned, self.unplanned_peak_bytes)
+        problem = self.in_one_piece or self.problem
+        return curve_of(problem, make_schedule(problem, problem.default_kept), self.unplanned_peak_bytes)
 
     def to_json(self, path: str | Path) -> Path:
         """Write the plan for `checkpointing.backend(plan=path)`: a process that neither measures nor plans."""
@@ -158,7 +159,9 @@ class CompiledPlan:
         if self.loss:
             lines.append(self.loss)
         if self.is_empty:
-            lines.append("the unplanned step fits: nothing is recomputed")
+            lines.append(
+                "nothing is recomputed" if self.in_one_piece else "the unplanned step fits: nothing is recomputed"
+            )
             return "\n".join(lines)
         certificate = "" if self.gap is None else f"; at most {self.gap:.1%} above the least possible"
         lines.append(f"added      {self.predicted_added_s * 1e3:10.3f} ms of device time{certificate}")

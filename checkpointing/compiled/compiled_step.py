@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from checkpointing.compiled.decisions.rejection import below_minimum
 from checkpointing.compiled.execution import CompiledHalves, compile_halves
 from checkpointing.compiled.joint_problem import measured_problem
 from checkpointing.compiled.joint_step import JointStep
-from checkpointing.compiled.loss.chunked_loss import with_chunked_losses
+from checkpointing.compiled.loss.choice import LossChunks, candidate
 from checkpointing.compiled.memory.device_memory import (
     FirstSteps,
     device_of,
@@ -38,7 +39,7 @@ from checkpointing.compiled.memory.generated_memory import peak_of_code, peak_of
 from checkpointing.compiled.memory.optimizer_memory import missing_optimizer_state
 from checkpointing.compiled.memory.wrapper_memory import WrapperError
 from checkpointing.compiled.obstacles import check_shapes
-from checkpointing.compiled.partition import default_split, split
+from checkpointing.compiled.partition import split
 from checkpointing.compiled.rules import Rules
 from checkpointing.errors import BudgetError
 from checkpointing.planners import SOLVERS
@@ -65,13 +66,13 @@ class CompiledStep:
         execution: str,
         solver: str,
         rules: Rules,
-        chunked_loss: int | None = None,
+        chunked_loss: int | str | None = None,
         decider: Decider | None = None,
     ) -> None:
         self.module, self.memory_budget = module, memory_budget
         self.inputs = [described(value) for value in inputs]
         self.decider = decider or Decider()
-        self.execution, self.solver, self.rules, self.chunked_loss = execution, solver, rules, chunked_loss
+        self.execution, self.solver, self.rules, self.chunks = execution, solver, rules, LossChunks(chunked_loss)
         self.device = device_of(inputs)
         self.parameters = [t for t in inputs if isinstance(t, nn.Parameter) and t.requires_grad]
         take_library_workspaces(self.device, self.parameters)
@@ -89,6 +90,7 @@ class CompiledStep:
         self.context = TracingContext.try_get()
         self.first_steps = FirstSteps(self.device, sum(self.state), self._measured, self.decider.highest)
         self.recompile = False
+        self.measuring_s = 0.0
         self._autograd: list[weakref.ref[Any]] = []  # the autograd nodes of the latest forward; none once it began
         self.halves = self._compile(inputs)
 
@@ -235,19 +237,14 @@ class CompiledStep:
         started = time.perf_counter()
         check_shapes(joint.graph)
         static = list(static_lifetime_input_indices or ())
-        fused = self.execution == "inductor"
-        joint, loss = with_chunked_losses(joint, self.chunked_loss)
-        default = default_split(joint, joint_inputs, num_fwd_outputs, static, fused)
+        make = partial(candidate, joint, joint_inputs, num_fwd_outputs, static, self.execution == "inductor")
+        chosen, loss = self.chunks.choose(make, self._problem, self._budget, self._peak)
+        default, step = chosen.default, chosen.step
         self.given = {node.name for node in default.joint.graph.find_nodes(op="placeholder")}
-        step = JointStep.of(default.joint, num_fwd_outputs, static, fused, default.saved)
         self.leaving = {node.name for node in step.outputs}
         key = graph_key(self.module, self.inputs, step)
         self.resident, self.state = self.decider.meet(key, self.resident, self.state)
-        resident = self.resident + sum(self.state)
-        hopeless = budgets.in_bytes(self.memory_budget, 0, sys.maxsize) < resident  # and rejected whatever things cost
-        problem, measuring_s = self.decider.problem(
-            lambda measure: measured_problem(step, self.rules, self.device, resident, measure), not hopeless
-        )
+        problem = self._problem(step, self.decider)
         plan = self._decided(problem)
         previous = self.plan
         self.plan = CompiledPlan(
@@ -259,11 +256,12 @@ class CompiledStep:
             optimizer_state_bytes=sum(self.state),
             execution=self.execution,
             planning_s=time.perf_counter() - started + (previous.planning_s if previous else 0.0),
-            measuring_s=measuring_s + (previous.measuring_s if previous else 0.0),
+            measuring_s=self.measuring_s,
             recompilations=self.recompilations,
             loss=loss,
             graph=key,
-            options={**self.rules.options(), "chunked_loss": self.chunked_loss},
+            options={**self.rules.options(), "chunked_loss": chosen.chunks},
+            in_one_piece=None if chosen.chunks is None else self.chunks.in_one_piece,
             on_request=sum(step.storages.get(node) in problem.never_kept for node in step.default_roots),
         )
         if self.plan.is_empty:
@@ -271,11 +269,22 @@ class CompiledStep:
             return default.forward, default.backward
         return split(default.joint, step.saved_nodes(plan.kept), num_fwd_outputs, static)
 
+    def _problem(self, step: JointStep, decider: Decider | None = None) -> PlanningProblem:
+        """With costs that are measured here, or those of whoever decides."""
+        resident = self.resident + sum(self.state)
+        hopeless = budgets.in_bytes(self.memory_budget, 0, sys.maxsize) < resident  # and rejected whatever things cost
+        problem, seconds = (decider or Decider()).problem(
+            lambda measure: measured_problem(step, self.rules, self.device, resident, measure), not hopeless
+        )
+        self.measuring_s += seconds
+        return problem
+
     def _budget(self, problem: PlanningProblem) -> int:
         return budgets.in_bytes(self.memory_budget, 0, self._unplanned(problem))  # a fraction is one of that peak
 
     def _unplanned(self, problem: PlanningProblem) -> int:
         """Bytes at the peak of the unplanned step: the plan that keeps everything, with what is known of the code."""
+        problem = self.chunks.in_one_piece or problem
         return self._peak(make_schedule(problem, problem.default_kept))
 
     def _peak(self, schedule: Schedule) -> int:

@@ -17,7 +17,7 @@ from torch import fx
 
 from checkpointing.compiled.costs.costs import Costs, fusible_seconds
 from checkpointing.compiled.joint_step import JointStep, made_by, module_of
-from checkpointing.compiled.kernels import gathers, is_element, is_random
+from checkpointing.compiled.kernels import gathers, is_added_in_place, is_element, is_random
 from checkpointing.compiled.rules import Rules
 from checkpointing.errors import CostError
 from checkpointing.planners.problem import PlanningProblem
@@ -133,8 +133,11 @@ class _Builder:
         inputs: list[tuple[int, ...]] = []
         for run in nodes:
             mine = () if run is None else (storages[run],) if run in storages else tuple(elements.get(run, ()))
+            total = step.added_to(run) if run is not None else None
+            if total is not None:
+                mine = (storages[total],)
             held.append(mine)
-            created.append(() if run is not None and is_element(run) else mine)
+            created.append(() if run is not None and (is_element(run) or total is not None) else mine)
             reads = leaving if run is None else step.kernels.of[run].reads if run in step.kernels.of else ()
             inputs.append(tuple(dict.fromkeys(self.rank[read] for read in reads if read in self.rank)))
         writers: list[tuple[int, ...]] = [
@@ -153,7 +156,10 @@ class _Builder:
             inputs=inputs,
             held=held,
             created=created,
-            runs_once=[rank >= self.start or node in step.outputs for rank, node in enumerate(nodes)],
+            runs_once=[
+                rank >= self.start or node in step.outputs or (node is not None and step.added_to(node) is not None)
+                for rank, node in enumerate(nodes)
+            ],
             storage_names=[node.name for node in owners],
             size=size,
             owned=[False] * len(owners),
@@ -166,7 +172,7 @@ class _Builder:
             solving_s=SOLVING_S,
             copies_once=True,
         )
-        problem = replace(problem, workspace=_reused(problem, [self._generated(node) for node in nodes]))
+        problem = replace(problem, workspace=_reused(problem, [self._writes_over(node) for node in nodes]))
         unplanned = make_schedule(problem, problem.default_kept)
         return replace(problem, default_added_s=unplanned.added_seconds)
 
@@ -174,10 +180,12 @@ class _Builder:
         small = NEGLIGIBLE * sum(size[index] for index in activations)
         found: dict[int, str] = {}
         active = set(activations)
+        sums = {self.step.added_to(kernel.node) for kernel in self.step.order}
         for index, node in enumerate(owners):
             if node not in self.step.forward:
                 continue
             why = self.pinned_nodes.get(node) or self.pinned_nodes.get(made_by(node))
+            why = "is a sum over chunks of rows" if node in sums else why
             if why:
                 found[index] = why
             elif self._reads_updated(made_by(node)):
@@ -201,9 +209,12 @@ class _Builder:
             1 for kernel in self.step.order if kernel.node in self.step.forward and is_random(kernel.node)
         )
 
-    def _generated(self, node: fx.Node | None) -> bool:
+    def _writes_over(self, node: fx.Node | None) -> bool:
+        """Whether the kernel may write over one of its inputs."""
         kernel = self.step.kernels.of.get(node) if node is not None else None
-        return kernel is not None and not kernel.called and not is_element(kernel.node)
+        if kernel is None or is_element(kernel.node):
+            return False
+        return not kernel.called or (self.step.fused and is_added_in_place(kernel.node))
 
     def _time(self, node: fx.Node | None) -> float:
         kernel = self.step.kernels.of.get(node) if node is not None else None
@@ -221,7 +232,7 @@ class _Builder:
         return self.moving(written + read)
 
 
-def _reused(problem: PlanningProblem, generated: list[bool]) -> list[int]:
+def _reused(problem: PlanningProblem, writes_over: list[bool]) -> list[int]:
     """Bytes that each node takes less than its results: a generated kernel writes over an input of the same size that
     nothing reads later, as inductor's in-place rule has it."""
     last: dict[int, int] = {}
@@ -232,7 +243,7 @@ def _reused(problem: PlanningProblem, generated: list[bool]) -> list[int]:
     workspace = [0] * problem.count
     for rank in range(problem.count):
         made = sum(problem.size[index] for index in problem.created[rank])
-        if generated[rank] and made:
+        if writes_over[rank] and made:
             dying = [i for source in problem.inputs[rank] for i in problem.held[source] if last[i] == rank]
             if any(problem.size[index] == made for index in dying):
                 workspace[rank] = -made

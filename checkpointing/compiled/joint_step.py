@@ -19,6 +19,8 @@ import torch
 from torch import fx
 
 from checkpointing.compiled.kernels import Kernel, Kernels, bytes_of, find_kernels, is_element, tensors
+from checkpointing.compiled.loss.ordered_matmuls import total_of
+from checkpointing.compiled.partition import IN_FORWARD
 from profiler.costs.memory import default_rounding, rounded
 
 _VARIABLE = re.compile(r"^[LG]\['(\w+)'\]")  # local or global
@@ -60,9 +62,11 @@ class JointStep:
         position = {node: index for index, node in enumerate(graph.nodes)}
         early = _with_ancestors(kernels, (kernels.root[node] for node in default)).intersection(info.unclaimed_nodes)
         forward = frozenset({*info.required_fw_nodes, *early})
+        written = _with_ancestors(kernels, (kernels.root[node] for node in graph.nodes if node.meta.get(IN_FORWARD)))
+        where_it_is = written.union(info.required_fw_nodes)  # chunks of a loss, in the order in which they were written
         key: dict[fx.Node, tuple[int, int, int]] = {}
         for node, kernel in kernels.of.items():
-            if node in info.required_fw_nodes:
+            if node in forward and node in where_it_is:
                 key[node] = (0, position[node], 0)
             elif node in forward:
                 earliest = max((key[read][1] for read in kernel.reads if read in key), default=0)
@@ -96,6 +100,13 @@ class JointStep:
             if isinstance(node.meta.get("val"), torch.Tensor):
                 found[node] = len(found)
         return found
+
+    def added_to(self, node: fx.Node) -> fx.Node | None:
+        """The kernel whose result the node adds to, where that is; None if it is no such addition."""
+        total = total_of(node)
+        while total is not None and total_of(total) is not None:
+            total = total_of(total)
+        return None if total is None else self.kernels.root[total]
 
     @property
     def default_roots(self) -> set[fx.Node]:

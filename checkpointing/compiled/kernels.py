@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
+from checkpointing.compiled.loss.ordered_matmuls import total_of
+
 aten, prims = torch.ops.aten, torch.ops.prims
 
 # Operators that inductor calls, or generates from templates: they read their inputs from memory.
@@ -55,6 +57,7 @@ _CALLED = frozenset(
     )
     if hasattr(aten, name)
 )
+_ADDED_IN_PLACE = frozenset((aten.index_put, aten._unsafe_index_put))  # inductor writes over a first argument that dies
 _GATHERS = frozenset((aten.embedding, aten.index, aten._unsafe_index, aten.gather, aten.index_select))
 _UNSAFE_VIEWS = frozenset((aten._unsafe_view, aten.reshape))  # views that their schema does not call views
 _MOST_OPERATORS = 30  # where inductor's configuration leaves it to inductor
@@ -143,7 +146,13 @@ def is_view(node: fx.Node) -> bool:
 
 def is_element(node: fx.Node) -> bool:
     """Whether the node takes one result out of an operator that has several, each with memory of its own."""
-    return node.target is operator.getitem and not is_view(node)
+    return node.target is operator.getitem and not is_view(node) and total_of(node) is None
+
+
+def is_added_in_place(node: fx.Node) -> bool:
+    """Whether inductor lets the operator write into its first argument, if nothing reads that later: the zeros to which
+    the gradient of an embedding is added."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target.overloadpacket in _ADDED_IN_PLACE
 
 
 def is_reduction(node: fx.Node) -> bool:
@@ -178,8 +187,15 @@ def gathers(node: fx.Node) -> bool:
 
 def _root(node: fx.Node, roots: dict[fx.Node, fx.Node], fused: bool) -> fx.Node:
     source = node.args[0] if node.args else None
-    same = isinstance(source, fx.Node) and (is_view(node) or (fused and _is_padded_in_place(node, source)))
+    same = isinstance(source, fx.Node) and (
+        is_view(node) or _is_sum_so_far(node) or (fused and _is_padded_in_place(node, source))
+    )
     return roots[source] if same and isinstance(source, fx.Node) else node
+
+
+def _is_sum_so_far(node: fx.Node) -> bool:
+    """Whether the node takes the sum out of an operator of ours that added to it: a reader reads what that wrote."""
+    return node.target is operator.getitem and total_of(node) is not None
 
 
 def _is_padded_in_place(node: fx.Node, source: fx.Node) -> bool:

@@ -15,6 +15,7 @@ from torch import fx
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves, tree_map
 
+from checkpointing.compiled.loss.ordered_matmuls import timed_as
 from checkpointing.errors import CostError
 
 _PLAIN = (int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format, type(None))
@@ -75,15 +76,16 @@ def call_of(node: fx.Node) -> OperatorCall:
     Raises CostError where it is no operator of PyTorch's dispatcher, where it communicates with other ranks, and where
     an argument is not known before the step runs.
     """
-    if node.op != "call_function" or not isinstance(node.target, OpOverload):
+    target, args, kwargs = timed_as(node)
+    if node.op != "call_function" or not isinstance(target, OpOverload):
         raise CostError(f"{node.name} ({node.op} of {node.target}) is not a single operator: only those have a cost")
-    if node.target.namespace.startswith(_COLLECTIVES):
+    if target.namespace.startswith(_COLLECTIVES):
         raise CostError(f"{node.name}: {node.target} needs the other ranks, and cannot be timed on one")
 
     def spec(value: Any) -> Any:
         return _spec(value, node)
 
-    return OperatorCall(node.target, tuple(tree_map(spec, node.args)), dict(tree_map(spec, dict(node.kwargs))))
+    return OperatorCall(target, tuple(tree_map(spec, args)), dict(tree_map(spec, kwargs)))
 
 
 def _spec(value: Any, node: fx.Node) -> Any:

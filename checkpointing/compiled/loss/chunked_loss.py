@@ -10,18 +10,23 @@ from __future__ import annotations
 from torch import fx
 
 from checkpointing.compiled.joint_step import module_of
+from checkpointing.compiled.loss.alignment import is_padded, without_padding
 from checkpointing.compiled.loss.chunks import write_chunks
 from checkpointing.compiled.loss.loss_region import LossRegion, below_tangents, find_loss, linear_layers
 from checkpointing.compiled.loss.nll_sums import sum_apart
 from checkpointing.compiled.partition import copied
 from checkpointing.errors import CheckpointingError
 
+_LAYER = "linear_layer"  # metadata: the number of a layer that could make logits
+
 
 def check_chunks(chunks: object) -> None:
     """Raise CheckpointingError for a number of chunks that is none."""
-    if chunks is not None and (not isinstance(chunks, int) or isinstance(chunks, bool) or chunks < 1):
+    if chunks is None or chunks == "auto":
+        return
+    if not isinstance(chunks, int) or isinstance(chunks, bool) or chunks < 1:
         raise CheckpointingError(
-            f"chunked_loss={chunks!r}: give the number of chunks, a positive whole number, or None"
+            f'chunked_loss={chunks!r}: give the number of chunks, a positive whole number, "auto", or None'
         )
 
 
@@ -36,10 +41,13 @@ def with_chunked_losses(joint: fx.GraphModule, chunks: int | None) -> tuple[fx.G
     sum_apart(graph)
     done: list[str] = []
     reasons: list[str] = []
-    for logits in linear_layers(graph, below_tangents(graph)):
-        found = find_loss(graph, logits, below_tangents(graph))
+    layers = linear_layers(graph, below_tangents(graph))
+    for number, node in enumerate(layers):
+        node.meta[_LAYER] = number  # by which it is found in a copy
+    for number in range(len(layers)):
+        found, graph = _found(graph, number)
         if isinstance(found, LossRegion):
-            where = module_of(logits) or logits.name
+            where = module_of(found.logits) or found.logits.name
             done.append(f"{where} in {write_chunks(graph, found, chunks)} chunks of its {found.rules.rows} rows")
         else:
             reasons.append(found)
@@ -47,3 +55,17 @@ def with_chunked_losses(joint: fx.GraphModule, chunks: int | None) -> tuple[fx.G
         return joint, f"the loss is not in chunks: {reasons[0] if reasons else 'the step has no linear layer'}"
     graph.lint()
     return fx.GraphModule(joint, graph), f"the loss of {', and of '.join(done)}"
+
+
+def _found(graph: fx.Graph, layer: int) -> tuple[LossRegion | str, fx.Graph]:
+    """The loss of a linear layer and the graph that it is in: a copy, if inductor's padding of it had to be undone."""
+    logits = _layer(graph, layer)
+    if not is_padded(logits):
+        return find_loss(graph, logits, below_tangents(graph)), graph
+    plain = copied(graph)
+    found = find_loss(plain, without_padding(plain, _layer(plain, layer)), below_tangents(plain))
+    return found, plain if isinstance(found, LossRegion) else graph
+
+
+def _layer(graph: fx.Graph, layer: int) -> fx.Node:
+    return next(node for node in graph.nodes if node.meta.get(_LAYER) == layer)

@@ -9,33 +9,32 @@ added would be further from the truth than one matmul over all rows). There are 
 - `_in_forward`: all of it in the forward, as Liger and `linear_cross_entropy` do: three matmuls, and gradients that
   wait for the backward, which scales them by the tangent. It needs a region that is linear in one scalar tangent.
 - `_in_backward`: the forward computes losses, and the backward the logits again, chunk by chunk: four matmuls, nothing
-  large is saved, and the tangent may be any. In float16 it is the only way: a gradient that a tangent was to scale up
-  first, as loss scaling does, would vanish without it.
+  as wide as the logits is saved, and the tangent may be any. In float16 it is the only way: a gradient that a tangent
+  was to scale up first, as loss scaling does, would vanish without it.
 
-16-bit matmuls need a vocabulary that is a multiple of `ALIGNED` for the fast kernels: the weight is padded once, and so
-is the gradient of each chunk. The padding of the logits is cut off before anything reads them, so it counts nowhere.
+A chunk waits for all that the chunk before makes, and adds to the sums where they are (`ordered_matmuls`). The
+vocabulary is padded once for all matmuls (`alignment`). The padding of the logits is cut off before anything reads
+them, so it counts nowhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
-from checkpointing.compiled.kernels import tensors
+from checkpointing.compiled.loss.alignment import Alignment
 from checkpointing.compiled.loss.linear_in_tangent import linear_tangent
 from checkpointing.compiled.loss.loss_region import End, LossRegion
 from checkpointing.compiled.loss.new_nodes import NewNodes
+from checkpointing.compiled.loss.ordered_matmuls import added, matmul_after
 from checkpointing.compiled.loss.place import Place
-from checkpointing.compiled.loss.row_rules import COLUMNS, arguments, packet, value_of
+from checkpointing.compiled.loss.row_rules import COLUMNS, arguments, value_of
 from checkpointing.compiled.partition import IN_FORWARD
 
 aten = torch.ops.aten
-
-ALIGNED = 8  # elements of 16 bits: 16 bytes, as the tensor cores' loads want them
-_OWN_CHECKPOINT = 2**30  # of which the nodes are that run again; above those of the user's checkpoints
 
 
 def write_chunks(graph: fx.Graph, region: LossRegion, chunks: int) -> int:
@@ -55,10 +54,7 @@ def write_chunks(graph: fx.Graph, region: LossRegion, chunks: int) -> int:
 def _in_forward(writer: _Writer, tangent: fx.Node) -> None:
     region = writer.region
     place = Place(region.start, region.backward, in_backward=False, tangent=tangent)
-    for chunk in range(len(writer.bounds)):
-        writer.compute(place, region.kept, chunk)
-        writer.end(place, region.ends, chunk)
-    writer.finish(place, region.exits, region.ends)
+    writer.write(place, region.kept, region.exits, region.ends)
     for node in [*region.exits, *(end.node for end in region.ends)]:
         if node in region.backward:
             writer.scale(node, tangent)
@@ -66,22 +62,20 @@ def _in_forward(writer: _Writer, tangent: fx.Node) -> None:
 
 def _in_backward(writer: _Writer) -> None:
     region = writer.region
-    first = [node for node in region.kept if node not in region.backward]
-    then = [node for node in region.kept if node in region.backward]
     ends = {late: [end for end in region.ends if (end.node in region.backward) == late] for late in (False, True)}
     exits = {late: [node for node in region.exits if (node in region.backward) == late] for late in (False, True)}
+    early = [node for node in region.kept if node not in region.backward]
+    late = [node for node in region.kept if node in region.backward]
+    again = writer.wide_sources([*late, *(end.node for end in ends[True])], early)
+    read = {source for node in (*late, *again, *(end.node for end in ends[True])) for source in node.all_input_nodes}
+    shared = [node for node in early if node in read - set(again) and node not in exits[False]]
     forward = Place(region.start, region.backward, in_backward=False)
-    for chunk in range(len(writer.bounds)):
-        writer.compute(forward, first, chunk)
-        for node in forward.added():
-            writer.run_again(node, chunk)
-        writer.end(forward, ends[False], chunk)
-    writer.finish(forward, exits[False], ends[False])
+    writer.write(forward, early, exits[False], ends[False], shared)
+    writer.forget(again)
+    tangents = [node for node in writer.graph.find_nodes(op="placeholder") if node in region.backward]
     backward = Place(region.backward_start, region.backward, in_backward=True)
-    for chunk in range(len(writer.bounds)):
-        writer.compute(backward, then, chunk)
-        writer.end(backward, ends[True], chunk)
-    writer.finish(backward, exits[True], ends[True])
+    nodes = [node for node in region.kept if node in region.backward or node in again]
+    writer.write(backward, nodes, exits[True], ends[True], after=tangents)
 
 
 class _Writer:
@@ -92,25 +86,63 @@ class _Writer:
         self.made: dict[tuple[fx.Node, int, int], fx.Node] = {}  # (node, its layout, chunk) → its rows
         self.parts: dict[fx.Node, list[fx.Node]] = {}  # end → the rows of each chunk, or the sum so far
         self.results: dict[fx.Node, fx.Node] = {}
-        self.padding: dict[tuple[fx.Node, int], fx.Node] = {}
-        self.vocabulary = region.logits.meta["val"].shape[1]
-        self.aligned = ALIGNED if region.logits.meta["val"].element_size() == 2 else 1
+        self.alignment = Alignment(region.logits)
+        self.vocabulary = self.alignment.vocabulary
         self.kept = frozenset(region.kept)
         self.replaced = self.kept | {end.node for end in region.ends}
 
-    def compute(self, place: Place, nodes: Sequence[fx.Node], chunk: int) -> None:
-        """The rows of kept nodes."""
-        for node in nodes:
-            layout = self.region.layouts[node]
-            make = self._logits if node is self.region.logits else self._by_rule
-            self.made[node, layout, chunk] = make(place, node, layout, chunk)
+    def write(
+        self,
+        place: Place,
+        nodes: Sequence[fx.Node],
+        exits: Sequence[fx.Node],
+        ends: Sequence[End],
+        shared: Sequence[fx.Node] = (),
+        after: Sequence[fx.Node] = (),
+    ) -> None:
+        """The rows of `nodes` chunk by chunk, the first chunk after the nodes `after`; then the whole results.
 
-    def _logits(self, place: Place, node: fx.Node, _: int, chunk: int) -> fx.Node:
+        `shared` are those of `nodes` that another place reads.
+        """
+        for chunk in range(len(self.bounds)):
+            for node in nodes:
+                layout = self.region.layouts[node]
+                if node is self.region.logits:
+                    self.made[node, layout, chunk] = self._logits(place, node, chunk, after)
+                else:
+                    self.made[node, layout, chunk] = self._by_rule(place, node, layout, chunk)
+            for end in sorted(ends, key=lambda end: end.node.target is not aten.mm.default):  # sums read what is padded
+                self._end(place, end, chunk)
+            leaving = [self.made[node, self.region.layouts[node], chunk] for node in (*exits, *shared)]
+            after = list(dict.fromkeys([*leaving, *(self.parts[end.node][-1] for end in ends)]))
+        self._finish(place, exits, ends)
+
+    def wide_sources(self, nodes: Sequence[fx.Node], among: Sequence[fx.Node]) -> set[fx.Node]:
+        """What of `among` is as wide as the logits, or a result of several in one, and `nodes` are computed from."""
+        found: set[fx.Node] = set()
+        pending = [source for node in nodes for source in node.all_input_nodes]
+        while pending:
+            node = pending.pop()
+            several = not isinstance(node.meta.get("val"), torch.Tensor)
+            if node in among and node not in found and (several or 2 * self.rules.width(node) > self.vocabulary):
+                found.add(node)
+                pending += node.all_input_nodes
+        return found
+
+    def forget(self, nodes: Collection[fx.Node]) -> None:
+        """Compute anew, where they are needed next, the rows of `nodes` and of what is as wide as the logits."""
+        wide = {n for n, *_ in self.made if n not in self.kept and 2 * self.rules.width(n) > self.vocabulary}
+        self.made = {key: rows for key, rows in self.made.items() if key[0] not in nodes and key[0] not in wide}
+
+    def _logits(self, place: Place, node: fx.Node, chunk: int, after: Sequence[fx.Node]) -> fx.Node:
         new = place.new(node, chunk)
-        given = [self._rows(place, self.region.hidden, 1, chunk), self._aligned(place, self.region.weight, 1)]
-        if node.target is aten.addmm.default:
-            given.insert(0, self._aligned(place, arguments(node)[0], 0))
-        return new.slice(new.add(node.target, *given), 1, 0, self.vocabulary)
+        hidden, weight = self._rows(place, self.region.hidden, 1, chunk), self._aligned(place, self.region.weight, 1)
+        bias = self._aligned(place, arguments(node)[0], 0) if node.target is aten.addmm.default else None
+        if after:
+            logits = new.add(matmul_after, hidden, weight, bias, list(after))
+        else:
+            logits = new.add(node.target, *([] if bias is None else [bias]), hidden, weight)
+        return new.slice(logits, 1, 0, self.vocabulary)
 
     def _by_rule(self, place: Place, node: fx.Node, layout: int, chunk: int) -> fx.Node:
         start, stop = self.bounds[chunk]
@@ -174,50 +206,28 @@ class _Writer:
 
     def _aligned(self, place: Place, node: fx.Node, dim: int) -> fx.Node:
         """A given value with its dimension of the vocabulary padded with zeros."""
-        return self._padded(place, place.whole(node), dim)
+        return self.alignment.padded(place.new(node), place.whole(node), dim)
 
-    def _padded(self, place: Place, node: fx.Node, dim: int) -> fx.Node:
-        """A transposed matrix is padded before it is transposed: so that both ways of reading it share one copy."""
-        missing = -node.meta["val"].shape[dim] % self.aligned
-        if not missing:
-            return node
-        if (node, dim) not in self.padding:
-            new = place.new(node)
-            source = arguments(node)[0] if packet(node) is aten.t or _swaps(node) else None
-            if isinstance(source, fx.Node):
-                padded = new.add(aten.permute.default, self._padded(place, source, 1 - dim), [1, 0])
-            else:
-                after = node.meta["val"].dim() - 1 - dim  # dimensions; two numbers for each, the last first
-                padded = new.add(aten.constant_pad_nd.default, node, [0, 0] * after + [0, missing])
-            self.padding[node, dim] = padded
-        return self.padding[node, dim]
+    def _end(self, place: Place, end: End, chunk: int) -> None:
+        """What an end makes of one chunk: rows, or a part of a sum."""
+        new = place.new(end.node, chunk)
+        parts = self.parts.setdefault(end.node, [])
+        if end.by_row:
+            gradient = self.alignment.padded(new, self._rows(place, arguments(end.node)[0], 1, chunk), 1)
+            parts.append(new.add(aten.mm.default, gradient, self._aligned(place, arguments(end.node)[1], 0)))
+            return
+        add = self._add_product if end.node.target is aten.mm.default else self._add_rows
+        self.parts[end.node] = [add(place, new, end, chunk, parts[0] if parts else None)]
 
-    def end(self, place: Place, ends: Sequence[End], chunk: int) -> None:
-        """What the ends make of one chunk: rows, or a part of a sum."""
-        for end in ends:
-            new = place.new(end.node, chunk)
-            parts = self.parts.setdefault(end.node, [])
-            if end.by_row:
-                gradient = self._padded(place, self._rows(place, arguments(end.node)[0], 1, chunk), 1)
-                parts.append(new.add(aten.mm.default, gradient, self._aligned(place, arguments(end.node)[1], 0)))
-                continue
-            part = (self._product if end.node.target is aten.mm.default else self._sum)(place, new, end, chunk)
-            self.parts[end.node] = [self._sum_so_far(new, parts[0], part) if parts else part]
-
-    def _sum_so_far(self, new: NewNodes, total: fx.Node, part: fx.Node) -> fx.Node:
-        """Written to memory after each chunk: inductor would otherwise put off the additions, keep the parts of all
-        chunks until the end, and add them in one kernel. It writes what it is asked to read by strides."""
-        total = new.add(aten.add.Tensor, total, part)
-        value = total.meta["val"]
-        return new.add(aten.as_strided.default, total, list(value.shape), list(value.stride()))
-
-    def _product(self, place: Place, new: NewNodes, end: End, chunk: int) -> fx.Node:
-        """The part of a weight's gradient, [V, H] or [H, V] with V padded, in float32 or better."""
+    def _add_product(self, place: Place, new: NewNodes, end: End, chunk: int, total: fx.Node | None) -> fx.Node:
+        """The gradient of a weight so far, [V, H] or [H, V] with V padded, in float32 or better."""
         left, right = (self._rows(place, a, end.cut[i], chunk) for i, a in enumerate(arguments(end.node)))
         if arguments(end.node)[0] in self.kept:
-            left = self._padded(place, left, 0)
+            left = self.alignment.padded(new, left, 0)
         else:
-            right = self._padded(place, right, 1)
+            right = self.alignment.padded(new, right, 1)
+        if total is not None:
+            return added(new, total, left, right)
         exact = _exact(left.meta["val"].dtype)
         if left.meta["val"].dtype == exact:
             return new.add(aten.mm.default, left, right)
@@ -225,7 +235,8 @@ class _Writer:
             return new.add(aten.mm.default, new.cast(left, exact), new.cast(right, exact))
         return new.add(aten.mm.dtype, left, right, exact)
 
-    def _sum(self, place: Place, new: NewNodes, end: End, chunk: int) -> fx.Node:
+    def _add_rows(self, place: Place, new: NewNodes, end: End, chunk: int, total: fx.Node | None) -> fx.Node:
+        """The gradient of a bias so far, in float32 or better."""
         source, layout = arguments(end.node)[0], end.cut[0]
         assert isinstance(source, fx.Node)
         count = source.meta["val"].dim()
@@ -233,9 +244,11 @@ class _Writer:
         along = sorted({d % count for d in dims} if dims else range(count))
         moved = [0, *(d - layout + 1 for d in along if d >= layout)]
         exact = _exact(end.node.meta["val"].dtype)
-        return new.add(aten.sum.dim_IntList, self._rows(place, source, layout, chunk), moved, dtype=exact)
+        rows = self.alignment.known(self._rows(place, source, layout, chunk))
+        part = new.add(aten.sum.dim_IntList, rows, moved, dtype=exact)
+        return part if total is None else new.add(aten.add.Tensor, total, part)
 
-    def finish(self, place: Place, exits: Sequence[fx.Node], ends: Sequence[End]) -> None:
+    def _finish(self, place: Place, exits: Sequence[fx.Node], ends: Sequence[End]) -> None:
         """The whole results in the place of what was there before."""
         for node in exits:
             layout = self.region.layouts[node]
@@ -249,6 +262,8 @@ class _Writer:
             if end.node.target is aten.mm.default:
                 total = new.slice(total, 0, 0, end.node.meta["val"].shape[0])
                 total = new.slice(total, 1, 0, end.node.meta["val"].shape[1])
+            elif self.alignment.missing and total.meta["val"].shape[-1:] == (self.vocabulary + self.alignment.missing,):
+                total = new.slice(total, total.meta["val"].dim() - 1, 0, self.vocabulary)
             total = new.view(total, end.node.meta["val"].shape)
             self._keep(end.node, new.cast(total, end.node.meta["val"].dtype))
 
@@ -271,20 +286,9 @@ class _Writer:
         scaled = new.cast(product, node.meta["val"].dtype)
         result.replace_all_uses_with(scaled, delete_user_cb=lambda user: user is not product)
 
-    def run_again(self, node: fx.Node, chunk: int) -> None:
-        """What is as wide as the logits is not saved for the backward."""
-        start, stop = self.bounds[chunk]
-        if 2 * sum(t.numel() for t in tensors(node)) > (stop - start) * self.vocabulary:
-            node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
-            node.meta["ac_graph_id"] = _OWN_CHECKPOINT
-
     def erase(self) -> None:
         for node in reversed([node for node in self.graph.nodes if node in self.replaced]):
             self.graph.erase_node(node)
-
-
-def _swaps(node: fx.Node) -> bool:
-    return packet(node) is aten.permute and list(arguments(node)[1]) == [1, 0]
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:

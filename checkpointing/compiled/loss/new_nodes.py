@@ -36,7 +36,6 @@ class NewNodes:
         self.meta = {key: like.meta[key] for key in _INHERITED if key in like.meta}
         if in_backward is not None:
             self.meta["partitioner_tag"] = "is_backward" if in_backward else "is_forward"
-        self.added: list[fx.Node] = []
 
     def add(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """A call of `target`; its fake result is computed from those of its operands."""
@@ -47,7 +46,6 @@ class NewNodes:
         keywords: Any = fx.node.map_arg(kwargs, lambda n: n.meta["val"])
         with _fake_mode(self.like), torch.no_grad():
             node.meta["val"] = target(*values, **keywords)
-        self.added.append(node)
         return node
 
     def cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:

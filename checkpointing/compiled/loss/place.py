@@ -22,19 +22,11 @@ class Place:
     ) -> None:
         self.before, self.backward, self.in_backward, self.tangent = before, backward, in_backward, tangent
         self._moved: dict[fx.Node, fx.Node] = {}
-        self._new: list[NewNodes] = []
         self._position = {node: index for index, node in enumerate(before.graph.nodes)}
 
     def new(self, node: fx.Node, chunk: int | None = None) -> NewNodes:
         name = node.name if chunk is None else f"{node.name}_chunk_{chunk}"
-        self._new.append(NewNodes(self.before, node, name, self.in_backward))
-        return self._new[-1]
-
-    def added(self) -> list[fx.Node]:
-        """The nodes added since it was last asked for."""
-        nodes = [node for new in self._new for node in new.added]
-        self._new = []
-        return nodes
+        return NewNodes(self.before, node, name, self.in_backward)
 
     def whole(self, node: fx.Node) -> fx.Node:
         """A value that the region is given."""

@@ -123,7 +123,7 @@ def prove_compiled(
     solver: str = "optimal",
     keep: Sequence[str] = (),
     recompute: Sequence[str] = (),
-    chunked_loss: int | None = None,
+    chunked_loss: int | str | None = None,
     seed: int = 0,
 ) -> CompiledProof:
     """Run `loss_fn(model, *batch)` and its backward as planned by `checkpointing.backend` and as compiled without it.

@@ -21,6 +21,8 @@ from torch import fx
 from checkpointing.compiled import joint_step
 from checkpointing.compiled.joint_problem import planning_problem
 from checkpointing.compiled.joint_step import JointStep
+from checkpointing.compiled.loss.choice import Candidate, candidate
+from checkpointing.compiled.rules import Rules
 from checkpointing.planners.problem import PlanningProblem
 
 FOLDER = Path(__file__).parent / "joint_graphs"
@@ -55,8 +57,7 @@ def recorded(name: str) -> RecordedGraph:
 
 def problem_of(recorded_graph: RecordedGraph, monkeypatch: Any) -> PlanningProblem:
     """The planners' question, with times by a roofline. The tensors are of the device "meta" in the place of "cuda"."""
-    monkeypatch.setattr(joint_step, "_device", lambda graph: torch.device("meta"))
-    monkeypatch.setattr(joint_step, "default_rounding", lambda device: 512)
+    _on_meta(monkeypatch)
     step = JointStep.of(
         recorded_graph.module,
         recorded_graph.num_fwd_outputs,
@@ -64,7 +65,29 @@ def problem_of(recorded_graph: RecordedGraph, monkeypatch: Any) -> PlanningProbl
         fused=True,
         default=recorded_graph.saved,
     )
-    return planning_problem(step, _seconds, lambda size: size / BANDWIDTH + LAUNCH_S, recorded_graph.static_bytes, {})
+    return planning_problem(step, _seconds, _moving, recorded_graph.static_bytes, {})
+
+
+def candidate_of(recorded_graph: RecordedGraph, chunks: int | None, monkeypatch: Any) -> Candidate:
+    """The graph with its loss in chunks, and what inductor then saves by itself."""
+    _on_meta(monkeypatch)
+    graph = recorded_graph
+    return candidate(graph.module, [], graph.num_fwd_outputs, graph.static_inputs, True, chunks)
+
+
+def chunked_problem_of(recorded_graph: RecordedGraph, step: JointStep) -> PlanningProblem:
+    forward = [kernel.node for kernel in step.order if kernel.node in step.forward]
+    pinned = {node: why for node in forward if (why := Rules().pinned(node))}
+    return planning_problem(step, _seconds, _moving, recorded_graph.static_bytes, pinned)
+
+
+def _on_meta(monkeypatch: Any) -> None:
+    monkeypatch.setattr(joint_step, "_device", lambda graph: torch.device("meta"))
+    monkeypatch.setattr(joint_step, "default_rounding", lambda device: 512)
+
+
+def _moving(size: int) -> float:
+    return size / BANDWIDTH + LAUNCH_S
 
 
 def _seconds(node: fx.Node) -> float:
@@ -75,7 +98,7 @@ def _seconds(node: fx.Node) -> float:
 
 
 def _operations(target: str, tensors: list[torch.Tensor]) -> float:
-    if "mm" in target:
+    if "mm" in target or "functionalized" in target:
         left, right = [t for t in tensors if t.dim() >= 2][-2:]
         return 2 * left.numel() * right.shape[-1]
     if "convolution" in target:

@@ -79,11 +79,14 @@ def test_a_budget_that_logits_alone_exceed_is_met(monkeypatch: pytest.MonkeyPatc
         backend = checkpointing.backend(1.0, execution="eager", chunked_loss=chunks)
         trained = train(Head(vocabulary), loss_of, given, backend)
         peaks[chunks] = counted.peak(trained, given)
+        assert peaks[chunks] == plan_of(trained.model).predicted_peak_bytes
     logits = rows * vocabulary * 4
     assert peaks[None] > 2 * logits
     assert peaks[16] < logits
-    trained = train(Head(vocabulary), loss_of, given, checkpointing.backend(logits, execution="eager", chunked_loss=16))
-    assert counted.peak(trained, given) <= logits
+    for count in (16, "auto"):
+        backend = checkpointing.backend(logits, execution="eager", chunked_loss=count)
+        trained = train(Head(vocabulary), loss_of, given, backend)
+        assert counted.peak(trained, given) == plan_of(trained.model).predicted_peak_bytes <= logits
 
 
 def test_gradients_that_the_forward_computes_are_kept_and_the_table_says_why() -> None:
@@ -110,7 +113,7 @@ def test_a_model_without_such_a_loss_is_as_without_the_option_and_says_why() -> 
     assert [loss.item() for loss in found.losses] == [loss.item() for loss in expected.losses]
 
 
-@pytest.mark.parametrize("chunks", [0, -1, 2.0, "auto", True, float("nan")])
+@pytest.mark.parametrize("chunks", [0, -1, 2.0, "all", True, float("nan")])
 def test_a_number_of_chunks_that_is_none_is_rejected(chunks: Any) -> None:
     with pytest.raises(CheckpointingError, match="a positive whole number") as error:
         checkpointing.backend("8GB", chunked_loss=chunks)

@@ -19,6 +19,7 @@ from tests.checkpointing.compiled.recorded_graphs import NAMES, recorded
 from tests.profiler.eager_steps import LiveBytes
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+EQUAL = 5e-3  # of a distance: what a difference in the last bit of few elements makes of it
 FORMS = pytest.mark.parametrize("decomposed", [False, True], ids=["as traced", "decomposed"])
 
 
@@ -138,34 +139,39 @@ def test_in_float64_any_loss_is_what_autograd_computes(
 def test_no_gradient_is_further_from_float64_than_in_one_piece(
     options: Options, dtype: torch.dtype, decomposed: bool
 ) -> None:
-    """Over eight draws, as one rounding error says little."""
+    """Over eight draws, as one rounding error says little: the loss and the weight's gradient strictly. The others are
+    as near, but a tangent that multiplies at the end rounds once more than one that multiplies at the start."""
     options = Options(**{**vars(options), "dtype": dtype})
     errors: dict[int | None, list[float]] = {}
     for chunks in (None, 7):
-        squares = [0.0] * 3
+        squares = [0.0] * 4
         for seed in range(8):
-            _, gradients = traced(options.loss, options.inputs(seed), chunks, decomposed).run()
+            loss, gradients = traced(options.loss, options.inputs(seed), chunks, decomposed).run()
             exact = options.inputs(seed, torch.float64)
-            true = torch.autograd.grad(options.loss(*exact), exact[:3])
-            for index, (a, b) in enumerate(zip(gradients, true, strict=True)):
-                squares[index] += float((a.double() - b).norm() ** 2 / max(float(b.norm() ** 2), 1e-300))
+            true_loss = options.loss(*exact)
+            true = [true_loss, *torch.autograd.grad(true_loss, exact[:3])]
+            for index, (a, b) in enumerate(zip([loss, *gradients], true, strict=True)):
+                squares[index] += float(
+                    (a.double() - b).detach().norm() ** 2 / max(float(b.detach().norm()) ** 2, 1e-300)
+                )
         errors[chunks] = [square**0.5 for square in squares]
-    assert all(mine <= FACTOR * one for mine, one in zip(errors[7], errors[None], strict=True)), errors
+    loss, hidden, weight, bias = zip(errors[7], errors[None], strict=True)
+    assert all(mine <= (1 + EQUAL) * one for mine, one in (loss, weight)), errors
+    assert all(mine <= FACTOR * one for mine, one in (hidden, bias)), errors
 
 
 @FORMS
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("chunks", [2, 5, 40])
+@pytest.mark.parametrize("chunks", [2, 5, 9])
 def test_losses_of_rows_are_bitwise_those_of_one_piece(chunks: int, dtype: torch.dtype, decomposed: bool) -> None:
-    """Of logits that no order of summation rounds differently: small whole numbers."""
 
     def losses(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         by_row = cross_entropy(linear(hidden, weight), labels, reduction="none")
         return by_row.mean(), by_row.detach()
 
     generator = torch.Generator().manual_seed(0)
-    hidden, weight = (torch.randint(-2, 3, s, generator=generator).to(dtype) for s in ((23, 9), (37, 9)))
-    inputs = (hidden.requires_grad_(), weight.requires_grad_(), torch.randint(37, (23,), generator=generator))
+    hidden, weight = (torch.randn(s, generator=generator).to(dtype) for s in ((64, 9), (37, 9)))
+    inputs = (hidden.requires_grad_(), weight.requires_grad_(), torch.randint(37, (64,), generator=generator))
     [_, one], [_, several] = (traced(losses, inputs, count, decomposed).run()[0] for count in (1, chunks))
     assert torch.equal(several, one)
 

@@ -1,0 +1,143 @@
+"""In how many chunks a loss is computed: what makes the step fastest under its budget, along with what it recomputes.
+
+    chunks = LossChunks("auto")
+    chosen, why = chunks.choose(make, problem_of, budget, peak)     # `make(chunks)` is a `Candidate`
+
+For each number of chunks the quick planner says what the step would take. More chunks take more time by themselves, and
+leave more memory to what need not be recomputed then: once more chunks are slower, still more are too. A step that fits
+as it is stays as it is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from checkpointing.compiled.joint_step import JointStep
+from checkpointing.compiled.loss.chunked_loss import with_chunked_losses
+from checkpointing.compiled.partition import DefaultSplit, default_split
+from checkpointing.planners.greedy import greedy
+from checkpointing.planners.problem import PlanningProblem
+from checkpointing.planners.schedule import Schedule, make_schedule
+
+COUNTS = (2, 4, 8, 16, 32)
+SEARCH_S = 2.0  # seconds of the quick planner for each number
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A joint graph with its loss in `chunks`, None for one piece."""
+
+    chunks: int | None
+    said: str  # of the loss: what was done, or why nothing was
+    default: DefaultSplit
+    step: JointStep
+
+
+def candidate(
+    joint: fx.GraphModule,
+    inputs: Sequence[Any],
+    num_fwd_outputs: int,
+    static: Collection[int],
+    fused: bool,
+    chunks: int | None,
+) -> Candidate:
+    """`joint`, which stays as it is, with its loss in `chunks`."""
+    changed, said = with_chunked_losses(joint, chunks)
+    default = default_split(changed, inputs, num_fwd_outputs, static, fused)
+    step = JointStep.of(default.joint, num_fwd_outputs, static, fused, default.saved)
+    return Candidate(None if changed is joint else chunks, said, default, step)
+
+
+class LossChunks:
+    """Of one step, however often it is compiled: as many as asked for, or as pay; not fewer than before.
+
+    `in_one_piece` is the planning problem of the step as it is, where the number is a choice.
+    """
+
+    def __init__(self, asked: int | str | None) -> None:
+        self.asked, self.least = asked, 1
+        self.in_one_piece: PlanningProblem | None = None
+
+    def choose(
+        self,
+        make: Callable[[int | None], Candidate],
+        problem_of: Callable[[JointStep], PlanningProblem],
+        budget: Callable[[PlanningProblem], int],
+        peak: Callable[[Schedule], int],
+    ) -> tuple[Candidate, str]:
+        """The candidate, and what is said of its loss. See `choose`."""
+        if not isinstance(self.asked, str):
+            chosen = make(self.asked)
+            return chosen, chosen.said
+
+        def problem(step: JointStep) -> PlanningProblem:
+            made = problem_of(step)
+            self.in_one_piece = self.in_one_piece or made  # the first
+            return made
+
+        chosen, why = choose(make, problem, budget, peak, [n for n in (None, *COUNTS) if (n or 1) >= self.least])
+        self.least = chosen.chunks or 1
+        return chosen, why
+
+
+def choose(
+    make: Callable[[int | None], Candidate],
+    problem_of: Callable[[JointStep], PlanningProblem],
+    budget: Callable[[PlanningProblem], int],
+    peak: Callable[[Schedule], int],
+    counts: Sequence[int | None] = (None, *COUNTS),
+) -> tuple[Candidate, str]:
+    """The candidate whose step is predicted to be the fastest, and one sentence of why.
+
+    `budget` and `peak` are bytes: a schedule's peak as it is expected of the compiled code. If no candidate has a plan
+    within the budget, it is the one of the lowest peak.
+    """
+    tried: list[tuple[Candidate, Schedule, bool]] = []
+    for count in counts:
+        made = make(count)
+        if count is not None and made.chunks is None:  # there is no such loss
+            return tried[0][0], made.said
+        problem = problem_of(made.step)
+        unplanned = make_schedule(problem, problem.default_kept)
+        fastest = min((_seconds(schedule) for _, schedule, fits in tried if fits), default=None)
+        if fastest is not None and _seconds(unplanned) >= fastest:
+            break  # it takes longer with nothing recomputed, and so do more chunks
+        limit = budget(problem) - (peak(unplanned) - unplanned.peak)
+        schedule = greedy(problem, limit, deadline=time.process_time() + SEARCH_S)[0]
+        tried.append((made, schedule, schedule.peak <= limit))
+        fits_so = count is None and unplanned.peak <= limit
+        slower = fastest is not None and _seconds(schedule) > fastest
+        if fits_so or slower:
+            break
+    fitting = [(one, schedule) for one, schedule, fits in tried if fits]
+    if not fitting:
+        lowest = min(tried, key=lambda entry: entry[1].peak)[0]
+        return lowest, f"{_named(lowest)}: the lowest peak of all"
+    chosen, schedule = min(fitting, key=lambda entry: _seconds(entry[1]))
+    if len(tried) == 1:
+        return chosen, f"{_named(chosen)}: the step fits the budget so"
+    others = [
+        f"{_count(one)} {f'{1e3 * _seconds(other):.1f} ms' if fits else 'above the budget'}"
+        for one, other, fits in tried
+        if one is not chosen
+    ]
+    return chosen, f"{_named(chosen)}: predicted {1e3 * _seconds(schedule):.1f} ms a step ({', '.join(others)})"
+
+
+def _seconds(schedule: Schedule) -> float:
+    """Device time of a step."""
+    problem = schedule.problem
+    return sum(problem.recompute_time[run.rank] if run.is_copy else problem.time[run.rank] for run in schedule.runs)
+
+
+def _count(one: Candidate) -> str:
+    return "in one piece" if one.chunks is None else f"in {one.chunks}"
+
+
+def _named(one: Candidate) -> str:
+    return one.said or "the loss is in one piece"

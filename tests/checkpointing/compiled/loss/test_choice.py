@@ -1,0 +1,112 @@
+"""Chunks as a decision of the planner: how many, along with what is recomputed, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from torch import Tensor, nn
+
+import checkpointing
+from checkpointing import BudgetError, decide, plan_of
+from checkpointing.compiled.loss.choice import choose
+from checkpointing.decide import lowest_plan
+from checkpointing.planners.schedule import unchanged_peak
+from tests.checkpointing.compiled.loss.test_chunked_loss import Head, batch, loss_of
+from tests.checkpointing.compiled.recorded_graphs import candidate_of, chunked_problem_of, problem_of, recorded
+from tests.checkpointing.compiled.training import train
+
+MIB = 2**20
+ROWS, VOCABULARY = 256, 2048
+
+
+def planned(budget: float | int, chunks: int | str | None = "auto") -> tuple[nn.Module, list[Tensor]]:
+    backend = checkpointing.backend(budget, execution="eager", chunked_loss=chunks)
+    trained = train(Head(VOCABULARY), loss_of, batch(ROWS, VOCABULARY), backend, steps=2)
+    return trained.model, trained.losses
+
+
+def test_a_step_that_fits_as_it_is_stays_as_it_is_bitwise() -> None:
+    model, losses = planned(1.0)
+    assert plan_of(model).loss == "the loss is in one piece: the step fits the budget so"
+    assert plan_of(model).is_empty
+    expected = train(Head(VOCABULARY), loss_of, batch(ROWS, VOCABULARY), "aot_eager", steps=2)
+    assert [loss.item() for loss in losses] == [loss.item() for loss in expected.losses]
+
+
+def test_a_step_that_fits_in_chunks_alone_has_as_few_as_it_needs_and_says_why() -> None:
+    model, _ = planned(0.5)
+    plan = plan_of(model)
+    assert plan.loss.startswith("the loss of head in ")
+    assert "in one piece above the budget" in plan.loss
+    assert plan.loss in plan.summary()
+    assert "the unplanned step fits" not in plan.summary()
+    assert plan.predicted_peak_bytes <= plan.budget_bytes == int(0.5 * plan.unplanned_peak_bytes)
+    alone, _ = planned(1.0)
+    assert plan.unplanned_peak_bytes == plan_of(alone).unplanned_peak_bytes  # a fraction of the step as it was
+    assert plan.curve(planned=False).bytes.max() == plan.unplanned_peak_bytes
+
+
+def test_a_budget_that_no_number_of_chunks_meets_is_rejected_with_the_lowest_of_all() -> None:
+    with pytest.raises(BudgetError, match="below the minimum of") as rejected:
+        planned(0.05)
+    with pytest.raises(BudgetError) as unchunked:
+        planned(0.05, None)
+    assert rejected.value.minimum_bytes < 0.5 * unchunked.value.minimum_bytes
+
+
+def test_a_model_without_such_a_loss_says_why() -> None:
+    def square(model: nn.Module, x: Tensor, _: Tensor) -> Tensor:
+        return model(x).square().mean()
+
+    backend = checkpointing.backend(0.9, execution="eager", chunked_loss="auto")
+    model = train(Head(64), square, batch(64, 64), backend, steps=1).model
+    assert plan_of(model).loss.startswith("the loss is not in chunks: ")
+
+
+def in_the_docs() -> list[list[str]]:
+    """The rows of the table of lowest plans: model, static, gradients, chunks, in one piece, in chunks, set by."""
+    page = (Path(__file__).parents[4] / "docs" / "checkpointing.md").read_text()
+    table = page.partition("| lowest in one piece |")[2].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", in_the_docs(), ids=lambda row: row[0].split()[0])
+def test_the_lowest_plans_of_full_size_models_are_those_of_the_docs(
+    row: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss in chunks is not above the one in one piece, but by what its sum in float32 takes in Llama's forward."""
+    monkeypatch.setattr(decide, "SEARCH_S", 30.0)  # a busy machine's
+    name = {"GPT-2": "gpt2", "BERT": "bert", "Llama": "llama"}[row[0].split()[0]]
+    static, gradients, chunks, in_one_piece, in_chunks = map(int, row[1:6])
+    graph = recorded(name)
+    plain, step = problem_of(graph, monkeypatch), candidate_of(graph, chunks, monkeypatch).step
+    kernels = {node for node in step.gradients if node in step.kernels.of}
+    assert round(plain.static_bytes / MIB) == static
+    assert round(sum(map(step.size, kernels)) / MIB) == gradients
+    lowest = [lowest_plan(p).predicted_peak_bytes / MIB for p in (plain, chunked_problem_of(graph, step))]
+    assert lowest == pytest.approx([in_one_piece, in_chunks], rel=0.005)
+    assert in_chunks <= 1.01 * in_one_piece
+    assert name != "gpt2" or in_chunks < 1500
+
+
+@pytest.mark.slow
+def test_gpt2_is_in_chunks_where_that_is_faster_than_recomputing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = recorded("gpt2")
+    whole = unchanged_peak(problem_of(graph, monkeypatch))
+
+    def chosen(budget: int) -> tuple[int | None, str]:
+        one, why = choose(
+            lambda n: candidate_of(graph, n, monkeypatch),
+            lambda step: chunked_problem_of(graph, step),
+            lambda _: budget,
+            lambda schedule: schedule.peak,
+        )
+        return one.chunks, why
+
+    assert chosen(whole + MIB)[0] is None
+    chunks, why = chosen(int(0.4 * whole))
+    assert chunks is not None
+    assert chunks >= 4
+    assert "in one piece above the budget" in why
