@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,6 +21,7 @@ from profiler.plots.style import CATEGORY_COLOUR, REGION_COLOUR, byte_unit, styl
 STACK = list(CATEGORY_COLOUR)  # from the bottom: what is there throughout, then what comes and goes
 assert sorted(STACK) == sorted(CATEGORIES)
 TOP = 15  # bars in a ranking
+NAMED = 3  # nodes that are named where they are drawn
 _OVER_LINES = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
 
 
@@ -55,16 +57,29 @@ def device_limit(device: torch.device) -> int:
 
 
 def plot_node_runtime(nodes: pd.DataFrame) -> Figure:
-    """Run time of each node against its rank, by region, and the operators that take most of it."""
-    figure, (left, right) = _two_panels("Run time of each node")
-    work = nodes[nodes["region"] != "input"]
-    scale, unit = time_unit(work["median_run_time_s"].max())
-    for region, rows in work.groupby("region", sort=False):
-        left.vlines(rows["rank"], 0, rows["median_run_time_s"] / scale, color=REGION_COLOUR[str(region)], lw=0.8)
-    _rank_axis(left, work)
-    left.set_ylabel(f"median run time of the node [{unit}]")
-    left.set_ylim(bottom=0)
+    """Run time of each node at the time when it starts, by region, and the operators that take most of it.
+
+    A node starts when those before it have ended: gaps between kernels are left out.
+    """
+    work = _timed(nodes)
     total = work["median_run_time_s"].sum()
+    by_operator = work.groupby("target")["median_run_time_s"].sum()
+    most = _short(str(by_operator.idxmax()))
+    figure, (left, right) = _two_panels(
+        f"Run time of each node: {most} takes {by_operator.max() / total:.0%} of the step"
+    )
+    scale, unit = time_unit(work["median_run_time_s"].max())
+    along, along_unit = time_unit(total)
+    for region, rows in work.groupby("region", sort=False):
+        widths, heights = rows["median_run_time_s"] / along, rows["median_run_time_s"] / scale
+        colour = REGION_COLOUR[str(region)]
+        left.bar(rows["start_s"] / along, heights, width=widths, align="edge", color=colour, edgecolor=colour, lw=0.5)
+    _time_axis(left, work, along, along_unit)
+    left.set_ylabel(f"median run time of the node [{unit}]")
+    largest = work.nlargest(NAMED, "median_run_time_s")
+    left.set_ylim(0, 1.25 * work["median_run_time_s"].max() / scale)
+    for row in largest.to_dict("records"):
+        _note(left, row["start_s"] / along, row["median_run_time_s"] / scale, str(row["node_name"]), 8)
     _rank_operators(right, work, "median_run_time_s", scale, f"time of all its nodes [{unit}]")
     right.set_title(f"operators with the most time (step: {in_time(total)})", fontsize=10)
     return figure
@@ -72,21 +87,23 @@ def plot_node_runtime(nodes: pd.DataFrame) -> Figure:
 
 def plot_node_peak_memory(nodes: pd.DataFrame) -> Figure:
     """Peak memory during each node above what is in use when it starts, and the operators that add most."""
-    figure, (left, right) = _two_panels("Peak memory during each node")
-    work = nodes[nodes["region"] != "input"]
+    work = _timed(nodes)
     scale, unit = byte_unit(work["median_peak_mem_bytes"].max())
+    along, along_unit = time_unit(work["median_run_time_s"].sum())
     active, peak = work["median_active_mem_bytes"] / scale, work["median_peak_mem_bytes"] / scale
-    left.fill_between(work["rank"], active, color="#BBBBBB", step="mid", lw=0, label="in use when the node starts")
-    left.fill_between(work["rank"], active, peak, color="#D55E00", step="mid", lw=0.6, label="added while it runs")
-    top = int(np.argmax(peak.to_numpy()))
-    row = work.iloc[top]
-    left.plot(row["rank"], peak.iloc[top], "v", color="black", ms=6)
-    _rank_axis(left, work)
-    text = f"peak {in_bytes(row['median_peak_mem_bytes'])} in {row['node_name']}"
-    _note_peak(left, work, int(row["rank"]), float(peak.iloc[top]), text)
+    row = work.iloc[int(np.argmax(peak.to_numpy()))]
+    highest = in_bytes(row["median_peak_mem_bytes"])
+    figure, (left, right) = _two_panels(f"Peak memory during each node: {highest} in {row['node_name']}")
+    times = work["start_s"] / along
+    left.fill_between(times, active, color="#BBBBBB", step="post", lw=0, label="in use when the node starts")
+    left.fill_between(times, active, peak, color="#D55E00", step="post", lw=0.6, label="added while it runs")
+    at = row["start_s"] / along
+    left.plot(at, peak.max(), "v", color="black", ms=6, ls="", label="peak")
+    _time_axis(left, work, along, along_unit)
+    _note(left, at, peak.max(), f"peak {highest} in {row['node_name']}", 9)
     left.set_ylabel(f"memory [{unit}]")
     left.set_ylim(0, peak.max() * 1.18)
-    left.legend(loc="lower right", fontsize=8)
+    left.legend(loc="upper right", bbox_to_anchor=(1.0, 0.95), fontsize=8)
     added = work.assign(added=work["median_peak_mem_bytes"] - work["median_active_mem_bytes"])
     largest = added.groupby("target", sort=False)["added"].max().nlargest(TOP).iloc[::-1]
     added_scale, added_unit = byte_unit(largest.max())
@@ -182,7 +199,7 @@ def plot_memory(curve: MemoryCurve, limit: int) -> Figure:
     top = curve.peak_bytes / scale
     axes.plot(curve.peak_rank, top, "v", color="black", ms=7)
     _rank_axis(axes, table)
-    _note_peak(axes, table, curve.peak_rank, top, f"peak {in_bytes(curve.peak_bytes)} in {curve.peak_node}")
+    _note(axes, curve.peak_rank, top, f"peak {in_bytes(curve.peak_bytes)} in {curve.peak_node}", 9)
     axes.set_ylabel(f"memory on {curve.device} [{unit}]")
     if limit <= 1.5 * curve.peak_bytes:
         axes.axhline(limit / scale, color="crimson", ls="--", lw=1.2, label=f"device limit {in_bytes(limit)}")
@@ -216,27 +233,45 @@ def _two_panels(title: str) -> tuple[Figure, Sequence[Axes]]:
     return figure, panels
 
 
+def _timed(nodes: pd.DataFrame) -> pd.DataFrame:
+    """The nodes that work, with `start_s`, when each starts if nothing waits."""
+    work = nodes[nodes["region"] != "input"]
+    return work.assign(start_s=work["median_run_time_s"].cumsum() - work["median_run_time_s"])
+
+
+def _time_axis(axes: Axes, rows: pd.DataFrame, scale: float, unit: str) -> None:
+    axes.set_xlabel(f"time in the step, without gaps [{unit}]")
+    last = rows["median_run_time_s"].sum() / scale
+    axes.set_xlim(0, last)
+    _mark_regions(axes, rows["region"], [*(rows["start_s"] / scale), last])
+
+
 def _rank_axis(axes: Axes, rows: pd.DataFrame) -> None:
-    """Label the rank axis, and mark where one region ends and the next begins."""
     axes.set_xlabel("rank (order in which the nodes run)")
-    first, last = rows["rank"].min(), rows["rank"].max()
-    axes.set_xlim(first, last)
-    for region, group in groupby(zip(rows["rank"], rows["region"], strict=True), key=lambda pair: pair[1]):
-        ranks = [rank for rank, _ in group]
-        if ranks[0] > first and region != "output":
-            axes.axvline(ranks[0], color="black", lw=0.9, ls=":")
-        if len(ranks) > 0.05 * (last - first):
-            middle = (ranks[0] + ranks[-1]) / 2
-            axes.text(middle, 0.985, region, transform=axes.get_xaxis_transform(), ha="center", va="top", fontsize=9)
+    axes.set_xlim(rows["rank"].min(), rows["rank"].max())
+    _mark_regions(axes, rows["region"], [*rows["rank"], rows["rank"].max()])
 
 
-def _note_peak(axes: Axes, rows: pd.DataFrame, rank: int, height: float, text: str) -> None:
+def _mark_regions(axes: Axes, regions: pd.Series, places: Sequence[float]) -> None:
+    """Where one region ends and the next begins; `places`: of each node, and the end."""
+    whole = places[-1] - places[0]
+    for region, group in groupby(enumerate(regions), key=lambda pair: pair[1]):
+        nodes = [node for node, _ in group]
+        first, end = places[nodes[0]], places[nodes[-1] + 1]
+        if first > places[0] and region != "output":
+            axes.axvline(first, color="black", lw=0.9, ls=":")
+        if end - first > 0.05 * whole:
+            across = axes.get_xaxis_transform()
+            axes.text((first + end) / 2, 0.985, region, transform=across, ha="center", va="top", fontsize=9)
+
+
+def _note(axes: Axes, at: float, height: float, text: str, size: int) -> None:
     """Write `text` above a point, on the side of it where there is room."""
-    place = (rank - rows["rank"].min()) / max(1, rows["rank"].max() - rows["rank"].min())
+    first, last = axes.get_xlim()
+    place = (at - first) / (last - first)
     side = "left" if place < 0.35 else "right" if place > 0.65 else "center"
-    axes.annotate(
-        text, (rank, height), xytext=(0, 9), textcoords="offset points", ha=side, fontsize=9, bbox=_OVER_LINES
-    )
+    near: dict[str, Any] = {"textcoords": "offset points", "ha": side, "fontsize": size, "bbox": _OVER_LINES}
+    axes.annotate(text, (at, height), (0, 7), **near)
 
 
 def _rank_operators(axes: Axes, rows: pd.DataFrame, column: str, scale: float, label: str) -> None:
