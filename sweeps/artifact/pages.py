@@ -14,7 +14,7 @@ from sweeps.artifact.claims import ROOT
 
 # Numbers that look measured: with decimals, or with a unit behind.
 MEASURED = re.compile(
-    r"(?<![\w.\-/=×])[+−-]?\d+(?:\.\d+(?:e-?\d+)?(?![\w.]*\d)|(?=\s?(?:%|ms|µs|s\b|MiB|GiB|GB|TB|times|jobs|runs|cases)))"
+    r"(?<![\w.\-/=×])[+−-]?\d+(?:\.\d+(?:e-?\d+)?(?![\w.]*\d)|(?=\s?(?:%|ms|µs|MiB|GiB|GB|TB|times|jobs|runs|cases)|\ss\b))"
 )
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\([^)]*\)")
