@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from checkpointing.compiled.compiled_plan import CompiledPlan, plan_of, plans_of
     from checkpointing.compiled.largest_batch import LargestBatch, largest_batch
     from checkpointing.compiled.proof.prove import CompiledProof, prove_compiled
-    from checkpointing.trainer import PrintPlan
+    from checkpointing.trainer import PrintPlan as PrintPlan  # needs transformers, so a star does not import it
 
 __all__ = [
     "SOLVERS",
@@ -45,7 +45,6 @@ __all__ = [
     "LargestBatch",
     "Plan",
     "PlanningProblem",
-    "PrintPlan",
     "Proof",
     "ProofError",
     "SelectivePolicy",

@@ -23,7 +23,7 @@ PRELOAD_FOR_STEPS = [  # what a phase of whole models imports, ten seconds on so
     "torch._inductor.compile_fx",
     "transformers.modeling_utils",
 ]
-PHASES_OF_STEPS = {"checkpoint", "profile"}
+PHASES_OF_STEPS = {"checkpoint", "largest_batch", "profile"}
 
 _preloaded = PRELOAD
 

@@ -11,6 +11,7 @@ from sweeps.report.listings.benchmarks import BENCHMARKS, TARGETS
 from sweeps.report.listings.compiled_front import ADDED_TIME, BASELINES, PLANS
 from sweeps.report.listings.errors import ERRORS
 from sweeps.report.listings.forward import FORWARD
+from sweeps.report.listings.largest_batch import LARGEST_BATCH
 from sweeps.report.listings.law import LAW
 from sweeps.report.listings.listing import Listing
 from sweeps.report.listings.memory import MEMORY
@@ -22,7 +23,7 @@ from sweeps.report.page.page import PageTable
 from sweeps.report.problems import attempt
 from sweeps.report.tables.report_data import ReportData
 
-OF_STEPS = (BASELINES, ADDED_TIME, PLANS, RECOMPUTATION, PROFILES, TRACES)
+OF_STEPS = (BASELINES, ADDED_TIME, PLANS, LARGEST_BATCH, RECOMPUTATION, PROFILES, TRACES)
 LISTINGS = (FORWARD, TRAINING_STEP, LAW, MEMORY, ERRORS, *OF_STEPS, TARGETS, BENCHMARKS)
 
 

@@ -22,7 +22,12 @@ from blockshock import SCHEMA
 from blockshock.run_folder.files import Unreadable
 
 PACKED_SCHEMA = 1
-OF_MODELS = ("checkpoint", "profile", "trace")  # phases whose workload may be a model, which has no N and no K
+OF_MODELS = (
+    "checkpoint",
+    "largest_batch",
+    "profile",
+    "trace",
+)  # phases whose workload may be a model, which has no N and no K
 Size = Annotated[int, Meta(ge=1)]
 # Records say a measurement's unit in its name.
 _MEASUREMENT = re.compile(r"_(us|ms|s|bytes|gbs|tflops|unix|error)$|\.(limit|step|fraction|nodes|slowdown)$")

@@ -16,6 +16,7 @@ import pandas as pd
 from sweeps.report.problems import attempt
 from sweeps.report.records.load import load_runs
 from sweeps.report.tables.benchmarks import benchmarks, latest, over_repeats, targets
+from sweeps.report.tables.largest_batch import largest_batches
 from sweeps.report.tables.law import law
 from sweeps.report.tables.layers import drift, results
 from sweeps.report.tables.recomputation import recomputed
@@ -30,6 +31,7 @@ class ReportData:
     drift: pd.DataFrame = field(default_factory=pd.DataFrame)
     law: pd.DataFrame = field(default_factory=pd.DataFrame)
     recomputed: pd.DataFrame = field(default_factory=pd.DataFrame)
+    largest: pd.DataFrame = field(default_factory=pd.DataFrame)  # batches: `largest_batch.largest_batches`
     profiles: pd.DataFrame = field(default_factory=pd.DataFrame)  # rows of `runs`
     traces: pd.DataFrame = field(default_factory=pd.DataFrame)  # rows of `runs`
     benchmarks: pd.DataFrame = field(default_factory=pd.DataFrame)  # `benchmarks.latest`
@@ -38,7 +40,7 @@ class ReportData:
 
     @property
     def is_empty(self) -> bool:
-        tables = (self.table, self.drift, self.recomputed, self.profiles, self.traces, self.benchmarks)
+        tables = (self.table, self.drift, self.recomputed, self.largest, self.profiles, self.traces, self.benchmarks)
         return all(table.empty for table in tables)
 
 
@@ -52,6 +54,7 @@ def read_report_data(paths: Sequence[str | PathLike[str]]) -> ReportData:
         "layers": results(runs.head(0)),
         "drift": drift(runs.head(0)),
         "recomputation": recomputed(runs.head(0)),
+        "the largest batches": largest_batches(runs.head(0)),
         "benchmarks": benchmarks(runs.head(0)),
     }
 
@@ -65,6 +68,7 @@ def read_report_data(paths: Sequence[str | PathLike[str]]) -> ReportData:
         drift=table("drift", drift, runs),
         law=table("the model", law, layers),
         recomputed=table("recomputation", recomputed, runs),
+        largest=table("the largest batches", largest_batches, runs),
         profiles=_with(runs, "profile.nodes"),
         traces=_with(runs, "trace.backend"),
         benchmarks=table("benchmarks", latest, measured),

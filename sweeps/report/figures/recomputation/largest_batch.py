@@ -1,0 +1,60 @@
+"""Throughput at the largest batch against the memory that a training step may use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from sweeps.report.figures.recomputation.methods import panels_of
+from sweeps.report.figures.shared.figure import FigureSpec
+from sweeps.report.figures.shared.labels import Label, place
+from sweeps.report.figures.shared.panels import canvas, cut, legend
+from sweeps.report.figures.shared.style import VERMILION, palette
+from sweeps.report.tables.report_data import ReportData
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+GB, OURS = 1e9, "recompute_compiled"
+
+
+def select(data: ReportData) -> pd.DataFrame:
+    return data.largest
+
+
+def draw(data: pd.DataFrame) -> Figure:
+    """Tokens (of images samples) per second against GB; the number at a mark is the batch."""
+    from matplotlib.lines import Line2D
+
+    found, title = cut(list(panels_of(data, also=())), "Throughput at the largest batch")
+    colours = palette(data["variant"]) | dict.fromkeys(data.loc[data["method"] == OURS, "variant"], VERMILION)
+    figure, axes = canvas(len(found), 5.4, 4.2, title)
+    for axis, (panel, rows) in zip(axes, found, strict=True):
+        column = "tokens_per_s" if rows["tokens_per_s"].notna().all() else "samples_per_s"
+        labels: list[Label] = []
+        for name, line in rows.groupby("variant"):
+            line = line.sort_values("limit_bytes")
+            axis.plot(line["limit_bytes"] / GB, line[column], color=colours[str(name)], marker="o", ms=6, lw=1.6)
+            marks = zip(line["limit_bytes"] / GB, line[column], line["batch_size"], strict=True)
+            labels += [Label(float(x), float(y), f"{size:.0f}", colours[str(name)], True) for x, y, size in marks]
+        axis.set_xticks(sorted(set(rows["limit_bytes"] / GB)))
+        axis.set_ylim(bottom=0, top=1.15 * rows[column].max())
+        axis.margins(x=0.1)
+        axis.set(xlabel="memory, GB", ylabel=column.replace("_per_s", " per second"))
+        axis.set_title(panel, fontsize="small")
+        place(axis, labels)
+    legend(
+        figure, [Line2D([], [], color=colours[n], marker="o", lw=1.6, label=n) for n in sorted(set(data["variant"]))]
+    )
+    return figure
+
+
+LARGEST_BATCH = FigureSpec(
+    "largest_batch",
+    "Throughput against memory",
+    "Higher is faster: tokens (of image models samples) per second at the largest batch that fits the memory; the "
+    "number at a mark is that batch. A method without a mark has no batch that fits.",
+    select,
+    draw,
+)

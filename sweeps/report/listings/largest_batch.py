@@ -1,0 +1,56 @@
+"""The largest batch of each method in each memory, as text."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from sweeps.report.listings.listing import Listing, without_empty_columns
+from sweeps.report.listings.recomputation import plain
+from sweeps.report.tables.report_data import ReportData
+from sweeps.text import number, times
+
+GB = 1e9
+
+
+def select(data: ReportData) -> pd.DataFrame:
+    """With the throughput over that of torch.compile alone in the same memory, where that was measured."""
+    table = data.largest
+    alone = table[(table["method"] == "torch_compile") & (table["options"] == "")]
+    keys = ["model", "device", "dtype", "torch", "host", "seq_len", "autocast", "optimizer", "limit_bytes"]
+    alone = alone.drop_duplicates(keys)[[*keys, "samples_per_s"]].rename(columns={"samples_per_s": "alone_per_s"})
+    table = table.merge(alone, on=keys, how="left")
+    return table.assign(over_alone=table["samples_per_s"] / table.pop("alone_per_s"))
+
+
+def show(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as text."""
+    columns = {
+        "method": table["variant"],
+        "model": table["model"],
+        "memory, GB": (table["limit_bytes"] / GB).map(number),
+        "largest batch": [
+            f"{size:.0f}" + (" or more" if bound else "")
+            for size, bound in zip(table["batch_size"], table["is_bound"], strict=True)
+        ],
+        "samples per s": table["samples_per_s"].map(number),
+        "tokens per s": table["tokens_per_s"].map(number),
+        "× torch.compile's": table["over_alone"].map(times),
+        "step, ms": table["step_p50_ms"].map(number),
+        "peak, GB": (table["peak_bytes"] / GB).map(number),
+        "tokens a row": table["seq_len"].map(plain),
+        "dtype": table["dtype"],
+        "autocast": table["autocast"],
+        "device": table["device"],
+    }
+    return without_empty_columns(pd.DataFrame(columns))
+
+
+LARGEST_BATCH = Listing(
+    "largest_batch",
+    "Largest batch and throughput",
+    "The largest batch whose training step fits the memory, found by doubling and halving, and its median step. On a "
+    "GPU the memory is a limit on PyTorch's allocator, on a CPU it is compared with the planner's count of living "
+    "storages. × torch.compile's: samples per second over torch.compile alone in the same memory.",
+    select,
+    show,
+)

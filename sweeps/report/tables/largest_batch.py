@@ -1,0 +1,44 @@
+"""The largest batches (phase=largest_batch): of each method in each memory, the batch and its throughput.
+
+table = largest_batches(load_runs([...]))       # one row per setting, method and memory
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from sweeps.report.tables.recomputation import SETTING, WAY
+
+PHASE = "largest_batch"
+# Column -> where a record (or its configuration) has it. The batch is a result here, and the memory a setting.
+KEYS = {name: source for name, source in SETTING.items() if name != "B"} | {
+    name: source for name, source in WAY.items() if name != "budget"
+}
+LIMIT = {"limit_bytes": "largest_batch.limit_bytes"}
+NUMBERS = {
+    "batch_size": "largest_batch.batch_size",
+    "samples_per_s": "largest_batch.samples_per_s",
+    "tokens_per_s": "largest_batch.tokens_per_s",
+    "peak_bytes": "largest_batch.peak_bytes",
+    "step_p50_ms": "timings_ms.total_step.p50_ms",
+    "is_bound": "largest_batch.is_bound",
+}
+
+
+def largest_batches(runs: pd.DataFrame) -> pd.DataFrame:
+    """Columns: those of KEYS, LIMIT and NUMBERS, `variant` (the method with its backend and options as one name) and
+    `folder`. Repetitions become medians. Empty, with these columns, where no such record is."""
+    phase = runs["phase"] if "phase" in runs else pd.Series(dtype=object)
+    records = runs[(phase == PHASE).reindex(runs.index, fill_value=False)].copy()
+    for name, source in {**KEYS, "folder": "folder"}.items():
+        records[name] = records.get(source, "")
+        records[name] = records[name].astype(object).where(records[name].notna(), "")
+    for name, source in {**LIMIT, **NUMBERS}.items():
+        values = records[source] if source in records else pd.Series(index=records.index, dtype=float)
+        records[name] = pd.to_numeric(values).astype(float)
+    groups = records.groupby([*KEYS, *LIMIT], sort=False)
+    table = groups[list(NUMBERS)].median().join(groups["folder"].first()).reset_index()
+    table["variant"] = table["method"].astype(str)
+    for words in (table["backend"].astype(str), table["options"].astype(str)):
+        table["variant"] = table["variant"].where(words == "", table["variant"] + ", " + words)
+    return table.sort_values(["model", "device", "dtype", "limit_bytes", "variant"]).reset_index(drop=True)
