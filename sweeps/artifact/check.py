@@ -50,11 +50,10 @@ def recompute(name: str, claim: Claim) -> Outcome:
         problem = _differs(claim, values) or _not_printed(claim, data, values)
     except NoNumber as error:
         problem = str(error)
-    count = len(claim.values) + sum(len(lines_of(data, lines)) for lines in claim.lines) if not problem else 0
-    said = (
-        problem
-        or f"{counted(count, 'number' if not claim.lines else 'line')}, on {', '.join(claim.pages) or 'no page'}"
-    )
+    if not problem:
+        counts = [counted(len(claim.values), "number")] if claim.values else []
+        counts += [counted(sum(len(lines_of(data, one)) for one in claim.lines), "line")] if claim.lines else []
+    said = problem or f"{', '.join(counts)}, on {', '.join(claim.pages) or 'no page'}"
     return Outcome(name, RECORD, FAIL if problem else PASS, said, time.monotonic() - started)
 
 
@@ -100,7 +99,10 @@ def lines_of(data: Tables, lines: Lines) -> list[str]:
     """The template filled in for each row. Raises NoNumber."""
     chosen = rows(data(lines.table), lines.where)
     chosen = chosen.assign(**{name: column(chosen, expression) for name, expression in lines.columns.items()})
-    return [lines.line.format_map(row) for row in _text_keys(chosen)]
+    try:
+        return [lines.line.format_map(row) for row in _text_keys(chosen)]
+    except (KeyError, ValueError, TypeError) as error:
+        raise NoNumber(f"line: {lines.line!r}: {type(error).__name__}: {error}") from error
 
 
 def _text_keys(table: pd.DataFrame) -> list[dict[str, object]]:

@@ -184,6 +184,8 @@ def _wrong_sentence(sentence: str, values: Mapping[str, Value]) -> Iterator[str]
         yield f"printed: {{{name}}} is none of its values: {', '.join(values) or 'there are none'}"
     if not named:
         yield f"printed: {sentence!r} has no value in braces"
+    if any(spec or conversion for _, _, spec, conversion in string.Formatter().parse(sentence)):
+        yield f"printed: {sentence!r}: say the format as the value's show"
 
 
 def _wrong_commands(claim: Claim) -> Iterator[str]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -35,8 +36,9 @@ from blockshock.run_folder.files import printable
 from sweeps.artifact.check import AGAIN, FAIL, NOT_HERE, PASS, RECORD, Done, Outcome, measure, recompute
 from sweeps.artifact.claims import CLAIMS, Again, Claim, ClaimsError, read_claims
 from sweeps.artifact.machine import Machine, this_machine
-from sweeps.text import any_terminal, clock, counted, markdown
+from sweeps.text import any_terminal, clock, counted, markdown, shown
 
+BY_SIGINT = 128 + signal.SIGINT
 COLOURS = {PASS: "green", FAIL: "bold red", NOT_HERE: "dim"}
 
 
@@ -61,10 +63,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     machine = this_machine()
     console = Console(highlight=False, soft_wrap=True)
     outcomes = []
-    for outcome in _outcomes(claims, machine, out, options.minutes, None if options.json else console):
-        outcomes.append(outcome)
-        if not options.json:
-            _show(console, outcome)
+    try:
+        for outcome in _outcomes(claims, machine, out, options.minutes, None if options.json else console):
+            outcomes.append(outcome)
+            if not options.json:
+                _show(console, outcome)
+    except KeyboardInterrupt:
+        print(f"blockshock-artifact: interrupted; --out {shown(out)} resumes its sweeps", file=sys.stderr)
+        sys.exit(BY_SIGINT)
     if options.json:
         rows = [dataclasses.asdict(outcome) for outcome in outcomes]
         print(json.dumps({"version": versions(), "machine": str(machine), "checks": rows}, indent=1))
@@ -178,7 +184,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--markdown", action="store_true", help="with --list: as docs/reference/claims.md")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="where measurements go (default: outputs/artifact/<date and time>)"
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="where measurements go (default: outputs/artifact/<date and time>); given again, its sweeps resume",
     )
     parser.add_argument(
         "--claims", metavar="FILE", type=Path, default=CLAIMS, help="another claims file (default: docs/claims.yaml)"

@@ -96,17 +96,23 @@ def numbers(table: pd.DataFrame, value: str, where: str, take: str) -> Number:
     found = column(rows(table, where), value).dropna()
     if found.empty:
         raise NoNumber(f"{value}: no row has a value")
-    result = TAKES[take](found)
+    try:
+        result = TAKES[take](found)
+    except (TypeError, ValueError) as error:
+        raise NoNumber(str(error) if isinstance(error, NoNumber) else f"{take} of {value!r}: {error}") from error
     return result.item() if isinstance(result, np.generic) else result
 
 
 def written(value: Number, show: str) -> str:
-    """As pages print it; a row of numbers as the cells of a table."""
+    """As pages print it; a row of numbers as the cells of a table. Raises NoNumber for a format that does not fit."""
     if isinstance(value, list):
         return " | ".join(written(one, show) for one in value)
-    if show in FORMATS:
-        return FORMATS[show](value)
-    return value if isinstance(value, str) else format(value, show)
+    if isinstance(value, str):
+        return value
+    try:
+        return FORMATS[show](value) if show in FORMATS else format(value, show)
+    except (TypeError, ValueError) as error:
+        raise NoNumber(f"show={show} does not fit {value!r}: {error}") from error
 
 
 def _first_line(error: BaseException) -> str:

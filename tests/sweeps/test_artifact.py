@@ -207,6 +207,7 @@ VALUE = {"table": "jobs", "value": "status", "take": "count"}
         ),
         ({"a": wrong(record="bench_h200", values={"n": VALUE}, printed={"NO.md": ["{n}"]})}, "printed: no page NO.md"),
         ({"a": wrong(record="bench_h200", values={"n": VALUE}, printed={"README.md": ["{n jobs"]})}, "expected '}'"),
+        ({"a": wrong(record="bench_h200", values={"n": VALUE}, printed={"README.md": ["{n:d}"]})}, "the value's show"),
         ({"a": {**TINY, "again": {**AGAIN, "commands": ["rm x"]}}}, "'rm' can't be run: allowed: blockshock,"),
         ({"a": {**TINY, "again": {**AGAIN, "commands": []}}}, "claims.a.again.commands: Expected"),
         ({"a": {**TINY, "again": {**AGAIN, "minutes": 0}}}, "claims.a.again.minutes: Expected"),
@@ -289,6 +290,7 @@ def test_a_query_that_finds_nothing_or_makes_no_sense_fails_with_the_reason(tmp_
     parts = {
         "gone": ({"where": "status == 'lost'"}, "no row where status == 'lost'"),
         "name": ({"value": "state"}, "'state'"),
+        "kind": ({"take": "median"}, "median of 'status': "),
         "many": (
             {"table": "targets", "value": "measured", "take": "only", "show": ".2f"},
             "39 different values where one is expected",
@@ -299,6 +301,24 @@ def test_a_query_that_finds_nothing_or_makes_no_sense_fails_with_the_reason(tmp_
         outcome = recompute(name, claim)
         assert outcome.state == FAIL
         assert parts[name][1] in outcome.said
+
+
+def test_a_line_with_a_column_that_is_not_there_fails_with_the_line(tmp_path: Path) -> None:
+    lines = [{"table": "jobs", "page": "README.md", "line": "| {stats} |"}]
+    claim = read_claims(written_claims(tmp_path, a=wrong(record="bench_h200", lines=lines))).claims["a"]
+    outcome = recompute("a", claim)
+    assert (outcome.state, outcome.said) == (FAIL, "line: '| {stats} |': KeyError: 'stats'")
+
+
+def test_ctrl_c_says_how_to_resume(tmp_path: Path, monkeypatch, capsys) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "recompute", interrupted)
+    with pytest.raises(SystemExit) as left:
+        command.main(["--only", "premise", "--out", str(tmp_path / "out")])
+    assert left.value.code == 130
+    assert capsys.readouterr().err.endswith("out resumes its sweeps\n")
 
 
 def test_list_names_every_claim_and_its_commands(capsys) -> None:
