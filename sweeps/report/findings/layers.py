@@ -46,7 +46,8 @@ def _said(verdict: Verdict, first: bool) -> str:
     """`Block-Shock's forward pass is 0 to 11% slower than the faster dense method`."""
     subject, _, rival = ABOUT[verdict.name]
     ratios = verdict.evidence["ratio"]
-    text = f"{'Block-Shock' if first else 'its'}{chr(39) + 's' if first else ''} {subject} "
+    whose = "Block-Shock's" if first else "its"
+    text = f"{whose} {subject} "
     if (verdict.evidence["decided"] == EQUAL).all():
         return f"{text}as fast as {rival} within {SAME:.0%}"
     unsure = " (medians; too few repeats for intervals)" if verdict.evidence["lo"].isna().all() else ""
@@ -59,9 +60,9 @@ def _row(verdict: Verdict, several: bool) -> dict[str, str]:
     words = {FASTER: "faster", EQUAL: "the same", SLOWER: "slower", OPEN: "undecided"}
     counts = found["decided"].value_counts()
     decided = [f"{word} at {counts[kind]}" for kind, word in words.items() if kind in counts]
-    edges = (
-        f"{found['lo'].min():.2f} – {found['hi'].max():.2f}" if found["lo"].notna().any() else "fewer than 5 repeats"
-    )
+    edges = f"fewer than {MIN_REPEATS} repeats"
+    if found["lo"].notna().any():
+        edges = f"{found['lo'].min():.2f} – {found['hi'].max():.2f}"
     return {
         **({"machine": verdict.hardware} if several else {}),
         "measured": what,
@@ -123,6 +124,3 @@ def _of_errors(table: pd.DataFrame) -> Finding | None:
         passed = f"{int(own['passed'].astype(bool).sum())} of {len(own)}"
         rows.append({"method": str(method), "passed": passed, "largest error, of its limit": f"{shares.max():.0%}"})
     return Finding("finding-layers", sentence(f"{text}: errors against float64, and their limits"), pd.DataFrame(rows))
-
-
-assert MIN_REPEATS == 5  # what `fewer than 5 repeats` says
