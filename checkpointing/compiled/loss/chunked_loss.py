@@ -14,6 +14,7 @@ from checkpointing.compiled.loss.alignment import is_padded, without_padding
 from checkpointing.compiled.loss.chunks import write_chunks
 from checkpointing.compiled.loss.loss_region import LossRegion, below_tangents, find_loss, linear_layers
 from checkpointing.compiled.loss.nll_sums import sum_apart
+from checkpointing.compiled.loss.shifted_rows import is_shifted, without_shift
 from checkpointing.compiled.partition import copied
 from checkpointing.errors import CheckpointingError
 
@@ -58,13 +59,16 @@ def with_chunked_losses(joint: fx.GraphModule, chunks: int | None) -> tuple[fx.G
 
 
 def _found(graph: fx.Graph, layer: int) -> tuple[LossRegion | str, fx.Graph]:
-    """The loss of a linear layer and the graph that it is in: a copy, if inductor's padding of it had to be undone."""
+    """The loss of a linear layer and the graph that it is in: a copy, if inductor's padding of it had to be undone, or
+    a part of its rows to be taken before it."""
     logits = _layer(graph, layer)
-    if not is_padded(logits):
-        return find_loss(graph, logits, below_tangents(graph)), graph
-    plain = copied(graph)
-    found = find_loss(plain, without_padding(plain, _layer(plain, layer)), below_tangents(plain))
-    return found, plain if isinstance(found, LossRegion) else graph
+    found = find_loss(graph, logits, below_tangents(graph))
+    if not is_padded(logits) and (isinstance(found, LossRegion) or not is_shifted(logits)):
+        return found, graph
+    other = copied(graph)
+    logits = without_shift(other, without_padding(other, _layer(other, layer)))
+    rewritten = find_loss(other, logits, below_tangents(other))
+    return (rewritten, other) if isinstance(rewritten, LossRegion) else (found, graph)
 
 
 def _layer(graph: fx.Graph, layer: int) -> fx.Node:

@@ -201,7 +201,7 @@ class _Writer:
         new = place.new(node, chunk)
         if layout == COLUMNS:
             return new.slice(place.whole(node), 1, *self.bounds[chunk])
-        flat = new.view(place.whole(node), (self.rules.rows, *value.shape[layout:]))
+        flat = new.view(new.contiguous(place.whole(node)), (self.rules.rows, *value.shape[layout:]))
         return new.slice(flat, 0, *self.bounds[chunk])
 
     def _aligned(self, place: Place, node: fx.Node, dim: int) -> fx.Node:

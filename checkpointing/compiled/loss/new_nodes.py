@@ -54,6 +54,12 @@ class NewNodes:
             return node
         return self.add(torch.ops.prims.convert_element_type.default, node, dtype)
 
+    def contiguous(self, node: fx.Node) -> fx.Node:
+        """`node` without gaps: a copy, if it is a part of something."""
+        if node.meta["val"].is_contiguous():
+            return node
+        return self.add(torch.ops.aten.clone.default, node, memory_format=torch.contiguous_format)
+
     def view(self, node: fx.Node, shape: tuple[int, ...]) -> fx.Node:
         """`node` in `shape`: itself if it has it."""
         return node if node.meta["val"].shape == shape else self.add(torch.ops.aten.view.default, node, list(shape))

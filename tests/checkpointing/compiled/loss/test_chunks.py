@@ -176,6 +176,32 @@ def test_losses_of_rows_are_bitwise_those_of_one_piece(chunks: int, dtype: torch
     assert torch.equal(several, one)
 
 
+@FORMS
+@pytest.mark.parametrize("chunks", [1, 4])
+@pytest.mark.parametrize("part", [slice(None, -1), slice(1, None), slice(1, 3)], ids=["all but last", "rest", "middle"])
+@pytest.mark.parametrize("cast", [False, True])
+def test_logits_of_which_a_part_of_the_sequence_counts(cast: bool, part: slice, chunks: int, decomposed: bool) -> None:
+    """As older Hugging Face models shift them, with the labels shifted or not."""
+    dtype = torch.float32 if cast else torch.float64
+
+    def shifted(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        logits = linear(hidden, weight).to(torch.float64)[:, part].reshape(-1, 7)
+        return cross_entropy(logits, labels[:, part].reshape(-1))
+
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(s, generator=generator).to(dtype).requires_grad_() for s in ((3, 5, 4), (7, 4)))
+    inputs = (hidden, weight, torch.randint(7, (3, 5), generator=generator))
+    step = traced(shifted, inputs, chunks, decomposed)
+    loss, gradients = step.run()
+    rows = len(range(5)[part]) * 3
+    assert f"in {chunks} chunks of its {rows} rows" in step.said
+    true = shifted(*inputs)
+    exact = torch.autograd.grad(true, inputs[:2])
+    close = 1e-5 if cast else 1e-11
+    assert torch.allclose(loss, true, rtol=close, atol=close)
+    assert all(torch.allclose(a, b, rtol=close, atol=close) for a, b in zip(gradients, exact, strict=True))
+
+
 def test_float16_gradients_that_a_scaled_loss_keeps_from_vanishing_do_not_vanish() -> None:
     options = Options(64, 8, 4096, torch.float16, bias=False, cast=True, scale=2.0**14)
     _, found = traced(options.loss, options.inputs(0), 4, decomposed=True).run()
