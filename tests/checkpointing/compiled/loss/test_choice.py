@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor, nn
 
 import checkpointing
-from checkpointing import BudgetError, decide, plan_of
+from checkpointing import BudgetError, CheckpointingError, decide, plan_of
 from checkpointing.compiled.loss.choice import choose
 from checkpointing.decide import lowest_plan
 from checkpointing.planners.schedule import unchanged_peak
@@ -110,3 +110,9 @@ def test_gpt2_is_in_chunks_where_that_is_faster_than_recomputing_more(monkeypatc
     assert chunks is not None
     assert chunks >= 4
     assert "in one piece above the budget" in why
+
+
+def test_ranks_that_would_each_choose_alone_are_told_to_be_given_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("checkpointing.compiled.backend.several_ranks", lambda: True)
+    with pytest.raises(CheckpointingError, match=r'chunked_loss="auto" is chosen by each rank alone: give the number'):
+        planned(1.0)
