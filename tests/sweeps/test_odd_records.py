@@ -64,7 +64,7 @@ NAMES = ["$a_b$", "_hidden", "$\\frac{", "<b>", "ü € 名", "=1+2"]
 
 def test_a_name_is_drawn_as_it_is_spelled(write_run, record, tmp_path):
     for i, name in enumerate(NAMES):
-        for n in (64, 128):
+        for n in (64, 128, 256):
             write_run(f"{i}-{n}", [record("phase1_forward", name, N=n, K=n, forward=1.0 + i)])
     report = write_report([tmp_path / "sweep"], tmp_path / "out")
     assert "is not shown" not in report.read_text()

@@ -314,9 +314,7 @@ def test_the_command_prints_a_table_and_where_the_report_is(mixed, monkeypatch, 
 def test_the_report_of_a_sweep_does_not_change_the_next_one(mixed, report, monkeypatch):
     shutil.copytree(report.parent, mixed / "report")
     assert run_cli(monkeypatch, mixed) == 0
-    one, other = (pd.read_csv(folder / "table.csv") for folder in (mixed / "report", report.parent))
-    folders = ["forward_folder", "step_folder"]  # of two copies of the sweep
-    pd.testing.assert_frame_equal(one.drop(columns=folders), other.drop(columns=folders))
+    assert (mixed / "report" / "table.csv").read_text() == (report.parent / "table.csv").read_text()
 
 
 @pytest.mark.parametrize("case", ["missing", "no runs", "no records", "no argument", "out is a file"])

@@ -84,7 +84,8 @@ def write_table(base: Path, shown: pd.DataFrame, numbers: pd.DataFrame) -> tuple
 
 
 def text_lists(table: pd.DataFrame) -> pd.DataFrame:
-    """Repeats as `0.5;0.6;0.4`, which a spreadsheet can split."""
+    """Repeats as `0.5;0.6;0.4`, which a spreadsheet can split; without the run folders, which are this machine's."""
+    table = table.drop(columns=[name for name in ("folder", "forward_folder", "step_folder") if name in table])
     lists = [name for name in ("forward_ms", "local_ms", "step_ms", "rounds_us") if name in table]
     as_text = {name: table[name].map(lambda v: ";".join(map(repr, v)) if isinstance(v, list) else "") for name in lists}
     return table.assign(**as_text)
