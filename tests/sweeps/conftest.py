@@ -42,6 +42,8 @@ def writer(top: Path) -> WriteRun:
             "model": {"N": first.get("N", 64), "K": first.get("K", 64), "B": first.get("B", 8), "dtype": "fp32"},
             "hardware": {"backend": "gloo", "world_size": first.get("world_size", 1)},
         }
+        if "workload_config" in first:
+            config["workload"] = first["workload_config"]
         if "method_config" in first:
             config["method"] |= first["method_config"]
             config["workload"] = {"name": first["workload"], "seq_len": 16}

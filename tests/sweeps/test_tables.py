@@ -227,3 +227,57 @@ def test_drift_is_a_row_a_step(write_run, record, tmp_path):
     assert curves["step"].tolist() == [1, 2, 3]
     assert curves["error"].tolist() == [1e-3, 2e-3, 3e-3]
     assert results(load_runs([tmp_path]))["forward_p50_ms"].isna().all()
+
+
+def test_pairs_of_other_hidden_features_or_pairings_are_rows_of_their_own(table_of, record):
+    def pair(forward: float, hidden: int, asked: str, used: str) -> dict:
+        options = {"name": "mlp_block", "activation": "gelu", "gated": False, "hidden": hidden, "pairing": asked}
+        more = {"layer": {"pairing": used}, "workload_config": options}
+        return record("phase1_forward", "dense_tp_row", forward=forward, workload="mlp_block", **more)
+
+    model = {"workload": "gpt2", "workload_config": {"name": "gpt2", "layers": "mlp"}}
+    table = table_of(
+        pair(1.0, 256, "auto", "column_row"),
+        pair(2.0, 512, "auto", "column_row"),
+        pair(3.0, 256, "layers", "layers"),
+        record("phase1_forward", "dense_tp_row", forward=9.0, **model),
+        record("phase1_forward", "dense_tp_row", forward=10.0),
+    )
+    assert dict(zip(table["workload"], table["forward_p50_ms"], strict=True)) == {
+        "mlp_block (hidden 256, gelu)": 1.0,
+        "mlp_block (hidden 512, gelu)": 2.0,
+        "mlp_block (hidden 256, gelu, layers)": 3.0,
+        "gpt2 (its MLPs over ranks)": 9.0,
+        "gaussian": 10.0,
+    }
+    computed = dict(zip(table["workload"], table["tflops"].notna(), strict=True))  # of one matmul
+    assert [name for name, known in computed.items() if known] == ["gaussian"]
+
+
+def test_a_wrong_gradient_of_one_of_several_weights_fails_the_row(table_of, record):
+    verdict = {"relative_error": 1.0, "limit": 2.0, "passed": True}
+    wrong = {"Y": verdict, "dW_up": verdict, "dW_down": {**verdict, "passed": False}}
+    row = only(table_of(record("phase0_correctness", "block_shock", correctness=wrong)), method="block_shock")
+    assert (row["passed"], row["failed_checks"]) == (False, "dW_down")
+
+
+def test_a_pruning_masks_rows_say_what_share_of_the_energy_is_kept(table_of, record):
+    table = table_of(
+        record("phase1_forward", "block_shock", forward=1.0, mask="window_4of6", energy_kept=0.944, world_size=2),
+        record("phase1_forward", "block_shock", forward=3.0, mask="window_4of6", energy_kept=0.946, world_size=2),
+        record("phase1_forward", "dense_tp_row", forward=2.0, mask="window_4of6", energy_kept=0.945, world_size=2),
+        record("phase1_forward", "dense_tp_row", forward=4.0, world_size=2),
+    )
+    found = dict(zip(zip(table["method"], table["mask"], strict=True), table["forward_p50_ms"], strict=True))
+    assert found == {
+        ("block_shock", "window_4of6 (keeps 94% of the energy)"): 2.0,
+        ("dense_tp_row", "(keeps 94% of the energy)"): 2.0,
+        ("dense_tp_row", ""): 4.0,
+    }
+
+
+def test_a_pairs_local_time_leaves_its_reduce_scatter_out(table_of, record):
+    times = {"allreduce": 1.0, "reducescatter": 2.0}
+    line = record("phase1_forward", "block_shock", forward=10.0, world_size=2)
+    line["timings_ms"] |= {name: {"count": 3, "p50_ms": value} for name, value in times.items()}
+    assert only(table_of(line), method="block_shock")["local_ms"] == [7.0]

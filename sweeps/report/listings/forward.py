@@ -39,7 +39,7 @@ def show(rows: pd.DataFrame) -> pd.DataFrame:
         shown[f"{name}, 95%"] = bounds(rows, f"{column}_lo", f"{column}_hi")
     shown["TFLOP/s"] = rows["tflops"].map(number)
     shown["of the roofline"] = percent(rows["roofline_fraction"], rows["bound"])
-    for name, title in zip(COLLECTIVES, ("all-reduce, ms", "all-gather, ms"), strict=True):
+    for name, title in zip(COLLECTIVES, ("all-reduce, ms", "all-gather, ms", "reduce-scatter, ms"), strict=True):
         shown[title] = rows[f"forward_{name}_p50_ms"].map(number)
     if rows["backward_input_p50_ms"].notna().any():
         shown["backward to X, ms"] = rows["backward_input_p50_ms"].map(number)

@@ -30,7 +30,7 @@ def show(rows: pd.DataFrame) -> pd.DataFrame:
     shown["repeats"] = rows["step_repeated"]
     for column, name in SPEEDUPS:
         shown[f"{name}, 95%"] = bounds(rows, f"step_{column}_lo", f"step_{column}_hi")
-    titles = ("forward", "backward", "optimizer", "compress", "rest", "all-reduce", "all-gather")
+    titles = ("forward", "backward", "optimizer", "compress", "rest", "all-reduce", "all-gather", "reduce-scatter")
     for part, title in zip((*PARTS, "rest", *COLLECTIVES), titles, strict=True):
         shown[f"{title}, ms"] = rows[f"step_{part}_p50_ms"].map(number)
     shown["rows/s"] = rows["step_rows_per_s"].map(number)
@@ -43,7 +43,7 @@ TRAINING_STEP = Listing(
     "Training step",
     INTERVALS
     + "Parts are timed inside the step, each with its own clock, so their sum can exceed the step. Rest: the step "
-    "minus its parts. All-reduce and all-gather are included in forward and backward. rows/s: rows of X per second.",
+    "minus its parts. Collectives are included in forward and backward. rows/s: rows of X per second.",
     select,
     show,
     best=(("step_p50_ms", "step, ms"),),

@@ -7,6 +7,7 @@ curves = drift(load_runs([...]))        # error against step
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pandas as pd
@@ -16,7 +17,7 @@ from sweeps.report.tables.comparisons import SYSTEM, compare, repeats, with_repe
 DENSE = ("dense_single", "dense_tp_row", "dense_tp_column", "dtensor_row", "dtensor_column")
 METHODS = (*DENSE, "masked_split_dense", "torch_semi_structured", "block_shock")
 PARTS = ("forward", "backward", "opt_step", "compress")
-COLLECTIVES = ("allreduce", "allgather")  # nested in forward and backward
+COLLECTIVES = ("allreduce", "allgather", "reducescatter")  # nested in forward and backward
 QUANTITIES = ("Y", "dX", "dW")
 SIZES = ("N", "K", "B", "world_size")
 WHOLE = ("forward", "backward", "total_step")  # no clock measures these as 0: such a time counts as none
@@ -66,7 +67,8 @@ def results(runs: pd.DataFrame) -> pd.DataFrame:
     table = compare(compare(table, "forward", ""), "step", "step_", also=TRAINING)
     table["roofline_fraction"] = table["forward_floor_ms"] / table["forward_p50_ms"]
     table["step_roofline_fraction"] = table["step_floor_ms"] / table["step_p50_ms"]
-    table["tflops"] = 2 * table["B"] * table["N"] * table["K"] / table["forward_p50_ms"] / 1e9
+    layer = pd.Series(["(" not in name for name in table["workload"]], table.index, bool)  # no pair and no model
+    table["tflops"] = (2 * table["B"] * table["N"] * table["K"] / table["forward_p50_ms"] / 1e9).where(layer)
     table["step_rows_per_s"] = table["B"] / table["step_p50_ms"] * 1e3
     table[list(SIZES)] = table[list(SIZES)].astype("int64")
     return _in_order(table)[list(COLUMNS)]
@@ -123,8 +125,35 @@ def _records(runs: pd.DataFrame) -> pd.DataFrame:
         name = f"timings_ms.{region}.p50_ms"
         found[name] = _numbers(found, name).where(lambda times: times > 0)
     found["options"] = _options(found)
+    found["workload"] = pd.Series(_workload(found), found.index, object)
+    kept = _kept(found)
     found.loc[found["method"].isin(DENSE), "mask"] = ""  # they use none
+    found["mask"] = pd.Series(
+        [f"{a}{b}".strip() for a, b in zip(found["mask"], kept, strict=True)], found.index, object
+    )
     return found
+
+
+def _workload(records: pd.DataFrame) -> list[str]:
+    """`mlp_block (hidden 4096, gelu)`, `gpt2 (its MLPs over ranks)`: what isn't one layer says so, and stands apart."""
+    columns = ("hidden", "activation", "gated", "pairing", "layers")
+    given = [_column(records, f"config.workload.{name}").map(_text) for name in columns]
+    pairings = _column(records, "layer.pairing").map(_text)
+    names = []
+    for name, hidden, act, gated, asked, layers, pairing in zip(records["workload"], *given, pairings, strict=True):
+        of_pair = [f"hidden {hidden}", act, "gated" * (gated == "True"), pairing * (asked != "auto")]
+        inside = "its MLPs over ranks" if layers else ", ".join(filter(None, of_pair)) if hidden else ""
+        names.append(f"{name} ({inside})" if inside else name)
+    return names
+
+
+def _kept(records: pd.DataFrame) -> list[str]:
+    """` (keeps 94% of the energy)` of each window mask, the median over its records; nothing of other masks."""
+    energy = _numbers(records, "energy_kept")
+    share = energy.groupby(records["mask"]).transform("median")
+    return [
+        "" if pd.isna(kept) else f" (keeps {100 * kept:.0f}% of the energy)" for kept in share.where(energy.notna())
+    ]
 
 
 def _options(records: pd.DataFrame) -> pd.Series:
@@ -201,12 +230,14 @@ def _accuracy(records: pd.DataFrame) -> pd.DataFrame:
         one[f"{name.lower()}_error_limit"] = first["limit"]
         if name == "Y":
             one["dense_relative_error"] = first["dense"]
-    verdicts = {name: _column(records, f"correctness.{name}.passed") for name in QUANTITIES}
+    judged = [name.split(".")[1] for name in map(str, records) if re.fullmatch(r"correctness\.\w+\.passed", name)]
+    names = [*QUANTITIES, *sorted({*judged} - {*QUANTITIES})]  # and dW_up, dW_mlp and the like
+    verdicts = {name: _column(records, f"correctness.{name}.passed") for name in names}
     checked = pd.concat([verdict.notna() for verdict in verdicts.values()], axis=1).any(axis=1)
-    judged = records[list(PROBLEM)].assign(checked=checked, weight_bytes=_numbers(records, "weight_bytes"))
+    rows_judged = records[list(PROBLEM)].assign(checked=checked, weight_bytes=_numbers(records, "weight_bytes"))
     for name, verdict in verdicts.items():
-        judged[name] = verdict.map(lambda passed: passed is False or passed == 0).astype(bool)
-    groups = judged.groupby(list(PROBLEM), sort=False, dropna=False)
+        rows_judged[name] = verdict.map(lambda passed: passed is False or passed == 0).astype(bool)
+    groups = rows_judged.groupby(list(PROBLEM), sort=False, dropna=False)
     one["weight_bytes_per_rank"] = groups["weight_bytes"].first()
     failed = groups[list(verdicts)].any().reindex(one.index)
     rows = failed.to_numpy()
