@@ -14,9 +14,9 @@ import pytest
 
 from tests.import_graph import PACKAGES, ROOT
 
-WORDS = 13_300
-# What programs write: three pages, and tables in two others.
-GENERATED = {"docs/reference/claims.md", "docs/reference/columns.md", "docs/reference/keys.md"}
+WORDS = 12_000
+# What programs write: three pages, and tables in another. The index holds the table of contents.
+GENERATED = {"docs/index.md", "docs/reference/claims.md", "docs/reference/columns.md", "docs/reference/keys.md"}
 TABLE = re.compile(r"<!-- table\b.*?(?=<!-- end|\Z)", re.DOTALL)
 
 # The phrase, and what to write instead.
@@ -124,9 +124,9 @@ def _texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def test_the_pages_are_short() -> None:
-    """Words are what spaces separate and has a letter or a digit: a table's bars are none."""
+    """Words have a letter: numbers, and the bars of tables, are none."""
     words = {}
     for page in {*PAGES} - GENERATED - {"CONTRIBUTING.md"}:
         text = TABLE.sub("", (ROOT / page).read_text())
-        words[page] = sum(any(letter.isalnum() for letter in word) for word in text.split())
+        words[page] = sum(any(letter.isalpha() for letter in word) for word in text.split())
     assert sum(words.values()) <= WORDS, words

@@ -1,30 +1,21 @@
-"""What docs/extending.md shows and links to is run as it stands."""
+"""The examples that docs/extending.md links to run as they stand."""
 
 import json
-import re
 import shutil
 import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
-from blockshock.collectives import reductions
 from blockshock.kernels import KERNELS, make
 from tests.blockshock.test_packing import half_mask
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGE = (DOCS / "extending.md").read_text()
 EXAMPLES = DOCS / "examples" / "extending"
-# {"conf/method/twice.yaml": its text}: every block that says in its first line which file it is
-FILES = dict(re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", PAGE, flags=re.DOTALL))
 
 
 def test_the_pages_method_mask_workload_and_phase_run_in_one_job(cli, tmp_path, monkeypatch):
     shutil.copytree(EXAMPLES, tmp_path, dirs_exist_ok=True)
-    for name, text in FILES.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     done = cli(
         "hardware=cpu", f"hydra.searchpath=[file://{tmp_path}/conf]", "model.N=32", "model.B=4",
@@ -53,8 +44,7 @@ def test_the_pages_kernel_multiplies_by_the_masked_matrix(monkeypatch):
 
 
 def test_the_pages_all_reduce_is_a_reduction_under_its_name():
-    (source,) = re.findall(r"# in blockshock/collectives/reductions.py\n(.*?)```", PAGE, flags=re.DOTALL)
-    names = {"AllReduce": reductions.AllReduce, "torch": torch, "dist": dist}
-    exec(source, names)
+    names: dict = {}
+    exec((EXAMPLES / "reduce_broadcast.py").read_text(), names)
     made = names["ReduceThenBroadcast"].build(None, 8, None)
     assert (made.name, made.backend, made.symmetric) == ("reduce_broadcast", "nccl", False)
