@@ -126,7 +126,7 @@ def choose(
         for one, other, fits in tried
         if one is not chosen
     ]
-    return chosen, f"{_named(chosen)}: predicted {1e3 * _seconds(schedule):.1f} ms a step ({', '.join(others)})"
+    return chosen, f"{_named(chosen)}: predicted {1e3 * _seconds(schedule):.1f} ms per step ({', '.join(others)})"
 
 
 def _seconds(schedule: Schedule) -> float:
