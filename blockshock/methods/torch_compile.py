@@ -6,9 +6,10 @@ how they fuse and so in rounding: a step is compared with `torch.compile` alone,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from blockshock.config import Job
     from profiler.models import TrainingTask
 
-LOSSES = ("plain", "auto_chunker", "linear_cross_entropy")
+LOSSES = ("plain", "auto_chunker", "linear_cross_entropy", "liger")
 
 
 @dataclass
@@ -47,7 +48,7 @@ class TorchCompile:
     checkpoint: str = "none"  # none | blocks: torch.utils.checkpoint around the model's repeated blocks
     blocks: float | None = None  # how many of them, or below 1 what share, spread evenly; null: all
     saved: list[str] = field(default_factory=list)  # selective: what a checkpointed block keeps, among SAVED
-    loss: str = "plain"  # plain | auto_chunker | linear_cross_entropy: the logits in chunks
+    loss: str = "plain"  # plain | auto_chunker | linear_cross_entropy | liger: the logits in chunks
 
     def check(self, job: Job) -> None:
         one_of("method.backend", self.backend, ("inductor", "aot_eager"))
@@ -70,25 +71,30 @@ class TorchCompile:
             raise ConfigError(f"method.{key}", getattr(self, key), "is inductor's own; use method.backend=inductor")
         if self.mode == "reduce-overhead" and job.hardware.device != "cuda":
             raise ConfigError("method.mode", self.mode, "replays CUDA graphs; on a CPU use method.mode=default")
-        if self.loss == "linear_cross_entropy" and getattr(job.workload, "autocast", None):
+        if self.loss in _OF_HIDDEN_STATES and getattr(job.workload, "autocast", None):
             raise ConfigError(
                 "method.loss", self.loss, "replaces the loss that enters autocast; use workload.autocast=null"
             )
         if self.loss == "linear_cross_entropy" and not hasattr(functional, "linear_cross_entropy"):
             raise ConfigError("method.loss", self.loss, f"needs torch 2.13 or later; this is {torch.__version__}")
+        if self.loss == "liger" and find_spec("liger_kernel") is None:
+            raise ConfigError("method.loss", self.loss, "needs Liger's kernels: pip install liger-kernel")
+        if self.loss == "liger" and job.hardware.device != "cuda":
+            raise ConfigError("method.loss", self.loss, "runs Triton kernels on a GPU; here use linear_cross_entropy")
         if self.loss == "auto_chunker" and not hasattr(_inductor_config(), "auto_chunker"):
             raise ConfigError("method.loss", self.loss, f"needs torch 2.11 or later; this is {torch.__version__}")
 
     def build_step(self, problem: TrainingTask, optimizer: torch.optim.Optimizer) -> EagerStep:
         """The first call compiles. Raises ConfigError where the model lacks what an option speaks of."""
         forwards = checkpointed_forwards(self._blocks(problem.model), self.saved)
-        head = _head(problem.model) if self.loss == "linear_cross_entropy" else None
-        if self.loss == "linear_cross_entropy" and head is None:
+        of_hidden_states = _OF_HIDDEN_STATES.get(self.loss)
+        head = _head(problem.model) if of_hidden_states else None
+        if of_hidden_states and head is None:
             raise ConfigError("method.loss", self.loss, "needs a language model, whose logits are a linear layer's")
         if head is not None:  # the model then returns what its last layer would multiply
             forwards.append((head, nn.Identity().forward))
         torch._dynamo.reset()  # a step compiled before with other settings would be taken again
-        loss_fn = problem.loss_fn if head is None else _linear_cross_entropy
+        loss_fn = of_hidden_states or problem.loss_fn
         mode = None if self.mode == "default" else self.mode
         compiled = torch.compile(loss_fn, backend=self.backend, dynamic=False, mode=mode)
 
@@ -149,6 +155,19 @@ def _linear_cross_entropy(model: nn.Module, ids: Tensor, labels: Tensor) -> Tens
         linear_bias=head.bias,
         options=nn.LinearCrossEntropyOptions(),
     )
+
+
+def _liger(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
+    """The same by Liger's fused kernel (Hsu et al. 2024), which computes the gradients along with the loss."""
+    from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
+
+    hidden, head = model(ids).logits, _head(model)
+    assert head is not None
+    loss: Tensor = LigerFusedLinearCrossEntropyLoss()(head.weight, hidden.flatten(0, 1), labels.flatten(), head.bias)
+    return loss
+
+
+_OF_HIDDEN_STATES: dict[str, Callable[..., Tensor]] = {"linear_cross_entropy": _linear_cross_entropy, "liger": _liger}
 
 
 def _inductor_config() -> Any:

@@ -164,7 +164,8 @@ def checkpointed_without_its_random_state(model):
         (["method.backend=aot_eager", "method.loss=auto_chunker"], "method.backend=inductor"),
         (["method.mode=reduce-overhead"], "on a CPU use method.mode=default"),
         (["method.memory_budget=1.5"], "between 0 and 1"),
-        (["method.loss=liger"], "linear_cross_entropy"),
+        (["method.loss=ligr"], "linear_cross_entropy"),
+        (["method.loss=liger"], "pip install liger-kernel"),
     ],
 )
 def test_options_that_cannot_be_are_rejected(cli, arguments, expected):
