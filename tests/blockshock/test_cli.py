@@ -42,7 +42,7 @@ def statuses(folder: Path) -> list[dict]:
         (["phase.blurb=3"], "phase.blurb=3: unknown key (all keys"),
         (["--multirun", "--cfg", "job"], "leave out -m and give each key one value"),
         (["--resolve"], "can only be used in conjunction with --cfg"),
-        (["phase=phase9"], "allowed: benchmark, checkpoint, phase0_correctness"),
+        (["phase=phase9"], "allowed: benchmark, checkpoint, largest_batch, phase0_correctness"),
         (["model.N=abc"], "model.N: Value 'abc' of type 'str' could not be converted to Integer"),
         (["phase.timed_iters=x"], "phase.timed_iters=x"),
         (["phase.timed_iters=0"], "phase.timed_iters=0: must be at least 1"),

@@ -65,7 +65,7 @@ def test_a_sweep_over_batch_sizes_reports_memory_and_time_against_them(cli, tmp_
     [
         (["phase=profile", "workload=gaussian"], "phase=profile is for a model's training step"),
         (["phase=profile", "method=block_shock"], "use method=keep_all"),
-        (["workload=gpt2"], "phase=phase1_forward is for a linear layer"),
+        (["workload=gpt2"], "set workload.dropout=0"),
         (["phase=profile", "hardware.world_size=2"], "runs on one rank"),
         (["phase=profile", "workload.batch_size=0"], "workload.batch_size=0: must be at least 1"),
         (["phase=profile", "workload=tiny_gpt2", "workload.dropout=1.5"], "below 1"),

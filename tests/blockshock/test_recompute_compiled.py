@@ -70,7 +70,7 @@ def test_a_budget_below_the_floor_is_unsupported_and_names_the_lowest(cli, tmp_p
         ("method.execution=aot_eager", "allowed: inductor, eager"),
         ("method.chunked_loss=0", "method.chunked_loss=0: must be a positive whole number, auto, or null"),
         ("method.chunked_loss=all", "method.chunked_loss=all: must be a positive whole number, auto, or null"),
-        ("method.chunked_loss=2.5", "method.chunked_loss=2.5: Value '2.5' of type 'float' could not be converted"),
+        ("method.chunked_loss=2.5", "method.chunked_loss=2.5: Value '2.5' of type 'float' is incompatible"),
         ("method.mode=reduce-overhead", "allowed: default"),
     ],
 )

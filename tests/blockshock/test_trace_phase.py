@@ -83,7 +83,7 @@ def test_two_ranks_each_write_their_own_and_see_their_communication(cli, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["workload=tiny_gpt2"], "method=block_shock is for a linear layer; use workload=gaussian"),
+        (["workload=tiny_gpt2"], "set workload.dropout=0"),
         (["method=keep_all"], "method=keep_all is for a model's training step; use workload=resnet152"),
         (["phase.backend=nsight"], "phase.backend=nsight: allowed: kineto, cupti"),
         (["phase.backend=cupti"], "CUPTI records NVIDIA GPUs; on a CPU use kineto"),

@@ -234,7 +234,7 @@ def test_cells_above_their_limit_are_outlined(benchmarked):
     data = plot.select(ReportData(benchmarks=latest(benchmarks(load_runs([benchmarked])))))
     figure = plot.draw(data)
     above = [int((rows["ratio"] > rows["limit"]).sum()) for _, rows in data.groupby("contender", sort=False)]
-    assert [len(axis.patches) for axis in figure.axes] == above
+    assert [len(axis.patches) for axis in figure.axes[: len(above)]] == above
     assert sum(above) > 0
 
 
@@ -244,7 +244,9 @@ def test_a_contender_of_some_world_sizes_leaves_no_empty_panel(write_run, tmp_pa
     write_run("four", benchmark_rows(4))
     (plot,) = (plot for plot in BENCHMARK_FIGURES if plot.name == "bench_forward")
     figure = plot.draw(plot.select(ReportData(benchmarks=latest(benchmarks(load_runs([tmp_path]))))))
-    assert [axis.get_title() for axis in figure.axes] == [
+    *maps, scale = figure.axes
+    assert not scale.get_title()  # the colour bar
+    assert [axis.get_title() for axis in maps] == [
         *("block_shock, 1100, 2 ranks", "block_shock, 1100, 4 ranks", "block_shock, checkerboard, 4 ranks"),
         *("dense_tp_row, 2 ranks", "dense_tp_row, 4 ranks"),
     ]
