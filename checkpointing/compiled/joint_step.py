@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 from torch import fx
 
-from checkpointing.compiled.kernels import Kernel, Kernels, bytes_of, find_kernels, is_element, tensors
+from checkpointing.compiled.kernels import Kernel, Kernels, bytes_of, find_kernels, is_element, is_sum_so_far, tensors
 from checkpointing.compiled.loss.ordered_matmuls import total_of
 from checkpointing.compiled.partition import IN_FORWARD
 from profiler.costs.memory import default_rounding, rounded
@@ -120,9 +120,15 @@ class JointStep:
         return sum(rounded(bytes_of(t), rounding) for t in tensors(larger) if t.device.type == self.device.type)
 
     def saved_nodes(self, kept: Collection[int]) -> list[fx.Node]:
-        """The nodes of the forward that the partition saves when the storages `kept` are kept."""
+        """The nodes of the forward that the partition saves when the storages `kept` are kept.
+
+        Of a sum that grows in place it is the last, which holds all of it: from an earlier one the backward would add
+        the rest a second time.
+        """
         wanted = set(kept)
-        return [node for node, index in self.storages.items() if index in wanted and node in self.forward]
+        whole = {self.added_to(node): node for node in self.graph.nodes if is_sum_so_far(node)}
+        storages = [(node, index) for node, index in self.storages.items() if node in self.forward]
+        return [whole.get(node, node) for node, index in storages if index in wanted]
 
 
 def module_of(node: fx.Node) -> str:

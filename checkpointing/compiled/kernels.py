@@ -146,7 +146,7 @@ def is_view(node: fx.Node) -> bool:
 
 def is_element(node: fx.Node) -> bool:
     """Whether the node takes one result out of an operator that has several, each with memory of its own."""
-    return node.target is operator.getitem and not is_view(node) and total_of(node) is None
+    return node.target is operator.getitem and not is_view(node) and not is_sum_so_far(node)
 
 
 def is_added_in_place(node: fx.Node) -> bool:
@@ -188,12 +188,12 @@ def gathers(node: fx.Node) -> bool:
 def _root(node: fx.Node, roots: dict[fx.Node, fx.Node], fused: bool) -> fx.Node:
     source = node.args[0] if node.args else None
     same = isinstance(source, fx.Node) and (
-        is_view(node) or _is_sum_so_far(node) or (fused and _is_padded_in_place(node, source))
+        is_view(node) or is_sum_so_far(node) or (fused and _is_padded_in_place(node, source))
     )
     return roots[source] if same and isinstance(source, fx.Node) else node
 
 
-def _is_sum_so_far(node: fx.Node) -> bool:
+def is_sum_so_far(node: fx.Node) -> bool:
     """Whether the node takes the sum out of an operator of ours that added to it: a reader reads what that wrote."""
     return node.target is operator.getitem and total_of(node) is not None
 
