@@ -108,6 +108,14 @@ def make_checkpointed(method: str, peak: float, step_ms: float, **given: Any) ->
     return {**line, **given}
 
 
+def make_largest(method: str, memory_gb: int, batch: int) -> dict[str, Any]:
+    """A line of phase=largest_batch: `batch` samples of 16 tokens in 2 ms each."""
+    line = make_compiled(method, 1000.0 * memory_gb, 2.0 * batch, {}, "", B=batch, budget=1.0)
+    found = {"limit_bytes": memory_gb * 10**9, "batch_size": batch, "is_bound": False, "samples_per_s": 500.0}
+    found |= {"tokens_per_s": 8000.0, "peak_bytes": memory_gb * 10**9, "tried": [[batch, True], [batch + 1, False]]}
+    return line | {"phase": "largest_batch", "timing_mode": "cuda_events", "largest_batch": found}
+
+
 # GPT-2 on an H100: peak in MiB, step in ms; torch.compile's options and the words that they put into a record.
 GPT2: list[tuple[float, float, dict[str, Any], str]] = [
     (4151, 21.5, {}, ""),

@@ -468,7 +468,7 @@ PRESETS = sorted(path.stem for path in (ROOT / "conf" / "sweep").glob("*.yaml"))
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name not in ("memory_budget",)])
 def test_every_preset_plans_jobs_and_any_key_overrides_it(cli, monkeypatch, preset):
-    of_models = preset in ("batch_memory", "compiled_front")
+    of_models = preset in ("batch_memory", "compiled_front", "models_over_ranks")
     key, value = ("workload.batch_size", 2) if of_models else ("model.B", 8)
     group = key.split(".")[0]
     few = ["workload=tiny_gpt2"] if of_models else ["mask=checkerboard", "model.N=64"]
@@ -489,7 +489,7 @@ def test_jobs_that_share_ranks_go_on_in_new_ones_after_a_sigkill(tmp_path):
     assert counts(tmp_path) == {"ok": 8}
     assert len({status["pid"] for status in statuses(tmp_path).values()}) > 1
     runs = load_runs([tmp_path])
-    assert sorted(runs["N"]) == list(range(4, 28, 4))  # a record each
+    assert sorted(runs["N"]) == list(range(4, 36, 4))  # a record each
 
 
 LISTED = """

@@ -15,7 +15,7 @@ from sweeps.report.figures import BENCHMARK_FIGURES, FIGURES
 from sweeps.report.figures.shared.panels import round_ticks
 from sweeps.report.figures.shared.style import COLOURS, RECOMPUTATION, palette
 from sweeps.report.tables.report_data import ReportData, read_report_data
-from tests.sweeps.conftest import benchmark_rows, make_checkpointed, make_record, write_front, writer
+from tests.sweeps.conftest import benchmark_rows, make_checkpointed, make_largest, make_record, write_front, writer
 
 
 def measured(folder) -> ReportData:
@@ -73,6 +73,9 @@ def write_mixed(write_run):
         write_run(f"keep{batch}", [checkpointed("keep_all", 80, 2.0 * batch, B=batch)])
         write_run(f"optimal{batch}", [checkpointed("recompute_optimal", 50, 2.5 * batch, B=batch, budget=0.5)])
     write_front(write_run)
+    for memory in (24, 40, 80):
+        write_run(f"compiled{memory}", [make_largest("torch_compile", memory, memory // 2)])
+        write_run(f"budget{memory}", [make_largest("recompute_compiled", memory, 2 * memory)])
     drifted = {"mode": "apply", "output_error": 1e-3, "dense_output_error": 1e-3}
     write_run("drift", [record("phasex_drift", "block_shock", drift={**drifted, "step": s}) for s in (1, 2)])
     trace = {f"{name}_ms": [0.5] for name in ("forward", "backward", "optimizer", "other", "idle")}
@@ -115,9 +118,7 @@ def test_every_file_is_written_and_every_link_leads_somewhere(report):
     page = Resources(report.read_text())
     assert {"table.csv", "table.md", "figures/throughput.png", "figures/drift.svg"} <= set(page.links)
     embedded = [link for link in page.links if link.startswith("data:text/csv;base64,")]
-    assert (
-        len(embedded) == len(FIGURES) - len(BENCHMARK_FIGURES) - 1
-    )  # each figure's data; no run searched for a largest batch
+    assert len(embedded) == len(FIGURES) - len(BENCHMARK_FIGURES)  # each figure's data
     for link in set(page.links) - set(embedded):
         assert link[1:] in page.ids if link.startswith("#") else (report.parent / link).stat().st_size > 0
 
@@ -125,7 +126,7 @@ def test_every_file_is_written_and_every_link_leads_somewhere(report):
 def test_the_page_needs_no_other_file_and_no_network(report):
     text = report.read_text()
     page = Resources(text)
-    assert len(page.fetched) == len(FIGURES) - len(BENCHMARK_FIGURES) - 1
+    assert len(page.fetched) == len(FIGURES) - len(BENCHMARK_FIGURES)
     assert all(source.startswith("data:image/") for source in page.fetched)
     assert not re.search(r"https?://", text)
     assert not re.search(r"@import|url\(", text)
@@ -133,7 +134,7 @@ def test_the_page_needs_no_other_file_and_no_network(report):
 
 def test_every_status_is_counted_and_every_reason_told(report):
     text = report.read_text()
-    for chip in ("29 ok", "1 running", "1 failed", "1 oom", "1 timeout", "3 unsupported"):
+    for chip in ("35 ok", "1 running", "1 failed", "1 oom", "1 timeout", "3 unsupported"):
         assert f">{chip}<" in text
     for told in ("out of memory", "no answer for 7 s", "3 × needs two ranks", "9.9.9+hand", "by_hand", "Hand CPU"):
         assert told in text

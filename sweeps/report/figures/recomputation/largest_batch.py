@@ -10,7 +10,7 @@ from sweeps.report.figures.recomputation.methods import panels_of
 from sweeps.report.figures.shared.figure import FigureSpec
 from sweeps.report.figures.shared.labels import Label, place
 from sweeps.report.figures.shared.panels import canvas, cut, legend
-from sweeps.report.figures.shared.style import VERMILION, palette
+from sweeps.report.figures.shared.style import INK, VERMILION, palette
 from sweeps.report.tables.report_data import ReportData
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def draw(data: pd.DataFrame) -> Figure:
             line = line.sort_values("limit_bytes")
             axis.plot(line["limit_bytes"] / GB, line[column], color=colours[str(name)], marker="o", ms=6, lw=1.6)
             marks = zip(line["limit_bytes"] / GB, line[column], line["batch_size"], strict=True)
-            labels += [Label(float(x), float(y), f"{size:.0f}", colours[str(name)], True) for x, y, size in marks]
+            labels += [Label(float(x), float(y), f"{size:.0f}", INK) for x, y, size in marks]
         axis.set_xticks(sorted(set(rows["limit_bytes"] / GB)))
         axis.set_ylim(bottom=0, top=1.15 * rows[column].max())
         axis.margins(x=0.1)
