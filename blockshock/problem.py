@@ -61,7 +61,7 @@ class Problem:
     dtype: torch.dtype
     device: torch.device
     seed: int
-    workload: Inputs
+    workload: Inputs | None  # None: in a model, whose batches its own problem draws
     mask: Mask
 
     has_input_grad: ClassVar[bool] = True  # whether dX is one of its quantities
@@ -73,6 +73,7 @@ class Problem:
 
     def inputs(self, step: int = 0) -> torch.Tensor:
         """X (B, K) from the workload; every `step` has a batch of its own."""
+        assert self.workload is not None
         return self.workload.make(self.B, self.K, self._generator("X", step)).to(self.dtype)
 
     def weight(self) -> torch.Tensor:

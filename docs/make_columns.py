@@ -31,7 +31,7 @@ MEANINGS = {
     "target": "the operator",
     "node_type": "type of the storage; of a node's several outputs, that of the largest that is not OTHER",
     "region": "part of the step",
-    "module": "the module; (outside) and (optimizer) are none",
+    "module": "the path of the module; `(outside)` of all modules, or in the `(optimizer)`",
     "median_run_time_s": "run time",
     "median_peak_mem_bytes": "most memory in use while it runs; of a placeholder, before the step",
     "median_active_mem_bytes": "memory in use when it starts",

@@ -119,8 +119,20 @@ class ModelWorkload:
             return images, torch.randint(classes, (self.batch_size,), **on)
 
         pairing = pairing_of(job, "auto", _mlps(self.name)[0].mlp)
-        sizes = (model.N, model.K, model.B, DTYPES[model.dtype])
-        return ModelProblem(*sizes, device, seed, self, job.mask, pairing, build_model, draw, classes)  # type: ignore[arg-type]
+        return ModelProblem(
+            N=model.N,
+            K=model.K,
+            B=model.B,
+            dtype=DTYPES[model.dtype],
+            device=device,
+            seed=seed,
+            workload=None,
+            mask=job.mask,
+            pairing=pairing,
+            build_model=build_model,
+            draw=draw,
+            classes=classes,
+        )
 
     def _length(self) -> int:
         return self.seq_len or 16  # profiler.models' own default

@@ -230,7 +230,7 @@ class Backend:
 
 
 def _say_if_last() -> None:
-    """Dynamo runs a function as it is, without a word and without a budget, when it has compiled it so many times."""
+    """Warn at the last shape: beyond its limit of compilations, Dynamo runs a function eagerly and does not say so."""
     limit = torch._dynamo.config.recompile_limit
     compiling = CompileContext.current_compile_id()
     if compiling is not None and compiling.frame_compile_id is not None and compiling.frame_compile_id + 1 == limit:

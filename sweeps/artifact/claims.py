@@ -181,7 +181,7 @@ def _wrong_sentence(sentence: str, values: Mapping[str, Value]) -> Iterator[str]
         yield f"printed: {sentence!r}: {error}"
         return
     for name in sorted(named - set(values)):
-        yield f"printed: {{{name}}} is none of its values: {', '.join(values) or 'there are none'}"
+        yield f"printed: {{{name}}} is not among its values: {', '.join(values) or 'it has none'}"
     if not named:
         yield f"printed: {sentence!r} has no value in braces"
     if any(spec or conversion for _, _, spec, conversion in string.Formatter().parse(sentence)):

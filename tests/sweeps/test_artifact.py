@@ -203,7 +203,7 @@ VALUE = {"table": "jobs", "value": "status", "take": "count"}
         ({"a": wrong(record="bench_h200", values={"n": {**VALUE, "show": ".2q"}})}, "show=.2q: give a format"),
         (
             {"a": wrong(record="bench_h200", values={"n": VALUE}, printed={"README.md": ["{m} jobs"]})},
-            "claims.a: printed: {m} is none of its values: n",
+            "claims.a: printed: {m} is not among its values: n",
         ),
         ({"a": wrong(record="bench_h200", values={"n": VALUE}, printed={"NO.md": ["{n}"]})}, "printed: no page NO.md"),
         ({"a": wrong(record="bench_h200", values={"n": VALUE}, printed={"README.md": ["{n jobs"]})}, "expected '}'"),
