@@ -45,8 +45,8 @@ class Plan:
     """Which forward values (storages of `problem`) are kept, and where copies are made anew.
 
     Kept are activations, and temporaries that others are made from. `budget_bytes` and peaks are of the whole step.
-    Times are of the device, in seconds. `bound_s` is proved: no plan under this
-    budget that makes each copy once, and none more than 48 backward kernels early, adds less (None: not asked).
+    Times are of the device, in seconds. `bound_s` is proved: no plan under this budget that makes each
+    copy once, and none more than 48 stages of the backward early, adds less (None: not asked).
     """
 
     problem: PlanningProblem = field(repr=False)
