@@ -68,6 +68,8 @@ def _bound(family: str, name: str, named: Mapping[str, Any], smallest: int) -> i
             return (named["self"].shape or (1,))[named["dim"]]
         case "scatter" | "scatter_add" | "scatter_reduce", "index":
             return (named["self"].shape or (1,))[named["dim"]]
+        case "row_statistics" | "row_gradient", "labels":
+            return named["vocabulary"]
         case "take" | "put", "index":
             return prod(named["self"].shape)
         case "nll_loss_forward" | "nll_loss_backward" | "nll_loss2d_forward" | "nll_loss2d_backward", "target":
