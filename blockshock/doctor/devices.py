@@ -15,7 +15,7 @@ from blockshock.measure import nvml
 OLDEST_TORCH = (2, 11)  # of checkpointing.backend and of the tests
 GIB = 2**30
 NO_GPU = "no GPU"
-SIZE = 256  # rows and columns of what is multiplied
+SIZE = 512  # rows and columns of what is multiplied: the least that every kernel takes
 
 
 def pytorch() -> Finding:

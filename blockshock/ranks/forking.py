@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import multiprocessing.context
+import os
 import signal
 from collections.abc import Collection, Iterator
 from multiprocessing import forkserver, resource_tracker
@@ -24,6 +25,10 @@ PRELOAD_FOR_STEPS = [  # what a phase of whole models imports, ten seconds on so
     "transformers.modeling_utils",
 ]
 PHASES_OF_STEPS = {"checkpoint", "largest_batch", "profile"}
+
+# Inductor's import asks whether there is a GPU. The CUDA runtime may not be asked: no process that is forked afterwards
+# could use a GPU. NVML may.
+_ASK_NVML = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 _preloaded = PRELOAD
 
@@ -60,6 +65,7 @@ def context() -> multiprocessing.context.ForkServerContext:
     if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
         # A worker of joblib's has a method of its own ("loky"), whose name a new process is told and does not know.
         multiprocessing.set_start_method("forkserver", force=True)
+    os.environ.update(_ASK_NVML)
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(_preloaded)
     return found

@@ -110,6 +110,15 @@ def test_every_phase_runs_on_one_gpu_with_every_method_that_fits(cli, tmp_path):
     assert set(load_runs([tmp_path / "outputs"]).status) == {"ok"}
 
 
+@pytest.mark.gpu
+def test_ranks_that_find_the_libraries_of_whole_steps_imported_can_use_the_gpu(cli, tmp_path):
+    """Importing inductor asks for GPUs, and a process that was forked after CUDA was asked could not use one."""
+    methods = "method=keep_all,torch_checkpoint"
+    done = cli("-m", "phase=checkpoint", "workload=tiny_gpt2", methods, "experiment.name=steps", *OURS)
+    assert done.code == 0, done.err
+    assert list(load_runs([tmp_path / "outputs"]).status) == ["ok", "ok"]
+
+
 @pytest.mark.gpus
 def test_every_phase_runs_on_two_gpus_with_every_method_that_fits(cli, tmp_path):
     dense = "dense_tp_row,dense_tp_column,dtensor_row,dtensor_column"

@@ -117,17 +117,35 @@ def test_a_mask_drawn_anew_in_the_backward_shows_in_the_gradients(name, dtype):
     assert proof.gradient_error > 0.3
 
 
-def test_other_kernels_for_the_same_arithmetic_train_alike():
-    task = build("tiny_bert", dtype=torch.bfloat16, dropout=0.0)
-    optimizer = torch.optim.SGD(task.model.parameters(), lr=0.1)
+def unfused(task):
+    """The model's loss by other kernels, which round otherwise."""
 
-    def unfused(*batch):
+    def loss(*batch):
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             return task.loss_fn(task.model, *batch)
 
-    proof = EagerStep(task, optimizer, unfused).verify(task.batch)
+    return loss
+
+
+def test_other_kernels_for_the_same_arithmetic_train_alike():
+    task = build("tiny_bert", dtype=torch.bfloat16, dropout=0.0)
+    optimizer = torch.optim.SGD(task.model.parameters(), lr=0.1)
+    proof = EagerStep(task, optimizer, unfused(task)).verify(task.batch)
     assert not proof.passed
     assert proof.trains_alike
+
+
+def test_however_many_steps_were_timed_the_same_step_is_verified():
+    """After many steps on one batch gradients are near zero, and other roundings would look like other masks."""
+    errors = []
+    for steps in (0, 30):
+        task = build("tiny_bert", dtype=torch.bfloat16, dropout=0.0)
+        optimizer = torch.optim.AdamW(task.model.parameters(), lr=0.01)
+        step = EagerStep(task, optimizer, unfused(task))
+        for _ in range(steps):
+            step(*task.batch)
+        errors.append(step.verify(task.batch).gradient_error)
+    assert errors[0] == errors[1] > 0
 
 
 def test_running_statistics_that_move_twice_show_in_the_buffers():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +28,10 @@ class EagerStep:
     loss: Loss
     reference: Loss | None = None  # of the step that this one is compared with; None: as the model computes it
     variant: str = ""  # what tells this step from others of its method
+    _initial: Results = field(init=False, repr=False)  # parameters and buffers before any step, in the host's memory
+
+    def __post_init__(self) -> None:
+        self._initial = {key: tensor.cpu().clone() for key, tensor in self._model_state().items()}
 
     def __call__(self, *batch: Any) -> Tensor:
         loss = self.loss(*batch)
@@ -37,8 +41,9 @@ class EagerStep:
         return loss.detach()
 
     def verify(self, batch: tuple[Tensor, ...]) -> Proof:
-        """Compare a step with the reference's from the same state, as `checkpointing.rewriting.proof` does.
+        """Compare the second step of a training with the reference's, as `checkpointing.rewriting.proof` does.
 
+        After many steps on one batch the gradients are near zero, and the rounding of a sum is as large as the sum.
         A compiled step runs as it was timed: PyTorch's deterministic algorithms would have Dynamo compile another one.
         """
         from checkpointing.rewriting.proof import BASELINE_RUNS, compare_runs
@@ -46,15 +51,19 @@ class EagerStep:
 
         baseline_runs = 2 if self.reference else BASELINE_RUNS  # each is a copy of all parameters, states and gradients
 
+        self._restore(self._initial)
+        self.optimizer.state.clear()
         self(*batch)  # the optimizer has its state from now on
         state = {key: tensor.detach().clone() for key, tensor in self._state().items()}
         generators = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
         runs = []
         with nullcontext() if self.reference else deterministic_algorithms():
             for loss in [self.reference or self.plain] * baseline_runs + [self.loss]:
-                self._restore(state, generators)
+                self._restore(state)
+                _restore_generators(generators)
                 runs.append(self._results(loss, batch))
-        self._restore(state, generators)
+        self._restore(state)
+        _restore_generators(generators)
         return replace(
             compare_runs(runs[:-1], runs[-1]),
             gradient_error=gradient_error(runs[0], runs[-1]),
@@ -77,23 +86,30 @@ class EagerStep:
         self.optimizer.zero_grad(set_to_none=True)
         return results | {key: tensor.detach().clone() for key, tensor in self._state().items()}
 
-    def _state(self) -> Results:
+    def _model_state(self) -> Results:
         model = self.problem.model
         tensors = {("PARAM", name): parameter.data for name, parameter in model.named_parameters()}
-        tensors |= {("BUFFER", name): buffer for name, buffer in model.named_buffers()}
+        return tensors | {("BUFFER", name): buffer for name, buffer in model.named_buffers()}
+
+    def _state(self) -> Results:
+        model, tensors = self.problem.model, self._model_state()
         for name, parameter in model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     tensors["OPT_STATE", f"{name}.{key}"] = value
         return tensors
 
-    def _restore(self, state: Results, generators: tuple[Tensor, Tensor | None]) -> None:
+    def _restore(self, state: Results) -> None:
+        current = self._state()
         with torch.no_grad():
-            for key, tensor in self._state().items():
-                tensor.copy_(state[key])
-        torch.set_rng_state(generators[0])
-        if generators[1] is not None:
-            torch.cuda.set_rng_state(generators[1])
+            for key, tensor in state.items():
+                current[key].copy_(tensor)
+
+
+def _restore_generators(states: tuple[Tensor, Tensor | None]) -> None:
+    torch.set_rng_state(states[0])
+    if states[1] is not None:
+        torch.cuda.set_rng_state(states[1])
 
 
 def compiled_alone(problem: TrainingTask, backend: str) -> Loss:
