@@ -58,10 +58,10 @@ def number(value: float) -> str:
 
 
 def byte_size(size: int) -> str:
-    """131072 -> `128 KiB`."""
+    """131072 -> `128 KiB`, 1600000 -> `1.53 MiB`."""
     for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if size >= unit:
-            return f"{size / unit:g} {name}"
+            return f"{size // unit if size % unit == 0 else number(size / unit)} {name}"
     return f"{size} B"
 
 

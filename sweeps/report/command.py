@@ -32,7 +32,8 @@ from sweeps.report.listings import write_listings
 from sweeps.report.listings.listing import folder_links, text_lists, write_table
 from sweeps.report.listings.overview import readable, short, the_same
 from sweeps.report.listings.verdicts import evidence
-from sweeps.report.page.page import Content, PageTable, page
+from sweeps.report.page.page import Content, page
+from sweeps.report.page.page_table import PageTable
 from sweeps.report.problems import attempt
 from sweeps.report.records.runs import BROKEN, counts, environments, jobs, machines, reasons, when
 from sweeps.report.spreadsheet import write_csv

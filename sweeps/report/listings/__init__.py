@@ -19,7 +19,7 @@ from sweeps.report.listings.profiles import PROFILES
 from sweeps.report.listings.recomputation import RECOMPUTATION
 from sweeps.report.listings.traces import TRACES
 from sweeps.report.listings.training_step import TRAINING_STEP
-from sweeps.report.page.page import PageTable
+from sweeps.report.page.page_table import PageTable
 from sweeps.report.problems import attempt
 from sweeps.report.tables.report_data import ReportData
 

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from sweeps.report.page.page import PageTable
+from sweeps.report.page.page_table import PageTable
 from sweeps.report.spreadsheet import write_csv
 from sweeps.report.tables.report_data import ReportData
 from sweeps.text import markdown
@@ -55,12 +55,12 @@ class Listing:
         for column, name in self.best:
             if name not in shown:
                 continue
-            text = shown[name].to_numpy()
-            rows = numbers.reset_index(drop=True)
+            rows = numbers[[*keys, column]].assign(_text=shown[name].to_numpy()).reset_index(drop=True)
             rows = rows[rows[column].notna()]
-            for places in rows.groupby(keys, dropna=False).groups.values():
-                best = text[rows.loc[places, column].idxmin()]
-                found |= {(int(place), name) for place in places if text[place] == best and len(places) > 1}
+            groups = rows.groupby(keys, dropna=False)
+            rows = rows[groups[column].transform("size") > 1]
+            best = rows.loc[rows.groupby(keys, dropna=False)[column].transform("idxmin"), "_text"].to_numpy()
+            found |= {(int(place), name) for place in rows.index[rows["_text"].to_numpy() == best]}
         return frozenset(found)
 
 

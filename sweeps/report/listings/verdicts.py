@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sweeps.report.listings.listing import without_empty_columns
 from sweeps.report.listings.overview import key_columns, setting_columns
-from sweeps.report.page.page import PageTable
+from sweeps.report.page.page_table import PageTable
 from sweeps.report.tables.verdicts import Verdict
 from sweeps.text import number
 

@@ -1,1 +1,1 @@
-"""report.html: the template, its style and script, and dark mode."""
+"""report.html: the template, its style and script, its tables, and figures as it holds them."""

@@ -1,4 +1,4 @@
-"""A figure as the page holds it: matplotlib's SVG, shorter, and dark where the reader prefers dark.
+"""A figure as the page holds it: dark where the reader prefers dark.
 
 Paper, ink and grid change, and what would be black on black; the methods' colours stay what they are.
 """
@@ -32,12 +32,3 @@ def with_dark_mode(svg: str) -> str:
     rules.append(f"text,g[id^=text] > g:not([style*=fill]){{fill:{DARK['#000000']}}}")
     sheet = f"<style>@media (prefers-color-scheme: dark){{{''.join(rules)}}}</style>"
     return re.sub(r"(<svg [^>]*>)", lambda found: found.group(1) + sheet, svg, count=1)
-
-
-def compact(svg: str) -> str:
-    """`svg` in half of its bytes and with nothing else to see: coordinates to a hundredth of a point, short names of
-    glyphs, no comments and no indentation."""
-    svg = re.sub(r"(?<![\d.(])(\d+\.\d{2})\d+", r"\1", svg)
-    svg = re.sub(r"<!--(?:.*?)-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(id="|href="#)DejaVuSans-', r"\1d", svg)
-    return re.sub(r"\s*\n\s*", "\n", svg)

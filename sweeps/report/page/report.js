@@ -1,5 +1,5 @@
 // Sorting, filtering and columns of the report's tables, kept in the page's address. Without it they are as they were
-// written, and complete.
+// written: complete, but for those of thousands of rows, which begin with the first.
 "use strict";
 document.documentElement.classList.add("scripted");
 
@@ -33,16 +33,48 @@ const address = {
 };
 const tables = [];
 
-function setUp(box) {
+// The rows of long tables (long_tables.py): texts, and elements once they are shown.
+async function unpacked() {
+  const store = document.getElementById("rows");
+  const bytes = Uint8Array.from(atob(store.content.textContent), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Response(stream).json();
+}
+
+function longRows({ columns, links, best }, folders, headers) {
+  const texts = columns.map(({ values, places }) => (places ? places.map((place) => values[place]) : values));
+  const bold = best.map((places) => new Set(places));
+  return texts[0].map((_, place) => ({
+    cells: texts.map((column) => column[place]),
+    get element() {
+      const line = document.createElement("tr");
+      this.cells.forEach((text, column) => {
+        const cell = line.insertCell();
+        cell.className = headers[column].className;
+        if (["pass", "met"].includes(text)) cell.classList.add("pass");
+        if (text === "missed" || text.startsWith("FAIL")) cell.classList.add("fail");
+        if (bold[column].has(place)) cell.classList.add("best");
+        if (column > 0) return cell.append(text);
+        const named = links[place] >= 0 ? cell.appendChild(document.createElement("a")) : cell;
+        if (named !== cell) named.href = folders[links[place]];
+        text.split("_").forEach((part, at) => named.append(...(at ? ["_", document.createElement("wbr")] : []), part));
+      });
+      Object.defineProperty(this, "element", { value: line });
+      return line;
+    },
+  }));
+}
+
+function setUp(box, long) {
   const key = box.dataset.table + (tables.some((other) => other.key === box.dataset.table) ? `~${tables.length}` : "");
   const table = box.querySelector("table");
   const body = table.tBodies[0];
   const headers = [...table.tHead.rows[0].cells];
   const names = headers.map((header) => header.textContent.trim());
-  const rows = [...body.rows].map((element) => {
-    const cells = [...element.cells].map((cell) => cell.textContent.trim());
-    return { element, cells, text: cells.join(" ").toLowerCase() };
-  });
+  const packed = long?.tables[box.dataset.rows];
+  const rows = packed ? longRows(packed, long.folders, headers)
+    : [...body.rows].map((element) => ({ element, cells: [...element.cells].map((cell) => cell.textContent.trim()) }));
+  if (packed) box.parentNode.querySelector(".rest").remove();
   let shown = rows;
   let order = { column: -1, descending: false };
   let limit = STEP;
@@ -123,7 +155,7 @@ function setUp(box) {
 
   function update() {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    shown = rows.filter((row) => words.every((word) => row.text.includes(word))
+    shown = rows.filter((row) => words.every((word) => (row.text ??= row.cells.join(" ").toLowerCase()).includes(word))
       && choices.every(({ column, select }) => select.value === "*" || select.value === "=" + row.cells[column]));
     if (order.column >= 0) {
       const { column, descending } = order;
@@ -225,14 +257,17 @@ function setUp(box) {
   tables.push({ key, state, restore });
 }
 
-document.querySelectorAll(".scroll[data-table]").forEach(setUp);
-
 function fromAddress() {
   const [place, said] = address.read();
   for (const table of tables) table.restore(said);
   if (place) document.getElementById(place)?.scrollIntoView();
 }
-fromAddress();
+function setUpAll(long) {
+  document.querySelectorAll(".scroll[data-table]").forEach((box) => setUp(box, long));
+  fromAddress();
+}
+if (document.getElementById("rows")) unpacked().then(setUpAll, () => setUpAll(null));
+else setUpAll(null);
 // A link of the contents leaves only its place in the address: what the tables show is put back behind it.
 addEventListener("hashchange", () => {
   const [place, said] = address.read();
