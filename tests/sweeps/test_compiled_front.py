@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sweeps import load_runs
 from sweeps.report.command import write_report
+from sweeps.report.figures.recomputation.compiled_front import draw
 from sweeps.report.listings.compiled_front import ADDED_TIME, BASELINES, PLANS
 from sweeps.report.tables.compiled_front import added, dominated, envelope, front, time_at
 from sweeps.report.tables.recomputation import recomputed
@@ -70,6 +71,29 @@ def test_the_added_time_is_read_off_the_envelopes_at_three_peaks(measured):
     assert middle["automatic_ms"] == pytest.approx(expected - 21.5)
     assert 0 < middle["ours_ms"] < middle["automatic_ms"]
     assert middle["share"] == pytest.approx(middle["ours_ms"] / middle["automatic_ms"])
+
+
+def test_what_ours_adds_is_that_of_its_best_variant(write_run, tmp_path):
+    write_run("plain", [make_compiled("torch_compile", 100, 10.0, {}, "")])
+    write_run("block", [make_compiled("torch_compile", 60, 20.0, {"checkpoint": "blocks"}, "per block")])
+    write_run("ours", [make_planned(60, 14.0, 0.6)])
+    write_run("ours, chunked", [make_planned(60, 12.0, 0.6) | {"step": {"variant": "optimal, loss in 8 chunks"}}])
+    rows = added(points(tmp_path))
+    assert len(rows) == 3
+    assert rows["ours_ms"].iloc[-1] == pytest.approx(2.0)
+
+
+def test_a_budget_in_bytes_is_written_in_mebibytes(write_run, tmp_path):
+    write_run("ours", [make_planned(60, 12.0, 70 * 2**20)])
+    assert points(tmp_path)["label"].tolist() == ["70 MiB"]
+
+
+def test_a_baseline_far_slower_than_the_rest_does_not_press_the_figure_together(write_run, tmp_path):
+    write_front(write_run)
+    write_run("far", [make_compiled("torch_compile", 1000, 300.0, {"loss": "liger", "checkpoint": "blocks"}, "liger")])
+    [axis] = draw(points(tmp_path / "sweep")).axes
+    assert axis.get_ylim()[1] < 40
+    assert "liger, per block 300 ms" in [text.get_text() for text in axis.texts]
 
 
 def test_a_wrong_step_counts_for_nothing(write_run, tmp_path):

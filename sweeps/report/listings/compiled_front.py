@@ -52,7 +52,6 @@ def select_added(data: ReportData) -> pd.DataFrame:
 def added_table(table: pd.DataFrame) -> pd.DataFrame:
     """Added milliseconds at three peaks."""
     columns = _setting(table) | {
-        "ours": table["options"],
         "peak, MiB": (table["peak_bytes"] / MIB).map(number),
         "torch.compile, ms": table["plain_ms"].map(number),
         "ours adds, ms": table["ours_ms"].map(_reached),

@@ -11,7 +11,6 @@ than torch.compile alone (`alike` is False) is drawn and listed, and counts for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -61,11 +60,15 @@ def _label(row: dict[Any, Any]) -> str:
     """What tells a point from the others of its kind."""
     budget, blocks, kind = row["budget"], row["blocks"], row["kind"]
     if kind in (OURS, BUDGET):
-        return f"{budget:g}" if isinstance(budget, int | float) else str(budget)
+        if not isinstance(budget, int | float):
+            return str(budget)
+        return f"{budget:g}" if budget <= 1 else f"{budget / 2**20:.0f} MiB"
     if kind == BLOCKS:
         return "all" if blocks == "" else f"{blocks:g}"
-    saved = row["saved"] if isinstance(row["saved"], list) else []
-    return {PLAIN: "", SELECTIVE: "+".join(saved), LOSS: str(row["loss"]), MODE: str(row["mode"])}[kind]
+    saved = "+".join(row["saved"]) if isinstance(row["saved"], list) else ""
+    in_blocks = saved or ("per block" if row["checkpoint"] == "blocks" else "")
+    loss = ", ".join(filter(None, (str(row["loss"]), in_blocks)))
+    return {PLAIN: "", SELECTIVE: saved, LOSS: loss, MODE: str(row["mode"])}[kind]
 
 
 def envelope(points: pd.DataFrame) -> np.ndarray:
@@ -122,8 +125,8 @@ OF_OURS = ["added", "ours_options", "ours_label", "ours_peak_bytes", "ours_step_
 def added(points: pd.DataFrame) -> pd.DataFrame:
     """What a lower peak costs, at three peaks between torch.compile's alone and the baselines' lowest.
 
-    One row a setting, variant of ours (`options`) and peak: `peak_bytes`, `plain_ms`, and the milliseconds over it on
-    each envelope: `ours_ms`, `automatic_ms`, `by_hand_ms` (NaN below its lowest peak); `share`, ours of automatic.
+    One row a setting and peak: `peak_bytes`, `plain_ms`, and the milliseconds over it on each envelope: `ours_ms` of
+    all variants of ours, `automatic_ms`, `by_hand_ms` (NaN below its lowest peak); `share`, ours of automatic.
     """
     rows = []
     for key, group in points[points["alike"]].groupby(KEYS, sort=False):
@@ -132,15 +135,16 @@ def added(points: pd.DataFrame) -> pd.DataFrame:
         if not plain_ms > 0 or not baselines["peak_bytes"].min() < high:
             continue
         low = baselines["peak_bytes"].min()
-        lines = {"automatic_ms": _of(group, AUTOMATIC), "by_hand_ms": _of(group, BY_HAND)}
-        for options, ours in group[group["kind"] == OURS].groupby("options", sort=True):
-            for peak in (low + part * (high - low) for part in AT):
-                at = {name: time_at(line, peak) - plain_ms for name, line in lines.items()}
-                at["ours_ms"] = time_at(envelope(ours), peak) - plain_ms
-                share = at["ours_ms"] / at["automatic_ms"] if at["automatic_ms"] > 0 else float("nan")
-                row = {"options": options, "peak_bytes": peak, "plain_ms": plain_ms, **at, "share": share}
-                rows.append(dict(zip(KEYS, key, strict=True)) | row)
-    columns = ["options", "peak_bytes", "plain_ms", "ours_ms", "automatic_ms", "by_hand_ms", "share"]
+        kinds = {"ours_ms": (OURS,), "automatic_ms": AUTOMATIC, "by_hand_ms": BY_HAND}
+        lines = {name: envelope(group[group["kind"].isin(of)]) for name, of in kinds.items()}
+        if not len(lines["ours_ms"]):
+            continue
+        for peak in (low + part * (high - low) for part in AT):
+            at = {name: time_at(line, peak) - plain_ms for name, line in lines.items()}
+            share = at["ours_ms"] / at["automatic_ms"] if at["automatic_ms"] > 0 else float("nan")
+            row = {"peak_bytes": peak, "plain_ms": plain_ms, **at, "share": share}
+            rows.append(dict(zip(KEYS, key, strict=True)) | row)
+    columns = ["peak_bytes", "plain_ms", "ours_ms", "automatic_ms", "by_hand_ms", "share"]
     return pd.DataFrame(rows, columns=[*KEYS, *columns])
 
 
@@ -155,10 +159,6 @@ def higher_peaks(ours: pd.DataFrame) -> int:
     """How often a lower budget measured a higher peak than the next higher one of its setting and variant."""
     lines = ours.sort_values("budget_bytes").groupby([*KEYS, "options", "host"])["peak_bytes"]
     return int((lines.diff() < 0).sum())
-
-
-def _of(group: pd.DataFrame, kinds: Sequence[str]) -> np.ndarray:
-    return envelope(group[group["kind"].isin(kinds)])
 
 
 def _plain(group: pd.DataFrame) -> tuple[float, float]:
