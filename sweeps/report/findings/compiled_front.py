@@ -27,7 +27,9 @@ def find(data: ReportData) -> Finding | None:
     middle = costs.iloc[AT.index(0.5) :: len(AT)] if len(costs) else costs
     for row in middle.head(2).to_dict("records"):
         said.append(
-            f"on {row['model']} a peak of {number(row['peak_bytes'] / MIB)} MiB {_adds(row['ours_ms'], 'our plan')}, and "
+            f"on {row['model']} a peak of {number(row['peak_bytes'] / MIB)} MiB "
+            + _adds(row["ours_ms"], "our plan")
+            + ", and "
             + _adds(row["automatic_ms"], "torch.compile's automatic ways")
         )
     if not said:
