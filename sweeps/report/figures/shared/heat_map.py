@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST = 12
-EVEN = 0.18  # the luminance on which white and black ink have the same contrast
+EVEN = 0.179  # the luminance on which both inks have the same contrast, 4.5
 
 
 def ratio_map(
@@ -38,7 +38,7 @@ def ratio_map(
     told = cells.notna().to_numpy().ravel()
     for text, colour in zip(axis.texts, to_rgba_array(axis.collections[0].get_facecolor())[told], strict=True):
         # two inks that a dark page leaves alone, since the cells stay as they are (dark_mode.py)
-        text.set_color("#161616" if _luminance(colour) > EVEN else "#fdfdfd")
+        text.set_color("#010101" if _luminance(colour) > EVEN else "#fefefe")
     axis.tick_params(axis="y", rotation=0)
     axis.grid(visible=False)
 
