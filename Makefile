@@ -7,6 +7,9 @@ BIN    := $(VENV)/bin
 WORKERS ?= 2
 PYTEST  := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
+# Tests start hundreds of processes: where no bytecode may be written, each would compile our packages again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := run
 .PHONY: help run quick test test-gpu check docs artifact figures hooks slurm-up slurm-down clean
 

@@ -46,9 +46,9 @@ def _imports_of(module: str, file: Path, ours: dict[str, Path]) -> Iterator[Impo
                     yield Import(module, inside if inside in ours else child.module, when, child.lineno)
             elif isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
                 yield from walk(child, "types")
-            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield from walk(child, "call")
-            else:
+            elif not isinstance(child, ast.expr):  # an expression, most of the text, holds no statement
                 yield from walk(child, when)
 
     return walk(ast.parse(file.read_text()), "import")
