@@ -8,6 +8,7 @@ import pytest
 from browser import CHROMIUM, Page
 
 from sweeps.report.command import write_report
+from tests.sweeps.conftest import make_record, writer
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
@@ -20,15 +21,17 @@ HEADER = f'(name => [...{TABLE}.querySelectorAll("th button")].find(b => b.textC
 TOOLS = f"{TABLE}.previousElementSibling"
 
 
-@pytest.fixture
-def report(write_run, record, tmp_path):
-    """Times whose order as text is not their order as numbers; one layer without a speedup."""
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """Times whose order as text is not their order as numbers; one layer without a speedup. No test changes it."""
+    top, record = tmp_path_factory.mktemp("report"), make_record
+    write_run = writer(top / "sweep")
     for n, time in ((64, 9.0), (128, 10.0), (256, 0.5), (512, 100.0)):
         write_run(f"dense{n}", [record("phase1_forward", "dense_single", forward=time, N=n, K=n)])
         write_run(f"ours{n}", [record("phase1_forward", "block_shock", forward=2 * time, N=n, K=n)])
     write_run("alone", [record("phase1_forward", "block_shock", forward=7.0, N=1024, K=1024)])
     write_run("broken", None, "failed", "<img src=http://example.invalid/x> " + "a long reason " * 20)
-    return write_report([tmp_path / "sweep"], tmp_path / "out")
+    return write_report([top / "sweep"], top / "out")
 
 
 def test_a_press_on_a_heading_sorts_by_number_and_a_second_one_turns_round(report):
@@ -88,9 +91,11 @@ PICK = f"""(name => [...{TOOLS}.querySelectorAll(".columns label")]
   .find(label => label.textContent === name).querySelector("input"))"""
 
 
-@pytest.fixture
-def wide(write_run, record, tmp_path):
-    """Two kernels and two masks, with every column that a forward pass has."""
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Two kernels and two masks, with every column that a forward pass has. No test changes it."""
+    top, record = tmp_path_factory.mktemp("wide"), make_record
+    write_run = writer(top / "sweep")
     for n in (4096, 8192):
         for mask in ("complement_1100_0011", "random_2of4"):
             for kernel, time in (("cusparselt", 2.0), ("gather", 1.0)):
@@ -101,7 +106,7 @@ def wide(write_run, record, tmp_path):
                 line["timings_ms"]["forward"]["blocks_p50_ms"] = [time] * 5
                 write_run(f"{n}{mask}{kernel}", [line])
         write_run(f"row{n}", [record("phase1_forward", "dense_tp_row", forward=1.5, N=n, K=n, world_size=2)])
-    return write_report([tmp_path / "sweep"], tmp_path / "out")
+    return write_report([top / "sweep"], top / "out")
 
 
 def test_a_phone_shows_method_size_and_time_and_every_hidden_column_can_be_shown(wide):
@@ -141,7 +146,7 @@ def test_the_best_of_each_size_is_bold(wide):
         assert int(weight) >= 700
 
 
-def test_sort_filter_and_columns_are_in_the_address_and_come_back_from_it(wide, tmp_path):
+def test_sort_filter_and_columns_are_in_the_address_and_come_back_from_it(wide):
     with Page(wide) as page:
         page.click(f'{HEADER}("N")')
         page.click(f'{HEADER}("N")')
@@ -171,12 +176,12 @@ def test_sort_filter_and_columns_are_in_the_address_and_come_back_from_it(wide, 
         assert page.evaluate(f'{TOOLS}.querySelector("input").value') == "block_shock"
 
 
-def test_a_row_leads_to_its_run_folder(wide, tmp_path):
+def test_a_row_leads_to_its_run_folder(wide):
     with Page(wide) as page:
         links = page.evaluate(f'[...{TABLE}.querySelectorAll("td a")].map(a => a.href)')
         assert len(links) == 10
         folders = {unquote(link.removeprefix("file://")) for link in links}
-        assert folders == {str(folder) for folder in (tmp_path / "sweep").iterdir()}
+        assert folders == {str(folder) for folder in (wide.parents[1] / "sweep").iterdir()}
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -214,8 +219,9 @@ def test_a_request_would_have_been_seen(report):
 
 def test_the_policy_keeps_the_page_from_asking_even_if_markup_came_through(report):
     script = '<script>document.title = "taken over"</script><img src="http://127.0.0.1:9/x.png">'
-    report.write_text(report.read_text().replace("<main>", f"<main>{script}"))
-    with Page(report) as page:
+    other = report.with_name("taken_over.html")
+    other.write_text(report.read_text().replace("<main>", f"<main>{script}"))
+    with Page(other) as page:
         assert page.evaluate("document.title") != "taken over"
         assert page.evaluate("document.querySelector('main img').naturalWidth") == 0
 
