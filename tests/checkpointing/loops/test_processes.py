@@ -25,6 +25,7 @@ STEPS = 4
 
 def train_part(_: int, folder: Path, first: int, last: int) -> None:
     """Steps `first` to `last`, from the state that the steps before have saved; saves state and plan."""
+    torch.set_num_threads(1)
     model = model_of()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
@@ -59,43 +60,58 @@ def test_a_loop_that_is_resumed_in_a_fresh_process_has_the_same_plan_and_ends_th
     assert "recompute" in tables[0]
 
 
-def train_rank(rank: int, folder: Path, order: str, by: Any) -> None:
-    """Two accumulated micro-batches a step, their gradients reduced with the second; saves gradients, losses, plan."""
-    meeting = folder / f"meeting-{isinstance(by, str)}"
+ORDERS = ("compiled inside", "compiled around")
+
+
+def train_rank(rank: int, folder: Path) -> None:
+    """Every order, planned and not, one after another: a process that starts imports PyTorch again."""
+    meeting = folder / "meeting"
     dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=2)
     torch.set_num_threads(1)
-    model = model_of()
-    if order == "compiled inside":
-        outer: nn.Module = DistributedDataParallel(torch.compile(model, backend=by, dynamic=False))  # type: ignore[arg-type]
-    else:
-        torch._dynamo.config.optimize_ddp = False
-        outer = torch.compile(DistributedDataParallel(model), backend=by, dynamic=False)  # type: ignore[assignment]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    torch.manual_seed(rank)
-    losses: list[Tensor] = []
-    for index, (x, labels) in enumerate(batches(4)):
-        with nullcontext() if index % 2 else outer.no_sync():
-            loss = cross_entropy(outer(x + rank), labels)
-            loss.backward()
-        losses.append(loss.detach())
-        if index == 1:
-            optimizer.step()
-            optimizer.zero_grad()
-    found = {name: parameter.grad for name, parameter in model.named_parameters()}
-    plan = None if isinstance(by, str) else plan_of(model)
-    torch.save(
-        {"gradients": found, "losses": losses, "kept": plan and (sorted(plan.plan.kept), plan.is_empty)},
-        folder / f"{order} {plan is not None} {rank}.pt",
-    )
+    found = {(order, planned): train_in(order, planned, rank) for order in ORDERS for planned in (True, False)}
+    torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("order", ["compiled inside", "compiled around"])
-def test_data_parallel_ranks_have_one_plan_and_the_gradients_of_the_unplanned_step(tmp_path: Path, order: str) -> None:
-    for by in (backend(), "aot_eager"):
-        mp.spawn(train_rank, (tmp_path, order, by), nprocs=2)
-    planned = [torch.load(tmp_path / f"{order} True {rank}.pt") for rank in range(2)]
-    unplanned = [torch.load(tmp_path / f"{order} False {rank}.pt") for rank in range(2)]
+def train_in(order: str, planned: bool, rank: int) -> dict[str, Any]:
+    """Two accumulated micro-batches a step, their gradients reduced with the second: gradients, losses, plan."""
+    torch._dynamo.reset()
+    by: Any = backend() if planned else "aot_eager"
+    model = model_of()
+    with torch._dynamo.config.patch(optimize_ddp=order == "compiled inside"):
+        if order == "compiled inside":
+            outer: nn.Module = DistributedDataParallel(torch.compile(model, backend=by, dynamic=False))  # type: ignore[arg-type]
+        else:
+            outer = torch.compile(DistributedDataParallel(model), backend=by, dynamic=False)  # type: ignore[assignment]
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        torch.manual_seed(rank)
+        losses: list[Tensor] = []
+        for index, (x, labels) in enumerate(batches(4)):
+            with nullcontext() if index % 2 else outer.no_sync():
+                loss = cross_entropy(outer(x + rank), labels)
+                loss.backward()
+            losses.append(loss.detach())
+            if index == 1:
+                optimizer.step()
+                optimizer.zero_grad()
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    plan = plan_of(model) if planned else None
+    return {"gradients": found, "losses": losses, "kept": plan and (sorted(plan.plan.kept), plan.is_empty)}
+
+
+@pytest.fixture(scope="module")
+def data_parallel(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, bool], dict[str, Any]]]:
+    """What each of two ranks found, by order and whether it was planned."""
+    folder = tmp_path_factory.mktemp("data_parallel")
+    mp.spawn(train_rank, (folder,), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_data_parallel_ranks_have_one_plan_and_the_gradients_of_the_unplanned_step(
+    data_parallel: list[dict[tuple[str, bool], dict[str, Any]]], order: str
+) -> None:
+    planned, unplanned = ([found[order, is_planned] for found in data_parallel] for is_planned in (True, False))
     for found, expected in zip(planned, unplanned, strict=True):
         assert found["losses"] == expected["losses"]
         assert_equal(found["gradients"], expected["gradients"], "")
