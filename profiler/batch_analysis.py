@@ -89,7 +89,7 @@ def plot_peak(table: pd.DataFrame) -> Figure:
         bottom += height
     for place, peak in zip(places, table["measured_peak_bytes"], strict=True):
         axes.annotate(
-            f"{peak / scale:.4g} {unit}",
+            f"{peak / scale:.3g} {unit}",
             (place, peak / scale),
             xytext=(0, 4),
             textcoords="offset points",
@@ -102,7 +102,10 @@ def plot_peak(table: pd.DataFrame) -> Figure:
     axes.set_ylim(0, table["measured_peak_bytes"].max() / scale * 1.08)
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
-    axes.set_title("Peak memory of one training step")
+    largest = table.iloc[-1]
+    most = max(STACK, key=lambda category: largest[category])
+    share = f"{most.replace('_', ' ')} are {largest[most] / largest['measured_peak_bytes']:.0%}"
+    axes.set_title(f"Peak memory of one training step: {share} of it at batch size {largest['batch_size']:.0f}")
     return figure
 
 
@@ -111,8 +114,11 @@ def plot_step_time(table: pd.DataFrame) -> Figure:
     style()
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     scale, unit = time_unit(table["step_time_s"].max())
-    axes.plot(table["batch_size"], table["step_time_s"] / scale, "o-", color="black", label="plain step")
-    axes.plot(table["batch_size"], table["node_time_s"] / scale, "s--", color="#0072B2", label="sum of node times")
+    dashed, solid = ("--", "-") if len(table) > 2 else ("", "")  # two points are no curve
+    axes.plot(table["batch_size"], table["step_time_s"] / scale, f"o{solid}", color="black", label="plain step")
+    axes.plot(
+        table["batch_size"], table["node_time_s"] / scale, f"s{dashed}", color="#0072B2", label="sum of node times"
+    )
     axes.set_xscale("log", base=2)
     axes.set_xticks(table["batch_size"], [str(size) for size in table["batch_size"]])
     axes.xaxis.set_minor_locator(NullLocator())
@@ -120,5 +126,7 @@ def plot_step_time(table: pd.DataFrame) -> Figure:
     axes.set_xlabel("batch size")
     axes.set_ylabel(f"time of one training step [{unit}]")
     axes.legend(fontsize=9)
-    axes.set_title("Step time against batch size")
+    waits = (1 - table["node_time_s"] / table["step_time_s"]).clip(lower=0)
+    first, last = (f"{waits.iloc[at]:.0%} at batch size {table['batch_size'].iloc[at]}" for at in (0, -1))
+    axes.set_title(f"Time of one training step: the device waits {first}, {last}")
     return figure

@@ -6,6 +6,7 @@ write_report(["outputs/sweeps/first_picture"], "outputs/sweeps/first_picture/rep
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -132,7 +133,7 @@ def _write(data: ReportData, paths: Sequence[str | PathLike[str]], out: Path) ->
         write_table(tables / "verdicts", rows, rows)
     content = Content(
         title=title(data),
-        experiments=", ".join(sorted(set(ran["name"]) - {""})),
+        experiments=", ".join(name for name in sorted(set(ran["name"]) - {""}) if not _RUN_ID.fullmatch(name)),
         findings=[(f.sentence, PageTable(f.name, f.sentence, "", f.numbers)) for f in findings(data, problems)],
         when=when(ran),
         machines=machines(data.runs),
@@ -159,6 +160,7 @@ def _verdict_rows(judged: list[Verdict]) -> pd.DataFrame:
     return pd.DataFrame([[v.name, v.outcome, v.claim, v.because, v.hardware] for v in judged], columns=VERDICT)
 
 
+_RUN_ID = re.compile(r"\d{8}-\d{6}-\w{4}")  # the name of an experiment that nobody named
 VERDICT = ["hypothesis", "verdict", "claim", "because", "measured on"]
 
 

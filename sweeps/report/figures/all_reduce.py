@@ -66,7 +66,7 @@ def allreduce(data: pd.DataFrame) -> Figure:
                 line["bus_gbs"],
                 color=colours[method],
                 marker=marker(world_size),
-                linestyle=line_style(world_size),
+                linestyle=line_style(world_size) if len(line) > 2 else "",  # two points are no curve
                 ms=3.5 + widths[method],
                 lw=widths[method],
             )

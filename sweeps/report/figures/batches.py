@@ -47,7 +47,8 @@ def _draw(name: str, runs: dict[int, Path], out: Path) -> list[DrawnFigure]:
         figure = plot(table)
         figure.savefig(svg, metadata={"Date": None})
         figure.savefig(png, dpi=150)
-        drawn.append(DrawnFigure(base.name, f"{name}: {kind.replace('_', ' ')} against batch size", reading, svg, data))
+        title, message = f"{name}: {kind.replace('_', ' ')} against batch size", figure.axes[0].get_title()
+        drawn.append(DrawnFigure(base.name, title, reading, svg, data, message))
     return drawn
 
 

@@ -37,7 +37,7 @@ def floor(data: pd.DataFrame) -> Figure:
     """Forward time against the least time the machine allows for it, every row of the table a point."""
     import seaborn as sns
 
-    found, title = cut(panels(data, []), "Forward time against its roofline floor")
+    found, title = cut(panels(data, []), _message(data))
     colours = palette(data["method"])
     side = 6.0 if len(found) == 1 else 4.4
     figure, axes = canvas(len(found), side, side, title)
@@ -71,6 +71,16 @@ def floor(data: pd.DataFrame) -> Figure:
     handles = method_handles(colours, ordered(data["method"]), line=False)
     legend(figure, [*handles, *rank_handles(data["world_size"], line=False)])
     return figure
+
+
+def _message(data: pd.DataFrame) -> str:
+    """`Forward time: block_shock takes 2.4 times its roofline floor (median of 24), dense_tp_row 1.9 times`."""
+    over = (data["forward_p50_ms"] / data["forward_floor_ms"]).groupby(data["method"]).agg(["median", "size"])
+    first = "block_shock" if "block_shock" in over.index else str(over["median"].idxmin())
+    text = f"Forward time: {first} takes {over['median'][first]:.1f} times its roofline floor"
+    text += f" (median of {over['size'][first]})" * bool(over["size"][first] > 1)
+    rival = "dense_tp_row"
+    return text if rival not in over.index or first == rival else f"{text}, {rival} {over['median'][rival]:.1f} times"
 
 
 FLOOR = FigureSpec(

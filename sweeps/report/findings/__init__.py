@@ -6,7 +6,7 @@ for finding in findings(read_report_data(folders), problems=[]):
 To add one, write a function `find(ReportData) -> Finding | None` and list it here.
 """
 
-from sweeps.report.findings import benchmarks, compiled_front, layers, profiles, recomputation, traces
+from sweeps.report.findings import benchmarks, compiled_front, largest_batch, layers, profiles, recomputation, traces
 from sweeps.report.findings.finding import Finding
 from sweeps.report.problems import attempt
 from sweeps.report.tables.report_data import ReportData
@@ -15,6 +15,7 @@ FINDINGS = {
     "layers": layers.find,
     "benchmarks": benchmarks.find,
     "compiled training": compiled_front.find,
+    "the largest batch": largest_batch.find,
     "recomputation": recomputation.find,
     "profiles": profiles.find,
     "traces": traces.find,

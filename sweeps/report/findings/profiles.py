@@ -37,12 +37,19 @@ def find(data: ReportData) -> Finding | None:
         "model": rows["workload"].astype(str),
         "B": rows["B"].map("{:.0f}".format),
         "dtype": rows["dtype"].astype(str),
+        **_dropout(rows),
         "step, ms": step.map(number),
         "nodes, ms": nodes.map(number),
         "measured peak, MiB": (measured / MIB).map(number),
         "simulated, over measured": (simulated / measured).map(lambda ratio: "" if pd.isna(ratio) else f"{ratio:.4f}"),
     }
     return Finding("finding-profiles", sentence("; ".join(said)), pd.DataFrame(text).head(MOST))
+
+
+def _dropout(rows: pd.DataFrame) -> dict[str, pd.Series]:
+    """Where it tells steps apart."""
+    dropout = _numbers(rows, "config.workload.dropout").map(lambda p: "the model's" if pd.isna(p) else f"{p:g}")
+    return {"dropout": dropout} if dropout.nunique() > 1 else {}
 
 
 def _numbers(rows: pd.DataFrame, name: str) -> pd.Series:

@@ -17,6 +17,8 @@ def title(data: ReportData) -> str:
     parts = [*_layers(data.table), *_benchmarks(data.benchmarks)]
     if len(data.recomputed):
         parts.append(f"recomputation in {_names(data.recomputed['model'])}")
+    if len(data.largest):
+        parts.append(f"largest batch of {_names(data.largest['model'])}")
     if len(data.profiles):
         parts.append(f"profiled training steps of {_names(data.profiles['workload'])}")
     if len(data.traces):

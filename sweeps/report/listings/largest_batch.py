@@ -6,6 +6,7 @@ import pandas as pd
 
 from sweeps.report.listings.listing import Listing, without_empty_columns
 from sweeps.report.listings.recomputation import plain
+from sweeps.report.tables.largest_batch import next_to_torch_compile
 from sweeps.report.tables.report_data import ReportData
 from sweeps.text import number, times
 
@@ -13,13 +14,7 @@ GB = 1e9
 
 
 def select(data: ReportData) -> pd.DataFrame:
-    """With the throughput over that of torch.compile alone in the same memory, where that was measured."""
-    table = data.largest
-    alone = table[(table["method"] == "torch_compile") & (table["options"] == "")]
-    keys = ["model", "device", "dtype", "torch", "host", "seq_len", "autocast", "optimizer", "limit_bytes"]
-    alone = alone.drop_duplicates(keys)[[*keys, "samples_per_s"]].rename(columns={"samples_per_s": "alone_per_s"})
-    table = table.merge(alone, on=keys, how="left")
-    return table.assign(over_alone=table["samples_per_s"] / table.pop("alone_per_s"))
+    return next_to_torch_compile(data.largest)
 
 
 def show(table: pd.DataFrame) -> pd.DataFrame:

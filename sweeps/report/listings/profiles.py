@@ -11,6 +11,7 @@ MIB = 2**20
 COLUMNS = {
     "model": ("workload", 1.0, ""),
     "B": ("B", 1.0, "{:.0f}"),
+    "dropout": ("config.workload.dropout", 1.0, "{:g}"),
     "traced step, ms": ("timings_ms.total_step.p50_ms", 1.0, "{:.2f}"),
     "eager step, ms": ("profile.eager.p50_ms", 1.0, "{:.2f}"),
     "measured peak, MiB": ("profile.measured_peak_bytes", MIB, "{:.1f}"),
@@ -20,7 +21,6 @@ COLUMNS = {
     "idle, ms": ("profile.idle_s", 1e-3, "{:.2f}"),
     "eager peak, MiB": ("profile.eager.peak_bytes", MIB, "{:.1f}"),
     "dtype": ("dtype", 1.0, ""),
-    "dropout": ("config.workload.dropout", 1.0, "{:g}"),
     "trace, s": ("profile.trace_s", 1.0, "{:.1f}"),
     "profile, s": ("profile.profile_s", 1.0, "{:.2f}"),
 }

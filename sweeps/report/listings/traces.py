@@ -7,6 +7,7 @@ import pandas as pd
 from sweeps.report.listings.listing import Listing
 from sweeps.report.tables.report_data import ReportData
 from sweeps.report.tables.traces import PARTS, SETTING, problem, traces
+from sweeps.text import number
 
 
 def select(data: ReportData) -> pd.DataFrame:
@@ -19,7 +20,7 @@ def show(rows: pd.DataFrame) -> pd.DataFrame:
         "workload": rows["workload"].astype(str),
         "size": [problem(row) for _, row in rows.iterrows()],
         "P": rows["world_size"].map("{:.0f}".format),
-        **{f"{part.replace('_', ' ')}, ms": rows[f"{part}_ms"].map("{:.3f}".format) for part in ("step", *PARTS)},
+        **{f"{part.replace('_', ' ')}, ms": rows[f"{part}_ms"].map(number) for part in ("step", *PARTS)},
         "dtype": rows["dtype"].astype(str),
         "back end": rows["trace.backend"].astype(str),
         "kernels": rows["kernels"].map("{:.0f}".format),

@@ -42,3 +42,14 @@ def largest_batches(runs: pd.DataFrame) -> pd.DataFrame:
     for words in (table["backend"].astype(str), table["options"].astype(str)):
         table["variant"] = table["variant"].where(words == "", table["variant"] + ", " + words)
     return table.sort_values(["model", "device", "dtype", "limit_bytes", "variant"]).reset_index(drop=True)
+
+
+def next_to_torch_compile(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with `alone_batch`, the batch of torch.compile alone in the same memory, and `over_alone`, the throughput
+    over its, where that was measured."""
+    alone = table[(table["method"] == "torch_compile") & (table["options"] == "")]
+    keys = ["model", "device", "dtype", "torch", "host", "seq_len", "autocast", "optimizer", "limit_bytes"]
+    names = {"samples_per_s": "alone_per_s", "batch_size": "alone_batch"}
+    alone = alone.drop_duplicates(keys)[[*keys, *names]].rename(columns=names)
+    table = table.merge(alone, on=keys, how="left")
+    return table.assign(over_alone=table["samples_per_s"] / table.pop("alone_per_s"))

@@ -87,10 +87,18 @@ def _draw_panel(axis: Axes, rows: pd.DataFrame, colours: dict[str, str]) -> None
     for variant, colour in colours.items():
         points = rows[(rows["kind"] == OURS) & (rows["options"] == variant)].sort_values("peak_bytes")
         counted = points[points["alike"]]
-        axis.plot(counted["peak_bytes"] / GIB, counted["step_p50_ms"], color=colour, lw=1.8, marker="o", ms=5, zorder=4)
+        axis.plot(
+            counted["peak_bytes"] / GIB,
+            counted["step_p50_ms"],
+            color=colour,
+            lw=1.8 if len(counted) > 2 else 0,
+            marker="o",
+            ms=5,
+            zorder=4,
+        )
         wrong = points[~points["alike"]]
         axis.plot(wrong["peak_bytes"] / GIB, wrong["step_p50_ms"], ls="", marker="o", mfc="none", mec=colour, zorder=4)
-        labels += _labels(points, str, colour, important=False)
+        labels += _labels(points, str, LABEL, important=False)
     axis.margins(x=0.08, y=0.1)
     axis.set(xlabel="peak allocated, GiB", ylabel="step (p50), ms")
     place(axis, labels)

@@ -47,6 +47,7 @@ def place(axis: Axes, labels: Sequence[Label]) -> None:
 
     at = {label: in_points(label.x, label.y) for label in labels}
     taken = [_around(x, y, MARK, MARK) for x, y in at.values()]
+    texts: list[Box] = []
     for line in axis.lines:
         if line.get_linestyle() not in ("None", ""):
             corners = [in_points(x, y) for x, y in np.asarray(line.get_xydata()).tolist()]
@@ -55,18 +56,20 @@ def place(axis: Axes, labels: Sequence[Label]) -> None:
         if not label.text:
             continue
         (x, y), half, tall = at[label], 0.3 * SIZE * len(label.text), 0.55 * SIZE
-        boxes, costs = [], []
+        boxes, costs, hides = [], [], []
         for far, (dx, dy) in itertools.product((1.0, 2.5), SIDES):
             gap = far * (GAP if 0 in (dx, dy) else GAP / 2)
             box = _around(x + dx * (half + gap), y + dy * (tall + gap), half, tall)
             covered = sum(_overlap(box, other) for other in taken)
             costs.append(covered + 20 * _outside(box, width, height) + 5 * (far - 1))
             boxes.append(box)
+            hides.append(any(_overlap(box, other) > 0 for other in texts))
         best = min(range(len(boxes)), key=costs.__getitem__)
-        if costs[best] > 0.3 * 4 * half * tall and not label.important:
+        if not label.important and (hides[best] or costs[best] > 0.3 * 4 * half * tall):
             continue
         box = boxes[best]
         taken.append(box)
+        texts.append(box)
         offset = ((box[0] + box[2]) / 2 - x, (box[1] + box[3]) / 2 - y)
         style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": SIZE, "color": label.colour}
         axis.annotate(label.text, (label.x, label.y), offset, textcoords="offset points", zorder=5, **style)

@@ -77,7 +77,7 @@ def legend(figure: Figure, handles: Sequence[Artist]) -> None:
         return
     names = [str(handle.get_label()) for handle in handles]
     columns = max(1, int(figure.get_figwidth() * 10.5 / (max(map(len, names)) + 5)))
-    shape: dict[str, Any] = {"loc": "outside lower center", "ncols": min(columns, len(handles)), "frameon": False}
+    shape: dict[str, Any] = {"loc": "outside lower left", "ncols": min(columns, len(handles)), "frameon": False}
     # matplotlib leaves out a label that begins with "_": each gets its text once it is in the legend
     drawn = figure.legend(handles=handles, labels=["x"] * len(names), **shape)
     for text, name in zip(drawn.get_texts(), names, strict=True):
