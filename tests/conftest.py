@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,8 @@ import torch
 from hypothesis import settings
 
 from blockshock.cli.main import main
+from blockshock.ranks import start_forking_server
+from blockshock.ranks.forking import PHASES_OF_STEPS
 from blockshock.ranks.pool import RankPool
 from tests.import_graph import PACKAGES, ROOT
 
@@ -38,6 +41,25 @@ SLOW = {
 }
 
 
+# These come first, the longest of them first, so that both workers end together.
+LONGEST = (
+    *("test_slurm", "test_launch", "test_cli", "test_any_application", "test_hydra_launcher_suite"),
+    *("test_chunked_loss", "test_architectures", "test_backend", "test_largest_batch_phase", "test_optimizers"),
+    *("test_ranks", "test_processes", "test_loops", "test_hooks_and_shapes", "test_checkpoint_phase", "test_report"),
+    *("test_browser", "test_planners", "test_odd_records", "test_choice", "test_models_over_ranks"),
+    *("test_compiled_proof", "test_trainers", "test_examples", "test_windows", "test_chunks", "test_full_size_plans"),
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Each of pytest-xdist's workers has cores of its own, and so have the jobs that it starts. A job runs a thread for
+    each of its cores: where two jobs share them, threads wait for each other, and a step took twice the CPU's time."""
+    worker = getattr(config, "workerinput", None)
+    if worker:
+        cores, number = sorted(os.sched_getaffinity(0)), int(worker["workerid"].removeprefix("gw"))
+        os.sched_setaffinity(0, cores[number :: worker["workercount"]] or {cores[number % len(cores)]})
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     found = torch.cuda.device_count()
     for item in items:
@@ -47,15 +69,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if need > found:
             item.add_marker(pytest.mark.skip(reason=f"needs {need} CUDA GPU(s), this machine has {found}"))
     if hasattr(config, "workerinput"):
-        # `make test` hands whole files to two workers (pytest-xdist): the long ones first, so that both end together.
-        long = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: item.path not in long)
+        # `make test` hands whole files to two workers (pytest-xdist).
+        place = {name: index for index, name in enumerate(LONGEST)}
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: (place.get(item.path.stem, len(place)), item.path not in slow))
 
 
 def pytest_runtest_setup() -> None:
     """Tests' tensors are small: threads that wait for each other take three times as long on two busy cores. Each time,
     since a job in this process sets its own number."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def forking_server(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The ranks of this process's jobs are forked from a server that has imported once what any phase needs, as for a
+    sweep of many jobs: no test's job waits for transformers or the compiler. They have the server's environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))  # as `cli` sets it
+        patch.setenv("PYTHONSAFEPATH", "1")
+        start_forking_server(many_jobs=True, phases=PHASES_OF_STEPS)
 
 
 @dataclass
@@ -67,7 +100,7 @@ class Result:
 
 @pytest.fixture
 def cli(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, forking_server: None
 ) -> Iterator[Callable[..., Result]]:
     """`cli("model.N=256", ...)`: run blockshock in this process, in a folder of its own; status, stdout, stderr."""
 
@@ -104,7 +137,7 @@ def cli(
 
 
 @pytest.fixture(scope="session")
-def pools() -> Iterator[Callable[[int], RankPool]]:
+def pools(forking_server: None) -> Iterator[Callable[[int], RankPool]]:
     """`pools(2)`: a pool of two ranks, started once and kept for all examples; replaced when a job has broken it."""
     kept: dict[int, RankPool] = {}
 
