@@ -172,6 +172,7 @@ class Backend:
     rules: Rules
     chunked_loss: int | str | None = None
     ranks: str = "own"
+    loss_kernel: bool | None = None  # for chunks of a loss; None: on devices that have one
     files: list[PlanFile] = field(default_factory=list, repr=False)
     plans: list[CompiledPlan] = field(default_factory=list, repr=False)
     _references: list[weakref.ref[CompiledStep]] = field(default_factory=list, repr=False)
@@ -204,6 +205,7 @@ class Backend:
                 self.rules,
                 self.chunked_loss,
                 self._decider(),
+                self.loss_kernel,
             )
             _say_if_last()
             if step.plan is not None:

@@ -68,11 +68,13 @@ class CompiledStep:
         rules: Rules,
         chunked_loss: int | str | None = None,
         decider: Decider | None = None,
+        loss_kernel: bool | None = None,
     ) -> None:
         self.module, self.memory_budget = module, memory_budget
         self.inputs = [described(value) for value in inputs]
         self.decider = decider or Decider()
         self.execution, self.solver, self.rules, self.chunks = execution, solver, rules, LossChunks(chunked_loss)
+        self.loss_kernel = loss_kernel
         self.device = device_of(inputs)
         self.parameters = [t for t in inputs if isinstance(t, nn.Parameter) and t.requires_grad]
         take_library_workspaces(self.device, self.parameters)
@@ -237,7 +239,8 @@ class CompiledStep:
         started = time.perf_counter()
         check_shapes(joint.graph)
         static = list(static_lifetime_input_indices or ())
-        make = partial(candidate, joint, joint_inputs, num_fwd_outputs, static, self.execution == "inductor")
+        fused = self.execution == "inductor"
+        make = partial(candidate, joint, joint_inputs, num_fwd_outputs, static, fused, self.loss_kernel)
         chosen, loss = self.chunks.choose(make, self._problem, self._budget, self._peak)
         default, step = chosen.default, chosen.step
         self.given = {node.name for node in default.joint.graph.find_nodes(op="placeholder")}

@@ -18,6 +18,7 @@ from torch import fx
 from checkpointing.compiled.costs.costs import Costs, fusible_seconds
 from checkpointing.compiled.joint_step import JointStep, made_by, module_of
 from checkpointing.compiled.kernels import gathers, is_added_in_place, is_element, is_random
+from checkpointing.compiled.loss.ordered_matmuls import is_addition
 from checkpointing.compiled.rules import Rules
 from checkpointing.errors import CostError
 from checkpointing.planners.problem import PlanningProblem
@@ -134,10 +135,8 @@ class _Builder:
         for run in nodes:
             mine = () if run is None else (storages[run],) if run in storages else tuple(elements.get(run, ()))
             total = step.added_to(run) if run is not None else None
-            if total is not None:
-                mine = (storages[total],)
-            held.append(mine)
-            created.append(() if run is not None and (is_element(run) or total is not None) else mine)
+            held.append(mine if total is None else (*mine, storages[total]))
+            created.append(() if run is not None and is_element(run) else mine)
             reads = leaving if run is None else step.kernels.of[run].reads if run in step.kernels.of else ()
             inputs.append(tuple(dict.fromkeys(self.rank[read] for read in reads if read in self.rank)))
         writers: list[tuple[int, ...]] = [
@@ -180,7 +179,7 @@ class _Builder:
         small = NEGLIGIBLE * sum(size[index] for index in activations)
         found: dict[int, str] = {}
         active = set(activations)
-        sums = {self.step.added_to(kernel.node) for kernel in self.step.order}
+        sums = {self.step.added_to(kernel.node) for kernel in self.step.order if is_addition(kernel.node)}
         for index, node in enumerate(owners):
             if node not in self.step.forward:
                 continue

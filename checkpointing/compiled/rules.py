@@ -16,7 +16,7 @@ from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from checkpointing.compiled.joint_step import module_of
-from checkpointing.compiled.loss.ordered_matmuls import total_of
+from checkpointing.compiled.loss.ordered_matmuls import is_addition
 from checkpointing.compiled.partition import IN_FORWARD
 from checkpointing.errors import CheckpointingError
 
@@ -52,7 +52,7 @@ class Rules:
     def pinned(self, node: fx.Node) -> str:
         """Why the node's results must be kept; "" if they need not."""
         target = node.target
-        if isinstance(target, torch._ops.HigherOrderOperator) and total_of(node) is None:
+        if isinstance(target, torch._ops.HigherOrderOperator) and not is_addition(node):
             return "is a higher-order operator's, which is not repeated"
         if isinstance(target, torch._ops.OpOverload) and "c10d" in target.namespace:
             told = any(_matches(pattern, node) for pattern in self.recompute)

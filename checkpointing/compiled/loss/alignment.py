@@ -53,6 +53,13 @@ class Alignment:
             self._padded[node, dim] = padded
         return self._padded[node, dim]
 
+    def cut(self, new: NewNodes, padded: fx.Node) -> fx.Node:
+        """Rows of the vocabulary that are padded with zeros, without these: `padded` is known for their copy."""
+        rows = new.slice(padded, 1, 0, self.vocabulary)
+        if rows is not padded:
+            self._padded[rows, 1] = padded
+        return rows
+
     def known(self, node: fx.Node) -> fx.Node:
         """The padded copy of rows of the vocabulary, if there is one: whose sums over rows are the same, and zeros."""
         return self._padded.get((node, 1), node)

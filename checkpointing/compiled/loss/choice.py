@@ -44,10 +44,11 @@ def candidate(
     num_fwd_outputs: int,
     static: Collection[int],
     fused: bool,
+    kernel: bool | None,
     chunks: int | None,
 ) -> Candidate:
-    """`joint`, which stays as it is, with its loss in `chunks`."""
-    changed, said = with_chunked_losses(joint, chunks)
+    """`joint`, which stays as it is, with its loss in `chunks`, by the kernel if there is one."""
+    changed, said = with_chunked_losses(joint, chunks, kernel if fused else False)
     default = default_split(changed, inputs, num_fwd_outputs, static, fused)
     step = JointStep.of(default.joint, num_fwd_outputs, static, fused, default.saved)
     return Candidate(None if changed is joint else chunks, said, default, step)

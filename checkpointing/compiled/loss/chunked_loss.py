@@ -14,6 +14,9 @@ from checkpointing.compiled.loss.alignment import is_padded, without_padding
 from checkpointing.compiled.loss.chunks import write_chunks
 from checkpointing.compiled.loss.loss_region import LossRegion, below_tangents, find_loss, linear_layers
 from checkpointing.compiled.loss.nll_sums import sum_apart
+from checkpointing.compiled.loss.row_kernel.forms import UnknownFormError
+from checkpointing.compiled.loss.row_kernel.operators import is_kernel_there
+from checkpointing.compiled.loss.row_kernel.row_form import RowForm, row_form
 from checkpointing.compiled.loss.shifted_rows import is_shifted, without_shift
 from checkpointing.compiled.partition import copied
 from checkpointing.errors import CheckpointingError
@@ -31,10 +34,13 @@ def check_chunks(chunks: object) -> None:
         )
 
 
-def with_chunked_losses(joint: fx.GraphModule, chunks: int | None) -> tuple[fx.GraphModule, str]:
+def with_chunked_losses(
+    joint: fx.GraphModule, chunks: int | None, kernel: bool | None = None
+) -> tuple[fx.GraphModule, str]:
     """A copy of `joint` with its losses in chunks, and one sentence of what was done or why nothing was.
 
-    Without such a loss, or with None chunks, it is `joint` itself.
+    Without such a loss, or with None chunks, it is `joint` itself. With a `kernel`, chunks that it knows are computed
+    by it, and the sentence says which are; None: if there is one for the device.
     """
     if chunks is None:
         return joint, ""
@@ -48,14 +54,28 @@ def with_chunked_losses(joint: fx.GraphModule, chunks: int | None) -> tuple[fx.G
     for number in range(len(layers)):
         found, graph = _found(graph, number)
         if isinstance(found, LossRegion):
+            form, by = _by_kernel(found, kernel)
             where = module_of(found.logits) or found.logits.name
-            done.append(f"{where} in {write_chunks(graph, found, chunks)} chunks of its {found.rules.rows} rows")
+            done.append(
+                f"{where} in {write_chunks(graph, found, chunks, form)} chunks of its {found.rules.rows} rows{by}"
+            )
         else:
             reasons.append(found)
     if not done:
         return joint, f"the loss is not in chunks: {reasons[0] if reasons else 'the step has no linear layer'}"
     graph.lint()
     return fx.GraphModule(joint, graph), f"the loss of {', and of '.join(done)}"
+
+
+def _by_kernel(region: LossRegion, kernel: bool | None) -> tuple[RowForm | None, str]:
+    """The loss as the kernel computes it, and what is said of that: nothing where there is no kernel."""
+    device = region.logits.meta["val"].device
+    if not (is_kernel_there(device) if kernel is None else kernel):
+        return None, ""
+    try:
+        return row_form(region), ", each by one kernel"
+    except UnknownFormError as error:
+        return None, f", by generated code (the kernel does not know {error})"
 
 
 def _found(graph: fx.Graph, layer: int) -> tuple[LossRegion | str, fx.Graph]:

@@ -31,54 +31,63 @@ from checkpointing.compiled.loss.loss_region import End, LossRegion
 from checkpointing.compiled.loss.new_nodes import NewNodes
 from checkpointing.compiled.loss.ordered_matmuls import added, matmul_after
 from checkpointing.compiled.loss.place import Place
+from checkpointing.compiled.loss.row_kernel.by_kernel import write_by_kernel
+from checkpointing.compiled.loss.row_kernel.row_form import RowForm
 from checkpointing.compiled.loss.row_rules import COLUMNS, arguments, value_of
 from checkpointing.compiled.partition import IN_FORWARD
 
 aten = torch.ops.aten
 
 
-def write_chunks(graph: fx.Graph, region: LossRegion, chunks: int) -> int:
-    """Rewrite the region, and return the number of chunks: no more than it has rows."""
+def write_chunks(graph: fx.Graph, region: LossRegion, chunks: int, form: RowForm | None = None) -> int:
+    """Rewrite the region, and return the number of chunks: no more than it has rows. With a `form`, by the kernel."""
     rows = region.rules.rows
     size = -(-rows // min(chunks, rows))
-    writer = _Writer(graph, region, [(start, min(start + size, rows)) for start in range(0, rows, size)])
+    writer = Writer(graph, region, [(start, min(start + size, rows)) for start in range(0, rows, size)])
     tangent = linear_tangent(graph, region)
     if tangent is not None and region.logits.meta["val"].dtype != torch.float16:
-        _in_forward(writer, tangent)
+        _in_forward(writer, tangent, form)
     else:
-        _in_backward(writer)
+        _in_backward(writer, form)
     writer.erase()
     return len(writer.bounds)
 
 
-def _in_forward(writer: _Writer, tangent: fx.Node) -> None:
+def _in_forward(writer: Writer, tangent: fx.Node, form: RowForm | None) -> None:
     region = writer.region
     place = Place(region.start, region.backward, in_backward=False, tangent=tangent)
-    writer.write(place, region.kept, region.exits, region.ends)
+    if form is not None:
+        write_by_kernel(writer, place, form, region.exits, region.ends)
+    else:
+        writer.write(place, region.kept, region.exits, region.ends)
     for node in [*region.exits, *(end.node for end in region.ends)]:
         if node in region.backward:
             writer.scale(node, tangent)
 
 
-def _in_backward(writer: _Writer) -> None:
+def _in_backward(writer: Writer, form: RowForm | None) -> None:
     region = writer.region
     ends = {late: [end for end in region.ends if (end.node in region.backward) == late] for late in (False, True)}
     exits = {late: [node for node in region.exits if (node in region.backward) == late] for late in (False, True)}
+    tangents = [node for node in writer.graph.find_nodes(op="placeholder") if node in region.backward]
+    forward = Place(region.start, region.backward, in_backward=False)
+    backward = Place(region.backward_start, region.backward, in_backward=True)
+    if form is not None:
+        write_by_kernel(writer, forward, form, exits[False], ends[False])
+        write_by_kernel(writer, backward, form, exits[True], ends[True], tangents)
+        return
     early = [node for node in region.kept if node not in region.backward]
     late = [node for node in region.kept if node in region.backward]
     again = writer.wide_sources([*late, *(end.node for end in ends[True])], early)
     read = {source for node in (*late, *again, *(end.node for end in ends[True])) for source in node.all_input_nodes}
     shared = [node for node in early if node in read - set(again) and node not in exits[False]]
-    forward = Place(region.start, region.backward, in_backward=False)
     writer.write(forward, early, exits[False], ends[False], shared)
     writer.forget(again)
-    tangents = [node for node in writer.graph.find_nodes(op="placeholder") if node in region.backward]
-    backward = Place(region.backward_start, region.backward, in_backward=True)
     nodes = [node for node in region.kept if node in region.backward or node in again]
     writer.write(backward, nodes, exits[True], ends[True], after=tangents)
 
 
-class _Writer:
+class Writer:
     """`bounds` are the first row of each chunk and the one after its last."""
 
     def __init__(self, graph: fx.Graph, region: LossRegion, bounds: Sequence[tuple[int, int]]) -> None:
@@ -108,14 +117,17 @@ class _Writer:
             for node in nodes:
                 layout = self.region.layouts[node]
                 if node is self.region.logits:
-                    self.made[node, layout, chunk] = self._logits(place, node, chunk, after)
+                    logits = self.logits_of(place, chunk, after)
+                    self.made[node, layout, chunk] = place.new(node, chunk).slice(logits, 1, 0, self.vocabulary)
                 else:
                     self.made[node, layout, chunk] = self._by_rule(place, node, layout, chunk)
-            for end in sorted(ends, key=lambda end: end.node.target is not aten.mm.default):  # sums read what is padded
-                self._end(place, end, chunk)
+            self.write_ends(place, ends, chunk)
             leaving = [self.made[node, self.region.layouts[node], chunk] for node in (*exits, *shared)]
             after = list(dict.fromkeys([*leaving, *(self.parts[end.node][-1] for end in ends)]))
-        self._finish(place, exits, ends)
+        for node in exits:
+            layout = self.region.layouts[node]
+            self._replace(place, node, [self.made[node, layout, i] for i in range(len(self.bounds))])
+        self.finish_ends(place, ends)
 
     def wide_sources(self, nodes: Sequence[fx.Node], among: Sequence[fx.Node]) -> set[fx.Node]:
         """What of `among` is as wide as the logits, or a result of several in one, and `nodes` are computed from."""
@@ -134,15 +146,15 @@ class _Writer:
         wide = {n for n, *_ in self.made if n not in self.kept and 2 * self.rules.width(n) > self.vocabulary}
         self.made = {key: rows for key, rows in self.made.items() if key[0] not in nodes and key[0] not in wide}
 
-    def _logits(self, place: Place, node: fx.Node, chunk: int, after: Sequence[fx.Node]) -> fx.Node:
+    def logits_of(self, place: Place, chunk: int, after: Sequence[fx.Node]) -> fx.Node:
+        """Of a chunk, with the vocabulary padded, once the nodes `after` have been computed."""
+        node = self.region.logits
         new = place.new(node, chunk)
         hidden, weight = self._rows(place, self.region.hidden, 1, chunk), self._aligned(place, self.region.weight, 1)
         bias = self._aligned(place, arguments(node)[0], 0) if node.target is aten.addmm.default else None
         if after:
-            logits = new.add(matmul_after, hidden, weight, bias, list(after))
-        else:
-            logits = new.add(node.target, *([] if bias is None else [bias]), hidden, weight)
-        return new.slice(logits, 1, 0, self.vocabulary)
+            return new.add(matmul_after, hidden, weight, bias, list(after))
+        return new.add(node.target, *([] if bias is None else [bias]), hidden, weight)
 
     def _by_rule(self, place: Place, node: fx.Node, layout: int, chunk: int) -> fx.Node:
         start, stop = self.bounds[chunk]
@@ -208,6 +220,10 @@ class _Writer:
         """A given value with its dimension of the vocabulary padded with zeros."""
         return self.alignment.padded(place.new(node), place.whole(node), dim)
 
+    def write_ends(self, place: Place, ends: Sequence[End], chunk: int) -> None:
+        for end in sorted(ends, key=lambda end: end.node.target is not aten.mm.default):  # sums read what is padded
+            self._end(place, end, chunk)
+
     def _end(self, place: Place, end: End, chunk: int) -> None:
         """What an end makes of one chunk: rows, or a part of a sum."""
         new = place.new(end.node, chunk)
@@ -248,11 +264,8 @@ class _Writer:
         part = new.add(aten.sum.dim_IntList, rows, moved, dtype=exact)
         return part if total is None else new.add(aten.add.Tensor, total, part)
 
-    def _finish(self, place: Place, exits: Sequence[fx.Node], ends: Sequence[End]) -> None:
+    def finish_ends(self, place: Place, ends: Sequence[End]) -> None:
         """The whole results in the place of what was there before."""
-        for node in exits:
-            layout = self.region.layouts[node]
-            self._replace(place, node, [self.made[node, layout, i] for i in range(len(self.bounds))])
         for end in ends:
             if end.by_row:
                 self._replace(place, end.node, self.parts[end.node])
@@ -265,14 +278,14 @@ class _Writer:
             elif self.alignment.missing and total.meta["val"].shape[-1:] == (self.vocabulary + self.alignment.missing,):
                 total = new.slice(total, total.meta["val"].dim() - 1, 0, self.vocabulary)
             total = new.view(total, end.node.meta["val"].shape)
-            self._keep(end.node, new.cast(total, end.node.meta["val"].dtype))
+            self.keep(end.node, new.cast(total, end.node.meta["val"].dtype))
 
     def _replace(self, place: Place, node: fx.Node, rows: list[fx.Node]) -> None:
         new = place.new(node)
         whole = new.add(aten.cat.default, rows) if len(rows) > 1 else rows[0]
-        self._keep(node, new.view(whole, node.meta["val"].shape))
+        self.keep(node, new.view(whole, node.meta["val"].shape))
 
-    def _keep(self, node: fx.Node, result: fx.Node) -> None:
+    def keep(self, node: fx.Node, result: fx.Node) -> None:
         self.results[node] = result
         node.replace_all_uses_with(result, delete_user_cb=lambda user: user not in self.replaced)
 

@@ -55,6 +55,8 @@ def _is_linear(node: fx.Node, backward: frozenset[fx.Node]) -> bool:
         return all(reads[:2])
     if kind is aten.where:
         return not reads[0] and all(read or _is_zero(a) for read, a in zip(reads[1:], arguments(node)[1:], strict=True))
+    if kind is aten.scatter_add:
+        return reads[3] and not reads[2] and (reads[0] or _is_zero(arguments(node)[0]))
     if kind is aten.masked_fill:
         return reads[0] and not reads[1] and not reads[2] and _is_zero(arguments(node)[2])
     if kind is aten.constant_pad_nd:

@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from torch._higher_order_ops.auto_functionalize import auto_functionalized
 
 from checkpointing.compiled.loss.new_nodes import NewNodes
+from checkpointing.compiled.loss.row_kernel.operators import row_gradient_
 
 aten = torch.ops.aten
 
@@ -29,6 +30,7 @@ _OPERATORS.define("matmul_after(Tensor left, Tensor right, Tensor? bias, Tensor[
 _OPERATORS.define("add_matmul_(Tensor(a!) total, Tensor left, Tensor right) -> ()")
 matmul_after = torch.ops.checkpointing.matmul_after.default
 add_matmul_ = torch.ops.checkpointing.add_matmul_.default
+WRITTEN: dict[Any, str] = {add_matmul_: "total", row_gradient_: "logits"}  # operator → the argument that it writes to
 
 
 def _matmul(left: Tensor, right: Tensor, bias: Tensor | None, after: Sequence[Tensor]) -> Tensor:
@@ -65,13 +67,19 @@ def added(new: NewNodes, total: fx.Node, left: fx.Node, right: fx.Node) -> fx.No
     return new.add(operator.getitem, both, 1)
 
 
+def is_addition(node: fx.Node) -> bool:
+    """Whether the node is such an addition to a sum."""
+    return node.target is auto_functionalized and node.args[0] is add_matmul_
+
+
 def total_of(node: fx.Node) -> fx.Node | None:
-    """The node in whose memory the result of such an addition lies: of the addition, or of what takes its result."""
-    source = node.args[0] if node.target is operator.getitem else node
-    if not isinstance(source, fx.Node) or source.target is not auto_functionalized or source.args[0] is not add_matmul_:
-        return None
-    total = source.kwargs["total"]
-    return total if isinstance(total, fx.Node) else None
+    """The node in whose memory the result of such an addition lies: of the addition, or of what takes its result. The
+    same for logits that their gradient replaces."""
+    if node.target is operator.getitem:
+        return total_of(node.args[0]) if node.args[1] == 1 and isinstance(node.args[0], fx.Node) else None
+    argument = WRITTEN.get(node.args[0]) if node.target is auto_functionalized else None
+    written = node.kwargs[argument] if argument is not None else None
+    return written if isinstance(written, fx.Node) else None
 
 
 def timed_as(node: fx.Node) -> tuple[Any, Sequence[Any], dict[str, Any]]:
@@ -80,5 +88,5 @@ def timed_as(node: fx.Node) -> tuple[Any, Sequence[Any], dict[str, Any]]:
         left, right, bias, _ = node.args
         return (aten.mm.default, (left, right), {}) if bias is None else (aten.addmm.default, (bias, left, right), {})
     if total_of(node) is not None:
-        return add_matmul_, (), dict(node.kwargs)
+        return node.args[0], (), dict(node.kwargs)
     return node.target, node.args, dict(node.kwargs)

@@ -44,7 +44,10 @@ _ALONG = {  # operator → positions of its operands, position of its dimension
     aten.gather: ((0, 2), 1),
     aten.slice: ((0,), 1),
 }
-_SCATTERS = {"value": (0, 2), "src": (0, 2, 3)}
+_PUTS: dict[Any, dict[str, tuple[int, ...]]] = {  # operator → overload → positions of its operands
+    aten.scatter: {"value": (0, 2), "src": (0, 2, 3)},
+    aten.scatter_add: {"default": (0, 2, 3)},
+}
 SOFTMAXES = (aten.exp, aten._softmax, aten._log_softmax, aten.logsumexp)
 
 
@@ -130,7 +133,7 @@ class RowRules:
             return None if leading is None else {0: leading}
         if kind is aten.constant_pad_nd:
             return {0: layout} if not any(_pad(node)[2 * (value.dim() - layout) :]) else None
-        if kind in _ALONG or kind is aten.scatter or kind in _REDUCTIONS:
+        if kind in _ALONG or kind in _PUTS or kind in _REDUCTIONS:
             return self._along(node, layout)
         if _broadcasts(node):
             return {i: layout for i, a in _tensors(node) if _spread(value_of(a), layout, value) == "rows"}
@@ -145,11 +148,11 @@ class RowRules:
         positions: tuple[int, ...]
         if packet(node) in _REDUCTIONS:
             positions, dims = (0,), arguments(node)[1] if len(arguments(node)) > 1 else None
-        elif packet(node) is aten.scatter:
+        elif packet(node) in _PUTS:
             overload = str(node.target).rsplit(".", 1)[-1]
-            if overload not in _SCATTERS:
+            if overload not in _PUTS[packet(node)]:
                 return None
-            positions, dims = _SCATTERS[overload], arguments(node)[1]
+            positions, dims = _PUTS[packet(node)][overload], arguments(node)[1]
         else:
             positions, at = _ALONG[packet(node)]
             dims = arguments(node)[at] if len(arguments(node)) > at else 0
@@ -181,7 +184,7 @@ class RowRules:
             args[1] = shape
         elif kind is aten.constant_pad_nd and layout:
             args[1] = _pad(node)[: 2 * (out.dim() - layout)]
-        elif layout > 1 and (kind in _ALONG or kind is aten.scatter or kind in _REDUCTIONS):
+        elif layout > 1 and (kind in _ALONG or kind in _PUTS or kind in _REDUCTIONS):
             at = _ALONG[kind][1] if kind in _ALONG else 1
             source = value_of(arguments(node)[0])
             assert source is not None

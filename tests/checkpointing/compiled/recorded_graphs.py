@@ -68,11 +68,13 @@ def problem_of(recorded_graph: RecordedGraph, monkeypatch: Any) -> PlanningProbl
     return planning_problem(step, _seconds, _moving, recorded_graph.static_bytes, {})
 
 
-def candidate_of(recorded_graph: RecordedGraph, chunks: int | None, monkeypatch: Any) -> Candidate:
+def candidate_of(
+    recorded_graph: RecordedGraph, chunks: int | None, monkeypatch: Any, kernel: bool = False
+) -> Candidate:
     """The graph with its loss in chunks, and what inductor then saves by itself."""
     _on_meta(monkeypatch)
     graph = recorded_graph
-    return candidate(graph.module, [], graph.num_fwd_outputs, graph.static_inputs, True, chunks)
+    return candidate(graph.module, [], graph.num_fwd_outputs, graph.static_inputs, True, kernel, chunks)
 
 
 def chunked_problem_of(recorded_graph: RecordedGraph, step: JointStep) -> PlanningProblem:
@@ -99,7 +101,10 @@ def _seconds(node: fx.Node) -> float:
 
 def _operations(target: str, tensors: list[torch.Tensor]) -> float:
     if "mm" in target or "functionalized" in target:
-        left, right = [t for t in tensors if t.dim() >= 2][-2:]
+        matrices = [t for t in tensors if t.dim() >= 2]
+        if len(matrices) < 2:  # logits that their gradient replaces
+            return 0.0
+        left, right = matrices[-2:]
         return 2 * left.numel() * right.shape[-1]
     if "convolution" in target:
         images, weight = tensors[:2] if "backward" not in target else tensors[1:3]

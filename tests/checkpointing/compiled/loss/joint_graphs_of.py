@@ -47,9 +47,9 @@ class TracedLoss:
 
 
 def traced(
-    loss_fn: Callable[..., Any], inputs: Sequence[Tensor], chunks: int | None, decomposed: bool, tagged: bool = False
+    loss_fn: Callable[..., Any], inputs: Sequence[Tensor], chunks: int | None, decomposed: bool, kernel: bool = False
 ) -> TracedLoss:
-    """`chunks` None leaves the graph as it is."""
+    """`chunks` None leaves the graph as it is. By the `kernel` means by its operators, which PyTorch's are on a CPU."""
     traced_loss = TracedLoss(inputs)
 
     def partition(
@@ -62,7 +62,7 @@ def traced(
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         traced_loss.joint = joint
         if chunks is not None:
-            joint, traced_loss.said = with_chunked_losses(joint, chunks)
+            joint, traced_loss.said = with_chunked_losses(joint, chunks, kernel)
         halves = default_split(
             joint, joint_inputs, num_fwd_outputs, list(static_lifetime_input_indices or ()), decomposed
         )

@@ -68,6 +68,7 @@ def test_the_peak_falls_by_the_logits_as_predicted_and_gradients_are_as_near_to_
     peak, chunked = measured(8)
     plan = plan_of(chunked)
     assert "in 8 chunks" in plan.loss
+    assert plan.loss.endswith("each by one kernel")
     assert peak == pytest.approx(plan.predicted_peak_bytes, rel=0.01)
     assert whole_peak == pytest.approx(plan_of(whole).predicted_peak_bytes, rel=0.01)
     logits = ROWS * VOCABULARY * 2
