@@ -29,21 +29,28 @@ from tests.checkpointing.compiled.training import Blocks, square
 from tests.checkpointing.loops.loop import Classifier, backend, batches, loss_of, model_of
 from tests.profiler.eager_steps import LiveBytes, assert_equal
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first test waits for the works of all
 
 
-def on_two_ranks(work: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
-    """What `work(rank, *arguments)` returns on each rank."""
-    mp.spawn(_on_rank, (work, folder, arguments), nprocs=2)
-    return [torch.load(folder / f"{work.__name__}-{rank}.pt", weights_only=False) for rank in range(2)]
+@pytest.fixture(scope="module")
+def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[int], Any]], list[Any]]:
+    """`on_two_ranks(work)`: what `work(rank)` returned on each of two ranks. Two processes do all the works, one after
+    another: a process that starts imports PyTorch again. `disagreements` is first, since no rank has measured then."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(_on_rank, (folder, (disagreements, both_orders, blocks_sharded, gathering, absence)), nprocs=2)
+    return lambda work: [torch.load(folder / f"{work.__name__}-{rank}.pt", weights_only=False) for rank in range(2)]
 
 
-def _on_rank(rank: int, work: Callable[..., Any], folder: Path, arguments: Sequence[Any]) -> None:
-    meeting = folder / f"meeting-{work.__name__}"
+def _on_rank(rank: int, folder: Path, works: Sequence[Callable[[int], Any]]) -> None:
+    meeting = folder / "meeting"
     dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=2)
     torch.set_num_threads(1)
-    torch.save(work(rank, *arguments), folder / f"{work.__name__}-{rank}.pt")
-    dist.barrier()
+    plain = execution._interpreted
+    for work in works:
+        torch._dynamo.reset()
+        torch.save(work(rank), folder / f"{work.__name__}-{rank}.pt")
+        execution._interpreted = plain  # without the modes of the work before
+        dist.barrier()
     dist.destroy_process_group()
 
 
@@ -110,9 +117,9 @@ def both_orders(rank: int) -> dict[str, Any]:
 
 
 def test_sharded_ranks_have_one_plan_meet_the_budget_and_have_the_gradients_of_the_unplanned_step(
-    tmp_path: Path,
+    on_two_ranks: Any,
 ) -> None:
-    found = on_two_ranks(both_orders, tmp_path)
+    found = on_two_ranks(both_orders)
     for order in ("compiled inside", "compiled around"):
         for rank in range(2):
             planned, roomy, unplanned = (found[rank][order, by] for by in (0.9, 1.0, "aot_eager"))
@@ -141,8 +148,8 @@ def train_once(model: nn.Module, by: Any, batch: Sequence[Tensor] = (), loss_fn:
     return loss.detach()
 
 
-def test_blocks_that_are_sharded_apart_are_graph_breaks(tmp_path: Path) -> None:
-    assert all("several graphs" in said for said in on_two_ranks(blocks_sharded, tmp_path))
+def test_blocks_that_are_sharded_apart_are_graph_breaks(on_two_ranks: Any) -> None:
+    assert all("several graphs" in said for said in on_two_ranks(blocks_sharded))
 
 
 def told(by: Any, model: nn.Module | None = None) -> tuple[str, str]:
@@ -199,16 +206,20 @@ def disagreements(rank: int) -> dict[str, Any]:
     by = backend(0.9)
     model = Blocks() if rank else model_of()
     train_once(model, by, [torch.randn(64, 16)] if rank else [], square if rank else loss_of)
+    logging.getLogger("checkpointing").removeHandler(handler)
     found["different steps"] = (len(by.plans), messages)
-
-    ranks.TIMEOUT = timedelta(seconds=2)
-    dist.barrier()
-    found["nobody comes"] = told(backend(0.85)) if rank == 0 else ("", "")
     return found
 
 
-def test_ranks_that_differ_are_told_so_and_none_waits_for_ever(tmp_path: Path) -> None:
-    first, second = on_two_ranks(disagreements, tmp_path)
+def absence(rank: int) -> tuple[str, str]:
+    """What rank 0 is told when rank 1 compiles nothing. The last work: one rank has called once more than the other."""
+    ranks.TIMEOUT = timedelta(seconds=2)
+    dist.barrier()
+    return told(backend(0.85)) if rank == 0 else ("", "")
+
+
+def test_ranks_that_differ_are_told_so_and_none_waits_for_ever(on_two_ranks: Any) -> None:
+    first, second = on_two_ranks(disagreements)
     assert first["measured by rank 0"] == second["measured by rank 0"] == ("", "")
     assert first["kept"] == second["kept"]
 
@@ -227,7 +238,7 @@ def test_ranks_that_differ_are_told_so_and_none_waits_for_ever(tmp_path: Path) -
         plans, messages = found["different steps"]
         assert plans == 1
         assert any("each has a plan of its own" in message for message in messages)
-    assert "rank 0 compiles a step, and rank 1 did not within 0:00:02" in first["nobody comes"][1]
+    assert "rank 0 compiles a step, and rank 1 did not within 0:00:02" in on_two_ranks(absence)[0][1]
 
 
 class Gathered(nn.Module):
@@ -270,8 +281,8 @@ def gathering(rank: int) -> dict[str, Any]:
     return found
 
 
-def test_a_collective_is_not_repeated_unless_told(tmp_path: Path) -> None:
-    for found in on_two_ranks(gathering, tmp_path):
+def test_a_collective_is_not_repeated_unless_told(on_two_ranks: Any) -> None:
+    for found in on_two_ranks(gathering):
         (kept, gradients, is_empty), (told, told_gradients, _), (unplanned, expected, was_empty) = (
             found[name] for name in ("kept", "told", "roomy")
         )
