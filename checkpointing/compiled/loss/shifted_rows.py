@@ -3,7 +3,8 @@
     logits = without_shift(graph, logits)       # in place; the same node where there is no such slice
 
 The matmul then makes the rows that count and no others, and each of its rows is a row of the loss. In the backward,
-zeros that were put around the gradient of the logits are put around that of the hidden states.
+zeros that were put around the gradient of the logits are put around that of the hidden states; a bias' gradient, their
+sum, is the same without them.
 """
 
 from __future__ import annotations
@@ -55,9 +56,13 @@ def is_shifted(logits: fx.Node) -> bool:
 
 
 def _replace(matmul: fx.Node, gradient: fx.Node, dtype: torch.dtype, full: torch.Size, cut: Cut, few: fx.Node) -> None:
-    """A matmul that reads the gradient with its zeros, by one that reads the rows that count."""
+    """A matmul or a sum that reads the gradient with its zeros, by one that reads the rows that count."""
     new = NewNodes(matmul, like=matmul)
     flat = _flat(new, new.cast(gradient, dtype))
+    if packet(matmul) is aten.sum:
+        total = new.add(aten.sum.dim_IntList, flat, [0], **matmul.kwargs)
+        matmul.replace_all_uses_with(new.view(total, tuple(matmul.meta["val"].shape)))
+        return
     left, right = arguments(matmul)
     if packet(left) in _TRANSPOSES:
         result = new.add(aten.mm.default, new.add(aten.permute.default, flat, [1, 0]), few)
@@ -110,7 +115,7 @@ def _places(shape: torch.Size, dim: int, start: int | None, stop: int | None) ->
 def _gradient(
     node: fx.Node, full: list[int], cut: Cut, shape: torch.Size, hidden: fx.Node
 ) -> tuple[fx.Node, list[tuple[fx.Node, torch.dtype]]] | None:
-    """(the gradient of the slice, the matmuls that read it with zeros around and the type in which they do)."""
+    """(the gradient of the slice, the matmuls and sums that read it with zeros around, and in which type)."""
     if node.target is aten.slice_backward.default:
         source, _, dim, start, stop, step = arguments(node)
     elif node.target is aten.slice_scatter.default and len(arguments(node)) == 5:
@@ -128,6 +133,9 @@ def _gradient(
         if packet(user) in (*_VIEWS, *_CASTS) or (packet(user) in _TRANSPOSES and user.meta["val"].dim() == 2):
             pending += user.users
             continue
+        if _sums_rows(user):
+            found.append((user, arguments(user)[0].meta["val"].dtype))
+            continue
         if user.target is not aten.mm.default:
             return None
         left, right = arguments(user)
@@ -137,3 +145,11 @@ def _gradient(
             return None
         found.append((user, left.meta["val"].dtype))
     return (source, found) if found else None
+
+
+def _sums_rows(node: fx.Node) -> bool:
+    """Whether all dimensions but the last are summed over: the gradient of a bias."""
+    if packet(node) is not aten.sum or len(arguments(node)) < 2:
+        return False
+    count = arguments(node)[0].meta["val"].dim()
+    return {dim % count for dim in arguments(node)[1]} == set(range(count - 1))

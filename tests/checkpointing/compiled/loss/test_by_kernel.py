@@ -160,19 +160,21 @@ def test_losses_that_are_written_by_hand(loss_fn: Callable[[Tensor, Tensor], Ten
         assert "by generated code (the kernel does not know" in step.said
 
 
-def test_a_sequence_of_which_a_part_counts_goes_through_the_kernel() -> None:
-    def shifted(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(linear(hidden, weight)[:, :-1].reshape(-1, 7), labels[:, 1:].reshape(-1))
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_sequence_of_which_a_part_counts_goes_through_the_kernel(biased: bool) -> None:
+    def shifted(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
+        return cross_entropy(linear(hidden, weight, bias)[:, :-1].reshape(-1, 7), labels[:, 1:].reshape(-1))
 
     generator = torch.Generator().manual_seed(0)
-    hidden, weight = (torch.randn(s, generator=generator).requires_grad_() for s in ((3, 5, 4), (7, 4)))
-    inputs = (hidden, weight, torch.randint(7, (3, 5), generator=generator))
+    shapes = ((3, 5, 4), (7, 4), (7,))
+    hidden, weight, bias = (torch.randn(shape, generator=generator).requires_grad_() for shape in shapes)
+    inputs = [hidden, weight, torch.randint(7, (3, 5), generator=generator), *([bias] if biased else [])]
     step = traced(shifted, inputs, 3, decomposed=True, kernel=True)
     loss, gradients = step.run()
     true = shifted(*inputs)
     assert step.said.endswith(BY_KERNEL)
     assert torch.allclose(loss, true)
-    exact = torch.autograd.grad(true, inputs[:2])
+    exact = torch.autograd.grad(true, [given for given in inputs if given.requires_grad])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients, exact, strict=True))
 
 

@@ -182,25 +182,30 @@ def test_losses_of_rows_are_bitwise_those_of_one_piece(chunks: int, dtype: torch
 @FORMS
 @pytest.mark.parametrize("chunks", [1, 4])
 @pytest.mark.parametrize("part", [slice(None, -1), slice(1, None), slice(1, 3)], ids=["all but last", "rest", "middle"])
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("cast", [False, True])
-def test_logits_of_which_a_part_of_the_sequence_counts(cast: bool, part: slice, chunks: int, decomposed: bool) -> None:
-    """As older Hugging Face models shift them, with the labels shifted or not."""
+def test_logits_of_which_a_part_of_the_sequence_counts(
+    cast: bool, biased: bool, part: slice, chunks: int, decomposed: bool
+) -> None:
+    """As older Hugging Face models shift them, with the labels shifted or not, and with a bias or without."""
     dtype = torch.float32 if cast else torch.float64
 
-    def shifted(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-        logits = linear(hidden, weight).to(torch.float64)[:, part].reshape(-1, 7)
+    def shifted(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
+        logits = linear(hidden, weight, bias).to(torch.float64)[:, part].reshape(-1, 7)
         return cross_entropy(logits, labels[:, part].reshape(-1))
 
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(s, generator=generator).to(dtype).requires_grad_() for s in ((3, 5, 4), (7, 4)))
-    inputs = (hidden, weight, torch.randint(7, (3, 5), generator=generator))
+    inputs = [hidden, weight, torch.randint(7, (3, 5), generator=generator)]
+    if biased:
+        inputs.append(torch.randn(7, generator=generator).to(dtype).requires_grad_())
     step = traced(shifted, inputs, chunks, decomposed)
     loss, gradients = step.run()
     rows = len(range(5)[part]) * 3
     made = 3 if (rows, chunks) == (6, 4) else chunks  # chunks are of equal size: six rows are three of two
     assert f"in {made} chunks of its {rows} rows" in step.said
     true = shifted(*inputs)
-    exact = torch.autograd.grad(true, inputs[:2])
+    exact = torch.autograd.grad(true, [given for given in inputs if given.requires_grad])
     close = 1e-5 if cast else 1e-11
     assert torch.allclose(loss, true, rtol=close, atol=close)
     assert all(torch.allclose(a, b, rtol=close, atol=close) for a, b in zip(gradients, exact, strict=True))
