@@ -104,7 +104,7 @@ def load_job(cfg: DictConfig | dict[str, Any], elsewhere: bool = False) -> Job:
     _check_sizes(job)
     _check_kinds(job)
     _check_mask(job)
-    _check_options(job, ("workload", "mask", "method", "phase"))
+    _check_options(job, ("workload", "method", "phase", "mask"))
     # only now has every `auto` that a check settles its value
     for name in _CORE:
         job.config[name] = dataclasses.asdict(parts[name])

@@ -14,11 +14,15 @@ windows on one GPU.)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from blockshock.errors import ConfigError
+
+if TYPE_CHECKING:
+    from blockshock.config import Job
 
 
 @dataclass
@@ -33,6 +37,17 @@ class WindowMask:
     def __post_init__(self) -> None:
         if self.block not in (6, 8):
             raise ConfigError("mask.block", self.block, "columns of a block: 6 (two windows) or 8 (three)")
+
+    def check(self, job: Job) -> None:
+        """Reject a layer whose inputs are not whole blocks: a dense method prunes its weight, too."""
+        inputs = {"model.K": job.model.K}
+        if hasattr(job.workload, "hidden"):
+            inputs["workload.hidden"] = job.workload.hidden
+        for key, features in inputs.items() if getattr(job.workload, "acts_on", "layer") != "model" else ():
+            if features % self.block:
+                nearest = max(self.block, features // self.block * self.block)
+                problem = f"mask={self.name} prunes blocks of {self.block} inputs; use a multiple, such as {nearest}"
+                raise ConfigError(key, features, problem)
 
     @property
     def windows(self) -> int:

@@ -52,6 +52,21 @@ def statuses(folder: Path) -> list[dict]:
         (["model.B=0"], "model.B=0: must be at least 1"),
         (["model.N=66"], "model.N=66: block_shock on 1 ranks needs a multiple of 4"),
         (["model.K=30"], "model.K=30"),
+        (
+            ["model.K=64", "method=dense_single", "mask=window_4of6"],
+            "model.K=64: mask=window_4of6 prunes blocks of 6 inputs; use a multiple, such as 60\n",
+        ),
+        (
+            [
+                "workload=mlp_block",
+                "model.K=60",
+                "model.N=60",
+                "workload.hidden=64",
+                "method=dense_single",
+                "mask=window_4of6",
+            ],
+            "workload.hidden=64: mask=window_4of6 prunes blocks of 6 inputs",
+        ),
         (["model.N=36", "hardware.world_size=4"], "needs a multiple of 8"),
         (
             ["model.K=65", "method=dense_tp_row", "hardware.world_size=2"],
