@@ -1,14 +1,14 @@
 """Figures. Each function returns a matplotlib figure; those of `profiler.traces` also take a path to save it at.
 
-`graph`: the five figures of a graph profile. `kernels`, `stacks`, `layers`, `timeline`, `steps`: those of a trace.
+`graph`, `activations`: the five figures of a graph profile. `kernels`, `stacks`, `layers`, `timeline`, `steps`: those
+of a trace.
 """
 
+from profiler.plots.activations import plot_activation_sizes, plot_inactive_times
 from profiler.plots.graph import (
     STACK,
     device_limit,
-    plot_activation_sizes,
     plot_all,
-    plot_inactive_times,
     plot_memory,
     plot_node_peak_memory,
     plot_node_runtime,

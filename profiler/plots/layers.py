@@ -1,6 +1,7 @@
 """Run time and arithmetic rate of modules, forward and backward, over the steps of a profile."""
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from profiler.errors import EmptyTraceError
-from profiler.plots.style import PASS_COLOUR, cpu_note, light_grid, nanosecond_unit, save, style
+from profiler.plots.style import PASS_COLOUR, cpu_note, in_nanoseconds, light_grid, nanosecond_unit, save, style
 from profiler.traces.modules import ModuleProfile, is_module, require_profile
 
 MOST = 24  # modules that a figure shows
@@ -25,7 +26,8 @@ def plot_layer_runtime_stats(
     forward_markers: Sequence[str] | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Figure:
-    """Box plots of each module's own device time, forward and backward: mean, median, quartiles and extremes.
+    """Box plots of each module's own device time, forward and backward: mean, median, quartiles and extremes; beside
+    them the time of a step by kind of module, which is its class, of all modules together.
 
     A module's own time leaves out its submodules, which have boxes of their own. `forward_markers`: names of
     `record_function` ranges to take as modules. Raises EmptyTraceError for a profile without modules.
@@ -37,16 +39,18 @@ def plot_layer_runtime_stats(
     chosen = _chosen(profile, totals)
     largest = max(table[[m for m in chosen if m in table]].max().max() for table in sides.values() if len(table))
     scale, unit = nanosecond_unit(largest)
-    figure, axes = _figure(len(chosen))
+    kinds = _kinds(profile, sides)
+    style()
+    size = (15, max(3.6, 1.9 + 0.36 * len(chosen)))
+    figure, (axes, right) = plt.subplots(1, 2, figsize=size, layout="constrained", gridspec_kw={"width_ratios": [3, 2]})
     _boxes(axes, sides, chosen, scale)
+    _draw_kinds(right, kinds)
     axes.set_xlabel(
         f"device time of the module's own {'operators' if profile.collector.on_cpu else 'kernels'} [{unit}]"
     )
     axes.set_xlim(left=0)
     shown = totals[chosen].sum() / max(1.0, totals.sum())
-    _titles(
-        figure, axes, "Run time of modules", profile, len(chosen), len(totals), f" ({shown:.0%} of all modules' time)"
-    )
+    _titles(figure, axes, _message(kinds), profile, len(chosen), len(totals), f" ({shown:.0%} of all modules' time)")
     _legend(axes, [])
     return save(figure, path)
 
@@ -101,6 +105,52 @@ def _totals(times: dict[str, pd.DataFrame], sides: dict[str, pd.DataFrame]) -> p
     names = list(dict.fromkeys(str(name) for table in sides.values() for name in table))
     forward, backward = (times[region].mean().reindex(names, fill_value=0.0) for region, _ in _SIDES)
     return forward + backward
+
+
+def _kinds(profile: ModuleProfile, sides: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """A row a kind of module, the one with the most time first: `forward` and `backward`, ns in a mean step, and how
+    many `modules` are of it."""
+    table = profile.table.drop_duplicates("module").set_index("module")
+    names = list(dict.fromkeys(str(name) for side in sides.values() for name in side))
+    # A range that was named as a module has no class: its name without the numbers of its place.
+    kinds = pd.Series({name: table["type"][name] or re.sub(r"\d+", "*", name) for name in names})
+    steps = profile.steps["step"].nunique()
+    times = {region: (sides[region].sum() / steps).reindex(names, fill_value=0.0) for region, _ in _SIDES}
+    found = pd.DataFrame({**times, "modules": 1}).groupby(kinds).sum()
+    return found.loc[found[list(times)].sum(axis=1).sort_values(ascending=False).index]
+
+
+def _draw_kinds(axes: Axes, kinds: pd.DataFrame) -> None:
+    regions = [region for region, _ in _SIDES]
+    shown = kinds.head(MOST)
+    scale, unit = nanosecond_unit(float(shown[regions].sum(axis=1).max()))
+    left = np.zeros(len(shown))
+    for region in regions:
+        width = shown[region].to_numpy() / scale
+        axes.barh(range(len(shown)), width, 0.7, left=left, color=PASS_COLOUR[region], alpha=0.6, lw=0)
+        left += width
+    for place, total in enumerate(left):
+        share = total * scale / kinds[regions].to_numpy().sum()
+        axes.annotate(
+            f"{in_nanoseconds(total * scale)}, {share:.0%}",
+            (total, place),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+        )
+    names = [f"{_short(str(kind), 24)} ×{count}" for kind, count in shown["modules"].items()]
+    axes.set_yticks(range(len(shown)), names, fontsize=8.5)
+    axes.set_ylim(max(len(shown), 6) - 0.4, -0.6)
+    axes.set_xlim(0, 1.35 * left.max())
+    axes.set_xlabel(f"time of a mean step of all modules of a kind [{unit}]")
+    axes.set_title("by kind of module", fontsize=10)
+    light_grid(axes, "x")
+
+
+def _message(kinds: pd.DataFrame) -> str:
+    times = kinds["forward"] + kinds["backward"]
+    return f"Run time of modules: {times.index[0]} takes {times.iloc[0] / times.sum():.0%} of it"
 
 
 def _chosen(profile: ModuleProfile, totals: pd.Series) -> list[str]:

@@ -6,7 +6,12 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from profiler.plots import plot_node_peak_memory, plot_node_runtime
+from profiler.plots import (
+    plot_activation_sizes,
+    plot_inactive_times,
+    plot_node_peak_memory,
+    plot_node_runtime,
+)
 
 MS, MIB = 1e-3, 2**20
 
@@ -49,3 +54,26 @@ def test_the_peak_stands_at_the_time_when_its_node_starts(nodes):
     assert (float(mark.get_xdata()[0]), float(mark.get_ydata()[0])) == (pytest.approx(1.0), pytest.approx(40.0))
     assert "in attention" in figure.get_suptitle()
     plt.close(figure)
+
+
+@pytest.fixture
+def activations() -> pd.DataFrame:
+    """What the first and the second forward node make."""
+    rows = [("act_mm", 1, 10 * MIB, 9 * MS, 1 * MS), ("act_attention", 2, 30 * MIB, 2 * MS, 5 * MS)]
+    columns = ["activation_name", "creation_rank", "median_mem_size_bytes", "inactive_time_s", "recomp_time_s"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+@pytest.mark.parametrize("plot", [plot_activation_sizes, plot_inactive_times])
+def test_an_activation_stands_at_the_time_when_it_is_made_and_is_named(plot, activations, nodes):
+    axes = plot(activations, nodes).axes[0]
+    if plot is plot_activation_sizes:
+        (dots,) = (line for line in axes.lines if line.get_marker() == ".")
+        times = dots.get_xdata()
+    else:
+        times = axes.collections[0].get_offsets()[:, 0]
+    assert [float(time) for time in times] == pytest.approx([0.0, 1.0])
+    assert axes.get_xlabel() == "time in the step, without gaps [ms]"
+    largest = "act_attention" if plot is plot_activation_sizes else "act_mm"
+    assert largest in {text.get_text() for text in axes.texts}
+    plt.close("all")

@@ -112,11 +112,26 @@ def test_stack_and_kernels_share_one_axis(gpu: ModuleProfile, tmp_path: Path) ->
 
 def test_module_boxes_show_forward_and_backward_over_the_steps(gpu: ModuleProfile, tmp_path: Path) -> None:
     figure = plot_layer_runtime_stats(gpu, path=tmp_path / "x.png")
-    (axes,) = figure.axes
+    axes, _ = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
     medians = [line.get_xdata()[0] for line in axes.lines if line.get_color() == "black" and len(line.get_xdata()) == 2]
     assert medians == [20, 20, 40, 40]  # µs: forward of a and b, backward of a and b
     assert "2 modules; 2 steps of rank 0" in text_of(figure)
+
+
+def test_kinds_of_modules_have_totals_of_all_their_modules(cpu: tuple[ModuleProfile, StacktraceCollector]) -> None:
+    profile, _ = cpu
+    _, axes = plot_layer_runtime_stats(profile).axes
+    assert {label.get_text() for label in axes.get_yticklabels()} == {"Linear ×2", "ReLU ×1"}
+    own = profile.table[profile.table["type"].isin(["Linear", "ReLU"])]
+    own = own[own["region"].isin(["forward", "backward"])]
+    expected = own.groupby("type")["device_self_ns"].sum().sort_values(ascending=False) / own["step"].nunique()
+    reached: dict[float, float] = {}
+    for bar in axes.patches:
+        reached[bar.get_y()] = reached.get(bar.get_y(), 0.0) + bar.get_width()
+    totals = [width for _, width in sorted(reached.items())]
+    assert [total / totals[0] for total in totals] == pytest.approx(list(expected / expected.iloc[0]))
+    assert totals == sorted(totals, reverse=True)
 
 
 def test_throughput_has_the_devices_peak(gpu: ModuleProfile, tmp_path: Path) -> None:
