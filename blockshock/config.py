@@ -103,7 +103,8 @@ def load_job(cfg: DictConfig | dict[str, Any], elsewhere: bool = False) -> Job:
     job = Job(**parts, config={})
     _check_sizes(job)
     _check_kinds(job)
-    _check_mask(job)
+    if kind(job) == "layer":
+        check_mask(job)
     _check_options(job, ("workload", "method", "phase", "mask"))
     # only now has every `auto` that a check settles its value
     for name in _CORE:
@@ -121,7 +122,8 @@ def with_choices(job: Job, **options: dict[str, Any]) -> Job:
     chosen = {name: _typed(None, given, name) for name, given in options.items()}
     other = dataclasses.replace(job, **chosen, config={})
     _check_kinds(other)
-    _check_mask(other)
+    if kind(other) == "layer":
+        check_mask(other)
     _check_options(other, chosen)
     return other
 
@@ -147,9 +149,14 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def _typed(schema: type | None, options: dict[str, Any], group: str) -> Any:
-    """`options` as an instance of `schema`, or of the dataclass that their `_target_` names."""
-    options = dict(options)
+def typed_option(options: dict[str, Any], group: str, key: str) -> Any:
+    """An option of `group` that another one holds under `key`, as an instance of its dataclass. Raises WrongValue."""
+    return _typed(None, options, group, key)
+
+
+def _typed(schema: type | None, options: dict[str, Any], group: str, key: str | None = None) -> Any:
+    """`options` as an instance of `schema`, or of the dataclass that their `_target_` names; errors name `key`."""
+    options, key = dict(options), key or group
     if schema is None:
         target = options.pop("_target_", None)
         if target is None:
@@ -160,10 +167,10 @@ def _typed(schema: type | None, options: dict[str, Any], group: str) -> Any:
     except ConfigKeyError as error:
         at_fault = error.object_type if dataclasses.is_dataclass(error.object_type) else schema
         problem = f"allowed keys: {', '.join(f.name for f in dataclasses.fields(at_fault))}"
-        raise WrongValue(f"{group}.{error.full_key}", _given(options, str(error.full_key)), problem) from error
+        raise WrongValue(f"{key}.{error.full_key}", _given(options, str(error.full_key)), problem) from error
     except OmegaConfBaseException as error:
-        key = f"{group}.{error.full_key}"
-        raise WrongValue(key, _given(options, str(error.full_key)), str(error.msg).splitlines()[0]) from error
+        problem = str(error.msg).splitlines()[0]
+        raise WrongValue(f"{key}.{error.full_key}", _given(options, str(error.full_key)), problem) from error
 
 
 def _given(options: dict[str, Any], key: str) -> Any:
@@ -286,14 +293,13 @@ _FOR = {
 }
 
 
-def _check_mask(job: Job) -> None:
+def check_mask(job: Job) -> None:
     """A mask that is not 2:4, or not what it claims, shows on a small matrix already."""
-    if kind(job) == "layer":
-        import torch
+    import torch
 
-        from blockshock.masks import halves, prunes
+    from blockshock.masks import halves, prunes
 
-        if prunes(job.mask):
-            return  # two of four in every window by construction, for any weight
-        generator = torch.Generator().manual_seed(job.experiment.seed)
-        halves(job.mask, torch.randn(16, 16, generator=generator), generator)
+    if prunes(job.mask):
+        return  # two of four in every window by construction, for any weight
+    generator = torch.Generator().manual_seed(job.experiment.seed)
+    halves(job.mask, torch.randn(16, 16, generator=generator), generator)

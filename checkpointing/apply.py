@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from checkpointing import budget
+from checkpointing.compiled.decisions.ranks import decide_together, highest_of_ranks
 from checkpointing.decide import decide_checkpoints
 from checkpointing.operators.determinism import unsteady_operators
 from checkpointing.planners.problem import problem_of
@@ -37,9 +38,9 @@ def apply_activation_checkpointing(
 
     `loss_fn(model, *batch)` returns a scalar. `memory_budget` is the step's peak in bytes, a string ("24GiB"), or a
     fraction of the activation memory; on a GPU the allocator's peak is measured and the plan tightened where it is
-    above. The profile takes real training steps, whose effect is undone: the model, the
-    optimizer and the random generators are afterwards as they were. The unchanged step has to fit in memory once.
-    Raises BudgetError, IllegalPlanError, and what `trace_train_step` raises.
+    above. Where several ranks train one model, rank 0 plans for all. Profiling takes training steps, whose effect
+    is undone: the model, the optimizer and the random generators are afterwards as they were. The unchanged step has to
+    fit in memory once. Raises BudgetError, IllegalPlanError, and what `trace_train_step` raises.
     """
     budget.check(memory_budget)
     step = trace_train_step(model, loss_fn, optimizer, batch)
@@ -48,13 +49,14 @@ def apply_activation_checkpointing(
         profiler.run(*batch, warmup_iters=warmup_iters, profile_iters=profile_iters)
         problem = problem_of(profiler, unsteady_operators(step, batch, (Region.FORWARD, Region.LOSS)))
         if step.device.type != "cuda":  # what was predicted is what is alive
-            return rewrite_graph_with_recomputation(step, decide_checkpoints(problem, memory_budget, solver))
+            plan = decide_together(problem, lambda: decide_checkpoints(problem, memory_budget, solver))
+            return rewrite_graph_with_recomputation(step, plan)
         return within_budget(
             problem,
             memory_budget,
             solver,
             rewrite=partial(rewrite_graph_with_recomputation, step),
-            measure=lambda rewritten: _measured_peak(rewritten, batch),
+            measure=lambda rewritten: highest_of_ranks(_measured_peak(rewritten, batch)),
         )
 
 

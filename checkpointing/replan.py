@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from checkpointing import budget as budgets
+from checkpointing.compiled.decisions.ranks import decide_together
 from checkpointing.decide import decide_checkpoints
 from checkpointing.errors import BudgetError
 from checkpointing.planners import BASELINES
@@ -38,7 +39,7 @@ def within_budget(
     found are above it, or none is.
     """
     if solver in BASELINES:
-        return rewrite(decide_checkpoints(problem, memory_budget, solver))
+        return rewrite(_decide(problem, memory_budget, solver))
     unchanged = unchanged_peak(problem)
     wanted = budgets.in_bytes(memory_budget, problem.static_bytes, unchanged)
     varies = min(SLACK, wanted // 1000)
@@ -56,7 +57,7 @@ def within_budget(
         try:
             if attempt == REPLANNED:
                 raise BudgetError("however it is planned")
-            tighter = decide_checkpoints(problem, asked, solver)
+            tighter = _decide(problem, asked, solver)
         except BudgetError as error:
             if near is not None:
                 return near
@@ -75,9 +76,14 @@ def within_budget(
     raise AssertionError("the last attempt returns or raises")
 
 
+def _decide(problem: PlanningProblem, memory_budget: float | str, solver: str) -> Plan:
+    """Rank 0's plan, where several ranks train one model."""
+    return decide_together(problem, lambda: decide_checkpoints(problem, memory_budget, solver))
+
+
 def _first_plan(problem: PlanningProblem, memory_budget: float | str, wanted: int, room: int, solver: str) -> Plan:
     """A plan for `room` bytes less than `wanted`; if there is none, for all of it. Raises BudgetError."""
     if room:
         with suppress(BudgetError):
-            return replace(decide_checkpoints(problem, wanted - room, solver), budget_bytes=wanted)
-    return decide_checkpoints(problem, memory_budget, solver)
+            return replace(_decide(problem, wanted - room, solver), budget_bytes=wanted)
+    return _decide(problem, memory_budget, solver)

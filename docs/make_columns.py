@@ -81,6 +81,8 @@ MEANINGS = {
     "device_total_ns": "device time with submodules",
     "communication_self_ns": "of it communication, without submodules",
     "communication_total_ns": "of it communication, with submodules",
+    "exposed_communication_self_ns": "communication while no compute kernel runs, without submodules",
+    "exposed_communication_total_ns": "communication while no compute kernel runs, with submodules",
     "wall_self_ns": "host time without submodules",
     "wall_total_ns": "host time with submodules",
     "flops_self": "FLOPs without submodules",

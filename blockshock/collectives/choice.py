@@ -39,6 +39,16 @@ class CollectiveOptions:
     collective: str = "auto"  # auto (the fastest here) | nccl | one_shot | two_shot | copy
     overlap_chunks: int | None = None  # chunks of X's rows whose sums overlap the next product; null: the fastest here
 
+    def check_in_step(self, job: Job) -> None:
+        """Settle what a step that is one graph does: PyTorch's all-reduce after the product (in_graph.py)."""
+        if self.collective not in ("auto", "nccl"):
+            raise ConfigError("method.collective", self.collective, "is no operator of a graph; use auto or nccl")
+        if self.overlap_chunks not in (None, 1):
+            problem = "chunks overlap on streams, which a graph has not; use 1 or null"
+            raise ConfigError("method.overlap_chunks", self.overlap_chunks, problem)
+        if job.hardware.backend == "nccl":
+            self.collective, self.overlap_chunks = "nccl", 1
+
 
 PLAIN = CollectiveOptions(collective="nccl", overlap_chunks=1)  # what one would write: all_reduce after the product
 

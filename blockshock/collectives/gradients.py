@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from blockshock.collectives import in_graph
 from blockshock.measure.timing import region
 from blockshock.ranks.distributed import allreduce_sum
 
@@ -25,6 +26,8 @@ class _SumGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         partial = grads[0].contiguous()
+        if in_graph.tracing():
+            return in_graph.all_reduce(partial, ctx.group), None
         with region("allreduce"):
             return allreduce_sum(partial, ctx.group), None
 
@@ -34,9 +37,7 @@ class _GatherColumns(torch.autograd.Function):
     def forward(ctx: Any, local: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
         ctx.group, ctx.width = group, local.shape[1]
         ranks = dist.get_world_size(group)
-        stacked = torch.empty(ranks * len(local), local.shape[1], dtype=local.dtype, device=local.device)
-        with region("allgather"):
-            all_gather(stacked, local.contiguous(), group)
+        stacked = _gathered(local.contiguous(), group)
         return stacked.view(ranks, len(local), -1).transpose(0, 1).reshape(len(local), -1)
 
     @staticmethod
@@ -49,6 +50,8 @@ class _ScatterSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, group: dist.ProcessGroup, *blocks: torch.Tensor) -> torch.Tensor:
         ctx.group = group
+        if in_graph.tracing():
+            return in_graph.reduce_scatter(torch.cat(blocks), group)
         own = torch.empty_like(blocks[0])
         with region("reducescatter"):
             reduce_scatter(own, _stacked(blocks), group=group)
@@ -56,12 +59,18 @@ class _ScatterSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        own = grads[0].contiguous()
-        ranks = dist.get_world_size(ctx.group)
-        stacked = torch.empty(ranks * len(own), own.shape[1], dtype=own.dtype, device=own.device)
-        with region("allgather"):
-            all_gather(stacked, own, ctx.group)
-        return (None, *stacked.chunk(ranks))
+        stacked = _gathered(grads[0].contiguous(), ctx.group)
+        return (None, *stacked.chunk(dist.get_world_size(ctx.group)))
+
+
+def _gathered(own: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """(B, n) of each of P ranks -> (P·B, n)."""
+    if in_graph.tracing():
+        return in_graph.all_gather(own, group)
+    stacked = own.new_empty(dist.get_world_size(group) * len(own), own.shape[1])
+    with region("allgather"):
+        all_gather(stacked, own, group)
+    return stacked
 
 
 def _stacked(blocks: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -87,9 +96,7 @@ class _JoinGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         own = ctx.columns.take(grads[0])
-        stacked = torch.empty(dist.get_world_size(ctx.group), *own.shape, dtype=own.dtype, device=own.device)
-        with region("allgather"):
-            all_gather(stacked.flatten(0, 1), own, ctx.group)
+        stacked = _gathered(own, ctx.group).view(dist.get_world_size(ctx.group), *own.shape)
         return ctx.columns.put(stacked), None, None
 
 

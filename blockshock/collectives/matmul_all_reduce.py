@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import torch
 
+from blockshock.collectives import in_graph
 from blockshock.collectives.reductions import Reduction
 from blockshock.measure.timing import region
 
@@ -49,6 +50,8 @@ class MatmulAllReduce:
         self.reduction, self.chunks = reduction, chunks
 
     def __call__(self, x: torch.Tensor, multiply: Multiply) -> torch.Tensor:
+        if in_graph.tracing():
+            return in_graph.all_reduce(multiply(x, None), self.reduction.group)
         if self.chunks > 1:
             return self._overlapped(x, multiply)
         partial, total = self.reduction.place(len(x), x)

@@ -36,6 +36,8 @@ class Reduction(ABC):
     backend: ClassVar[str] = "nccl"  # of process groups on which it works: nccl | gloo
     symmetric: ClassVar[bool] = False  # whether products must be in memory that peers read
 
+    group: dist.ProcessGroup
+
     @classmethod
     def unsupported(cls, ranks: int, dtype: torch.dtype, size: int) -> str | None:
         """Why it can't sum `size` bytes over `ranks` ranks; None if it can on a fitting machine."""
@@ -69,7 +71,7 @@ class AllReduce(Reduction):
     name = "nccl"
 
     def __init__(self, group: dist.ProcessGroup, width: int) -> None:
-        self._group, self._width = group, width
+        self.group, self._width = group, width
 
     @classmethod
     def build(cls, group: dist.ProcessGroup, width: int, buffer: SymmetricBuffer | None) -> Reduction:
@@ -82,7 +84,7 @@ class AllReduce(Reduction):
         return total, total
 
     def add(self, partial: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-        dist.all_reduce(total, group=self._group)
+        dist.all_reduce(total, group=self.group)
         return total
 
 
@@ -97,7 +99,7 @@ class GlooAllReduce(AllReduce):
         self._works: list[dist.Work] = []
 
     def add(self, partial: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-        work = dist.all_reduce(total, group=self._group, async_op=True)
+        work = dist.all_reduce(total, group=self.group, async_op=True)
         assert work is not None
         self._works.append(work)
         return total
@@ -122,13 +124,13 @@ class Symmetric(Reduction):
 
     symmetric = True
 
-    def __init__(self, buffer: SymmetricBuffer, width: int) -> None:
-        self.buffer, self._width = buffer, width
+    def __init__(self, group: dist.ProcessGroup, buffer: SymmetricBuffer, width: int) -> None:
+        self.group, self.buffer, self._width = group, buffer, width
 
     @classmethod
     def build(cls, group: dist.ProcessGroup, width: int, buffer: SymmetricBuffer | None) -> Reduction:
         assert buffer is not None
-        return cls(buffer, width)
+        return cls(group, buffer, width)
 
     @classmethod
     def unsupported(cls, ranks: int, dtype: torch.dtype, size: int) -> str | None:

@@ -16,6 +16,7 @@ import torch
 from blockshock import SCHEMA
 from blockshock.collectives import symmetric
 from blockshock.config import Job
+from blockshock.dtypes import DTYPES
 from blockshock.jobs import correctness
 from blockshock.masks import prunes
 from blockshock.measure import calibration, nvml, roofline, timing
@@ -58,7 +59,8 @@ class Execution:
     @cached_property
     def rates(self) -> calibration.Rates:
         hardware = self.job.hardware
-        return calibration.rates(self.problem.dtype, self.device, hardware.backend, hardware.recalibrate)
+        dtype = DTYPES[self.job.model.dtype]
+        return calibration.rates(dtype, self.device, hardware.backend, hardware.recalibrate)
 
     def build(self) -> tuple[ParallelModule, timing.Samples]:
         """The method's layer from the problem's weights, and how long it took to build."""

@@ -40,6 +40,8 @@ KERNELS: dict[str, KernelClass] = {
     "reference": Reference,
 }
 
+IN_A_GRAPH = ("gather", "masked_dense", "reference")  # made of PyTorch's operators, so that a graph can hold them
+
 
 def check_kernel(job: Job, name: str, rows: int, columns: int) -> None:
     """Refuse a kernel that can't multiply halves (rows, columns) of one rank, of this dtype or on this device."""

@@ -21,7 +21,7 @@ from functools import cached_property
 import torch
 
 from blockshock.kernels.gpu import decompress
-from blockshock.kernels.gpu.columns import Places, put, take
+from blockshock.kernels.gpu.columns import Places, among_fours, put, take
 from blockshock.kernels.gpu.triton_support import usable
 
 
@@ -143,7 +143,7 @@ class BlockLayout:
         if self.blocks == 1:
             return values
         tall = values.view(self.rows // 4, 4, -1)
-        return torch.stack([tall[:, _both(rows)] for rows in self.block_rows]).view(self.rows, -1)
+        return torch.stack([tall[:, among_fours(rows)] for rows in self.block_rows]).view(self.rows, -1)
 
     def to_row_major(self, values: torch.Tensor) -> torch.Tensor:
         """The inverse of `from_row_major`."""
@@ -151,7 +151,7 @@ class BlockLayout:
             return values
         tall = torch.empty(self.rows // 4, 4, values.shape[1], dtype=values.dtype, device=values.device)
         for rows, part in zip(self.block_rows, values.view(self.blocks, self.rows // 4, 2, -1), strict=True):
-            tall[:, _both(rows)] = part
+            tall[:, among_fours(rows)] = part
         return tall.view(self.rows, -1)
 
     def pack(self, dense: torch.Tensor) -> torch.Tensor:
@@ -186,12 +186,6 @@ class BlockLayout:
         dy = dy.contiguous()
         by_block = dy[None] if self.blocks == 1 else take(dy, self.block_rows)
         return torch.bmm(by_block.transpose(1, 2), take(x, self.columns)).view(self.rows, -1)
-
-
-def _both(two: tuple[int, ...]) -> slice:
-    """Two ascending places as a slice, which needs no index tensor: such can't be made while a graph is captured."""
-    first, second = two
-    return slice(first, second + 1, second - first)
 
 
 def mask_key(blocks: BlockLayout | None) -> str:

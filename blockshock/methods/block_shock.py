@@ -22,6 +22,7 @@ from torch import nn
 
 from blockshock.errors import ConfigError, at_least, one_of
 from blockshock.kernels import check_kernel, make, masked_linear, packed_linear
+from blockshock.kernels.choice import IN_A_GRAPH, blocks_of_mask
 from blockshock.masks import prunes
 from blockshock.measure.timing import region
 from blockshock.methods import ParallelLinear
@@ -54,6 +55,16 @@ class BlockShock(HalvesOptions):
                 "packed weights are never compressed; set weights=masked",
             )
         check_kernel(job, self.kernel, rows, columns)
+
+    def check_in_step(self, job: Job) -> None:
+        super().check_in_step(job)
+        if self.kernel not in IN_A_GRAPH and self.kernel != "auto":
+            problem = f"is no operator of a graph; use auto or {', '.join(IN_A_GRAPH)}"
+            raise ConfigError("method.kernel", self.kernel, problem)
+        if self.weights != "packed":
+            raise ConfigError("method.weights", self.weights, "are compressed between steps; use packed")
+        if self.kernel == "auto":
+            self.kernel = "gather" if blocks_of_mask(job) else "masked_dense"
 
     def build(self, problem: Problem, weight: torch.Tensor) -> ParallelLinear:
         return (WindowsLinear if prunes(problem.mask) else BlockShockLinear)(self, problem, weight)

@@ -18,7 +18,7 @@ from blockshock.methods.dense_tp_column import DenseTpColumnLinear
 from blockshock.methods.dense_tp_row import check_shards
 from blockshock.methods.dtensor_row import DTensorRowLinear
 from blockshock.methods.shared.column_shard import Shards
-from blockshock.methods.shared.dtensor import PlannedLinear, PlannedShard
+from blockshock.methods.shared.dtensor import PlannedLinear, PlannedShard, reject_whole_step_graph
 
 if TYPE_CHECKING:
     from blockshock.config import Job
@@ -31,6 +31,9 @@ class DTensorColumn:
 
     def check(self, job: Job) -> None:
         check_shards(job, "N")
+
+    def check_in_step(self, job: Job) -> None:
+        reject_whole_step_graph(self.name, job)
 
     def build(self, problem: Problem, weight: torch.Tensor) -> ParallelLinear:
         return DTensorColumnLinear(problem, weight)

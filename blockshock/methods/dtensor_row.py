@@ -17,7 +17,7 @@ from blockshock.collectives.choice import PLAIN
 from blockshock.methods import ParallelLinear
 from blockshock.methods.dense_tp_row import DenseTpRowLinear, check_shards
 from blockshock.methods.shared.column_shard import Shards
-from blockshock.methods.shared.dtensor import PlannedLinear, PlannedShard
+from blockshock.methods.shared.dtensor import PlannedLinear, PlannedShard, reject_whole_step_graph
 
 if TYPE_CHECKING:
     from blockshock.config import Job
@@ -30,6 +30,9 @@ class DTensorRow:
 
     def check(self, job: Job) -> None:
         check_shards(job, "K")
+
+    def check_in_step(self, job: Job) -> None:
+        reject_whole_step_graph(self.name, job)
 
     def build(self, problem: Problem, weight: torch.Tensor) -> ParallelLinear:
         return DTensorRowLinear(problem, weight)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 @dataclass
 class KeepAll:
     acts_on: ClassVar[str] = "model"
+    traces_whole_step: ClassVar[bool] = True
 
     name: str
 

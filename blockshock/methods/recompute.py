@@ -20,6 +20,7 @@ class Recompute:
     """`memory_budget`: the step's peak in bytes or as "24GiB", or a fraction of its activation memory."""
 
     acts_on: ClassVar[str] = "model"
+    traces_whole_step: ClassVar[bool] = True
     exact: ClassVar[bool] = True  # the step must be the unchanged step's equal
 
     name: str

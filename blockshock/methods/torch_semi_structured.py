@@ -52,6 +52,9 @@ class TorchSemiStructured:
         if problem:
             raise ConfigError("method", self.name, problem)
 
+    def check_in_step(self, job: Job) -> None:
+        raise ConfigError("method", self.name, "compresses weights, which a graph can't hold; use block_shock")
+
     def build(self, problem: Problem, weight: torch.Tensor) -> ParallelLinear:
         return TorchSemiStructuredLinear(self, problem, weight)
 

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from blockshock.dtypes import DTYPES
 from blockshock.errors import ConfigError, at_least, one_of
+from blockshock.jobs.agreement import compare_ranks
 from blockshock.jobs.correctness import CheckFailed
 from blockshock.jobs.eager_match import compare_with_eager
 from blockshock.jobs.execution import Execution
 from blockshock.measure import timing
 from blockshock.measure.summarize import summarize
 from blockshock.phases import OptimizerOptions
+from blockshock.ranks import distributed
 
 if TYPE_CHECKING:
     from blockshock.config import Job
@@ -52,12 +53,13 @@ class CheckpointStep(OptimizerOptions):
         """Record peak, time, plan and proof; the median step in ms."""
         job = execution.job
         execution.log("building %s", job.workload.name)
-        problem = job.workload.build(DTYPES[job.model.dtype], execution.device, job.experiment.seed)
+        problem = job.workload.task(job, execution.device)
         optimizer = self.make_optimizer(list(problem.model.parameters()))
         execution.log("preparing the step: %s", job.method.name)
         step = job.method.build_step(problem, optimizer)
         plan: Plan | None = getattr(step, "plan", None)
-        if plan is not None:
+        first = distributed.rank() == 0  # of several ranks, one writes files
+        if plan is not None and first:
             _save_plan(execution, step, plan)
         traced = self.verify and hasattr(step, "matches_eager")
         match = compare_with_eager(execution, step, problem.batch) if traced else None
@@ -75,21 +77,21 @@ class CheckpointStep(OptimizerOptions):
         if planned is not None:
             for line in planned.summary().partition("\n\n")[0].splitlines():  # its table is in plan.csv
                 execution.log("%s", line)
-            planned.table().to_csv(execution.folder.path / "plan.csv", index=False)
+            if first:
+                planned.table().to_csv(execution.folder.path / "plan.csv", index=False)
             memory["baseline_peak_bytes"] = planned.unplanned_peak_bytes
         proof: Proof | None = None
         if self.verify and hasattr(step, "verify"):
             execution.log("comparing with the unchanged step")
             proof = step.verify(problem.batch)
-            proof.table.to_csv(execution.folder.path / "proof.csv", index=False)
+            if first:
+                proof.table.to_csv(execution.folder.path / "proof.csv", index=False)
             execution.log("%s", proof.summary())
+        ranks = compare_ranks(problem.model, planned or plan, proof is None or proof.passed or proof.trains_alike)
         execution.write(
             None,
             {"total_step": summarize(samples)},
-            N=None,
-            K=None,
-            B=job.workload.batch_size,
-            mask=None,
+            **job.workload.record_fields(job),
             timing_mode=self.timing,
             memory_peak_bytes=memory["peak_bytes"],
             memory=memory,
@@ -98,28 +100,34 @@ class CheckpointStep(OptimizerOptions):
             plan=_compiled_plan_fields(planned, job.method.solver) if planned else _plan_fields(plan) if plan else None,
             proof=None if proof is None else _proof_fields(proof),
             matches_eager=match,
+            ranks=ranks,
         )
         if proof is not None:
             _require(proof, job.method)
+        if ranks is not None and not ranks["alike"]:
+            raise CheckFailed(f"the ranks differ: {', '.join(ranks['differing'][:3])}")
         return summarize(samples)["p50_ms"]
 
     def _measure(self, execution: Execution, step: Callable[[], object]) -> tuple[list[float], dict[str, Any]]:
-        """Milliseconds of each step, and on a GPU the allocator's bytes between steps and at the peak."""
+        """Milliseconds of each step, and on a GPU the allocator's bytes between steps and at the peak: the largest."""
         timer = timing.Timer(self.timing, execution.device)
+        distributed.barrier()
         cuda = execution.device.type == "cuda"
         for _ in range(self.warmup_iters):
             step()
-        memory: dict[str, Any] = {"peak_bytes": None, "static_bytes": None, "above_static_bytes": None}
-        memory["reserved_peak_bytes"] = None
+        parts = ("peak_bytes", "static_bytes", "above_static_bytes", "reserved_peak_bytes")
+        memory: dict[str, Any] = dict.fromkeys(parts)
         if cuda:
             torch.cuda.synchronize(execution.device)
             static = torch.cuda.memory_allocated(execution.device)
             torch.cuda.reset_peak_memory_stats(execution.device)
         samples = timer.measure("total_step", step, self.warmup_iters, self.timed_iters)["total_step"]
+        samples = distributed.max_over_ranks(samples)
         if cuda:
             peak = torch.cuda.max_memory_allocated(execution.device) + graph_pool_bytes(execution.device)
-            memory = {"peak_bytes": peak, "static_bytes": static, "above_static_bytes": peak - static}
-            memory["reserved_peak_bytes"] = torch.cuda.max_memory_reserved(execution.device)
+            reserved = torch.cuda.max_memory_reserved(execution.device)
+            peaks = distributed.max_over_ranks([float(n) for n in (peak, static, peak - static, reserved)])
+            memory = dict(zip(memory, map(int, peaks), strict=True))
         return samples, memory
 
 

@@ -7,20 +7,24 @@ sign-off fails the run.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from blockshock.dtypes import DTYPES
 from blockshock.errors import ConfigError, at_least, one_of
+from blockshock.jobs.agreement import compare_ranks
 from blockshock.jobs.correctness import CheckFailed
 from blockshock.jobs.eager_match import compare_with_eager
 from blockshock.jobs.execution import Execution
 from blockshock.measure import timing
 from blockshock.measure.summarize import summarize
 from blockshock.phases import OptimizerOptions
+from blockshock.ranks import distributed
 
 if TYPE_CHECKING:
     from blockshock.config import Job
@@ -52,9 +56,9 @@ class ProfileStep(OptimizerOptions):
         """Record the profile's summary beside the eager step, the traced step and its CUDA graph; the step in ms."""
         from profiler import GraphProfiler, sign_off_table
 
-        job, folder = execution.job, execution.folder.path
+        job = execution.job
         execution.log("building %s", job.workload.name)
-        problem = job.workload.build(DTYPES[job.model.dtype], execution.device, job.experiment.seed)
+        problem = job.workload.task(job, execution.device)
         optimizer = self.make_optimizer(list(problem.model.parameters()))
 
         def eager() -> torch.Tensor:
@@ -76,24 +80,23 @@ class ProfileStep(OptimizerOptions):
         execution.log("profiling %d steps", self.profile_iters)
         profiler.run(*problem.batch, warmup_iters=self.warmup_iters, profile_iters=self.profile_iters)
         execution.log("writing tables and figures")
-        profiler.save_stats_to_csv(folder)
-        profiler.plot(folder)
-        checks = profiler.sign_off(folder)
-        table = sign_off_table(checks)
-        (folder / "sign_off.txt").write_text(table + "\n")
+        with _own_folder(execution) as folder:
+            profiler.save_stats_to_csv(folder)
+            profiler.plot(folder)
+            checks = profiler.sign_off(folder)
+            table = sign_off_table(checks)
+            (folder / "sign_off.txt").write_text(table + "\n")
         execution.log("%s", table)
         graph_ms: list[float] = []
         if execution.device.type == "cuda":
             execution.log("timing %d replays of the step as a CUDA graph", self.timed_iters)
             graph_ms, _ = self._time(execution, timing.capture(lambda: step(*problem.batch)).replay)
         summary = profiler.summary()
+        ranks = compare_ranks(problem.model)
         execution.write(
             None,
             {"total_step": summarize(step_ms)},
-            N=None,
-            K=None,
-            B=job.workload.batch_size,
-            mask=None,
+            **job.workload.record_fields(job),
             timing_mode=self.timing,
             memory_peak_bytes=summary["measured_peak_bytes"],
             profile={
@@ -104,19 +107,34 @@ class ProfileStep(OptimizerOptions):
                 "matches_eager": match,
                 "sign_off": [dataclasses.asdict(check) for check in checks],
             },
+            ranks=ranks,
         )
+        if ranks is not None and not ranks["alike"]:
+            raise CheckFailed(f"the ranks differ: {', '.join(ranks['differing'][:3])}")
         failed = [check for check in checks if not check.passed]
         if failed:
             raise CheckFailed(f"sign-off: {failed[0].name}: found {failed[0].found}, expected {failed[0].expected}")
         return summarize(step_ms)["p50_ms"]
 
     def _time(self, execution: Execution, step: Callable[[], object]) -> tuple[list[float], int | None]:
-        """Milliseconds of each of `timed_iters` steps, and the peak of PyTorch's allocator (None on a CPU)."""
+        """Milliseconds of each of `timed_iters` steps, the slowest rank's, and this rank's peak (None on a CPU)."""
         timer = timing.Timer(self.timing, execution.device)
         cuda = execution.device.type == "cuda"
         step()
         if cuda:
             torch.cuda.synchronize(execution.device)
             torch.cuda.reset_peak_memory_stats(execution.device)
+        distributed.barrier()
         samples = timer.measure("total_step", step, self.warmup_iters, self.timed_iters)["total_step"]
-        return samples, torch.cuda.max_memory_allocated(execution.device) if cuda else None
+        peak = torch.cuda.max_memory_allocated(execution.device) if cuda else None
+        return distributed.max_over_ranks(samples), peak
+
+
+@contextmanager
+def _own_folder(execution: Execution) -> Iterator[Path]:
+    """The run folder on rank 0; on other ranks, whose graphs have the same nodes, one that is gone afterwards."""
+    if distributed.rank() == 0:
+        yield execution.folder.path
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(folder)

@@ -19,7 +19,6 @@ import torch
 from matplotlib.figure import Figure
 
 from blockshock.config import kind
-from blockshock.dtypes import DTYPES
 from blockshock.errors import ConfigError, at_least, one_of
 from blockshock.jobs.correctness import QUANTITIES
 from blockshock.jobs.execution import Execution
@@ -138,10 +137,10 @@ class Trace(TrainingOptions):
     def _model(self, execution: Execution) -> Subject:
         job = execution.job
         execution.log("building %s", job.workload.name)
-        problem = job.workload.build(DTYPES[job.model.dtype], execution.device, job.experiment.seed)
+        problem = job.workload.task(job, execution.device)
         optimizer = self.make_optimizer(list(problem.model.parameters()))
         step = job.method.build_step(problem, optimizer)
-        fields = {"N": None, "K": None, "B": job.workload.batch_size, "mask": None}
+        fields = job.workload.record_fields(job)
         model, batch = problem.model, problem.batch
 
         def plain() -> object:
@@ -228,8 +227,16 @@ class Trace(TrainingOptions):
             "uncounted_operators": sorted(profile.flops.uncounted) if profile and profile.flops else [],
             "kernels": [int(table["kernels"].median()) for table in tables],
             "copies": [int(table["copies"].median()) for table in tables],
+            "exposed_communication_ms_of": _exposed_by_module(profile) if profile else {},
             **{f"{part}_ms": [float(table[f"{part}_ns"].median()) / 1e6 for table in tables] for part in parts},
         }
+
+
+def _exposed_by_module(profile: ModuleProfile) -> dict[str, float]:
+    """Milliseconds of a step, of modules whose own collectives are exposed on this rank, the most first."""
+    own = profile.modules.groupby(["module", "step"])["exposed_communication_self_ns"].sum()
+    found = own.groupby("module").median().sort_values(ascending=False) / 1e6
+    return {str(module): float(ms) for module, ms in found[found > 0].items()}
 
 
 def _draw(execution: Execution, name: str, plot: Callable[..., Figure], *arguments: Any) -> None:

@@ -40,7 +40,8 @@ def config_hash(config: dict[str, Any]) -> str:
 
 def _is_measured(group: str, key: str, value: Any) -> bool:
     """Where a method builds none of a model's layers, it is the same measurement as before there was such a key."""
-    return key not in _NOT_MEASURED.get(group, ()) and (group, key, value) != ("workload", "layers", None)
+    unset = group == "workload" and key in ("layers", "layers_by") and value is None
+    return key not in _NOT_MEASURED.get(group, ()) and not unset
 
 
 def _options(value: Any) -> Any:
@@ -67,7 +68,8 @@ def job_label(config: dict[str, Any]) -> str:
     sizes = f"N{model['N']}" + (f"-K{model['K']}" if model["K"] != model["N"] else "") + f"-B{model['B']}"
     phase = config["phase"]
     compared = [phase["part"]] if "part" in phase else [config["method"]["name"], config["mask"]["name"]]
-    over_ranks = [workload["name"]] if workload.get("layers") else []  # a model
+    by = (workload.get("layers_by") or {}).get("name")  # the method of a step's layers
+    over_ranks = [workload["name"], *([by] if by else [])] if workload.get("layers") else []  # a model
     return "_".join(
         [
             phase["name"],

@@ -36,7 +36,8 @@ class ModelWorkload:
     seq_len: int | None = None  # tokens of a sample; only text models have it
     dropout: float | None = None  # None: what the model's configuration says
     autocast: str | None = None  # bf16: the forward and the loss run under torch.autocast
-    layers: str | None = None  # what the method builds of the model, settled by `check`: mlp where it builds layers
+    layers: str | None = None  # what a method of layers builds of the model, settled by `check`: mlp where there is one
+    layers_by: Any = None  # such a method with its options, where the job's own is one of the whole step
 
     def check(self, job: Job) -> None:
         if importlib.util.find_spec("transformers") is None:
@@ -49,14 +50,25 @@ class ModelWorkload:
         if self.autocast is not None:
             one_of("workload.autocast", self.autocast, ("bf16",))
         if kind(job) == "layer":
+            if self.layers_by is not None:
+                problem = f"method={job.method.name} builds the layers itself; leave it out"
+                raise ConfigError("method@workload.layers_by", self.layers_by.get("name"), problem)
             self._check_layers(job)
+            return
+        if self.layers_by is not None:
+            from blockshock.methods.pairs.in_step import checked
+
+            self.layers_by = checked(job, self._check_layers)
             return
         if self.layers is not None:
             problem = f"method={job.method.name} is for the whole step; leave workload.layers=null"
             raise ConfigError("workload.layers", self.layers, problem)
         if job.hardware.world_size != 1:
             raise ConfigError(
-                "hardware.world_size", job.hardware.world_size, "a model's step runs on one rank; set it to 1"
+                "hardware.world_size",
+                job.hardware.world_size,
+                "a model's step runs on one rank; set it to 1, or let a method build its layers over ranks, as "
+                "method@workload.layers_by=dense_tp_row",
             )
 
     def _check_layers(self, job: Job) -> None:
@@ -136,6 +148,21 @@ class ModelWorkload:
 
     def _length(self) -> int:
         return self.seq_len or 16  # profiler.models' own default
+
+    def task(self, job: Job, device: torch.device) -> TrainingTask:
+        """What `build` makes, with this rank's part of the layers where `layers_by` names a method for them."""
+        task = self.build(DTYPES[job.model.dtype], device, job.experiment.seed)
+        if self.layers_by is not None:
+            from blockshock.methods.pairs.in_step import put_layers
+
+            put_layers(job, task.model, device)
+        return task
+
+    def record_fields(self, job: Job) -> dict[str, Any]:
+        """What records of a step say: a layer's sizes and mask where a method builds layers, else none."""
+        if self.layers_by is None:
+            return {"N": None, "K": None, "B": self.batch_size, "mask": None}
+        return {"B": self.batch_size, "layers": self.layers_by["name"]}
 
     def build(self, dtype: torch.dtype, device: torch.device, seed: int) -> TrainingTask:
         """The model in train mode, its loss and one batch, the same for the same seed."""

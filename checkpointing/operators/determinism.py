@@ -15,6 +15,7 @@ from checkpointing.operators.purity import draws_from_own_generator, may_draw, o
 from checkpointing.operators.replay import generator_state, replay
 from profiler import Region, TracedStep
 from profiler.costs.profile import run_nodes
+from profiler.graph.fake_tensors import communicates
 from profiler.graph.two_runs import same_bits
 
 
@@ -47,7 +48,7 @@ def unsteady_operators(step: TracedStep, batch: Sequence[Any], regions: Collecti
 
 def _can_run_twice(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
-    if schema is None or schema.is_mutable or draws_from_own_generator(node):
+    if schema is None or schema.is_mutable or draws_from_own_generator(node) or communicates(node):
         return False
     return not updates_running_statistics(node)
 

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from checkpointing.operators.purity import draws_from_own_generator, updates_running_statistics
 from profiler import Region, Storage, StorageAnalysis
 from profiler.costs.storage import written
+from profiler.graph.fake_tensors import communicates
 
 _FORWARD = (Region.FORWARD, Region.LOSS)
 
@@ -80,6 +81,8 @@ def _obstacle(analysis: StorageAnalysis, rank: int, unsteady: Collection[str]) -
         return f"{node.name} is an input"
     if draws_from_own_generator(node):
         return f"{node.name} draws from a generator of its own"
+    if communicates(node):
+        return f"{node.name} waits for other ranks"
     if str(node.target) in unsteady:
         return f"{node.name} gave two results for the same inputs"
     statistics = written(node) if updates_running_statistics(node) else []  # the second run is given none

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from profiler.costs.storage import BATCH_NORMS
-from profiler.graph.fake_tensors import draws_random_numbers
+from profiler.graph.fake_tensors import communicates, draws_random_numbers
 
 _PYTORCHS_OWN = ("aten", "prims", "prim")
 
@@ -33,7 +33,8 @@ def of_pytorch(node: fx.Node) -> bool:
 
 def may_draw(node: fx.Node) -> bool:
     """Whether the node draws random numbers, or is a custom operator, which may do so without a tag that says it."""
-    return draws_random_numbers(node) or (node.op == "call_function" and not of_pytorch(node))
+    custom = node.op == "call_function" and not of_pytorch(node) and not communicates(node)
+    return draws_random_numbers(node) or custom
 
 
 def updates_running_statistics(node: fx.Node) -> bool:

@@ -23,6 +23,7 @@ from torch import Tensor, fx
 from profiler.costs.memory import MeasuredMemory, default_rounding, rounded
 from profiler.costs.node_trace import NodeRecord, attribute, idle_between, node_trace
 from profiler.costs.storage import StorageAnalysis
+from profiler.graph.fake_tensors import communicates
 from profiler.graph.step import TracedStep, running
 
 Call = Callable[[int, Any, tuple[Any, ...], dict[str, Any]], Any]
@@ -80,6 +81,9 @@ def measure(
     peak = _medians(iterations, lambda record: record.peak, count).astype(np.int64) + base
     after = _medians(iterations, lambda record: record.after, count).astype(np.int64) + base
     outputs = _output_bytes(analysis)
+    memory = _for_the_model(analysis, base, before, peak, after, outputs)
+    if not on_cuda and any(map(communicates, analysis.nodes)):
+        memory = MeasuredMemory()  # gloo's threads hold and free tensors while other nodes run
     return Profile(
         run_time_s=times,
         before_bytes=before,
@@ -87,7 +91,7 @@ def measure(
         after_bytes=after,
         output_bytes=outputs,
         workspace_bytes=peak - before - outputs,
-        memory=_for_the_model(analysis, base, before, peak, after, outputs),
+        memory=memory,
         step_time_s=step_time_s,
         step_peak_bytes=step_peak if on_cuda else int(peak.max()),
         idle_s=idle_s,

@@ -99,6 +99,15 @@ def refuse_unfaithful(graph: fx.Graph) -> None:
             )
 
 
+# How namespaces of operators begin that wait for other ranks.
+_COLLECTIVES = ("c10d", "_c10d", "_dtensor", "symm_mem")
+
+
+def communicates(node: fx.Node) -> bool:
+    """Whether the node sends to other ranks, or waits for what they send."""
+    return str(getattr(node.target, "namespace", "")).startswith(_COLLECTIVES)
+
+
 def draws_random_numbers(node: fx.Node) -> bool:
     """Whether the node draws random numbers. Attention with a `dropout_p` of 0 draws none."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):

@@ -34,6 +34,7 @@ from profiler.traces.records import (
 RANGE = "profiler.range "  # then a region and a module's path: put there by hooks or by a labelled graph
 STEP = "profiler.step"
 _EVALUATE = "autograd::engine::evaluate_function: "
+_CALL = re.compile(r"^_?c10d(_functional)?::(?!wait)")  # of a collective, whichever thread runs it
 _OPTIMIZER = re.compile(r"Optimizer\.(step|zero_grad)#")
 _WRAPPERS = ("autograd::", "torch::autograd::")
 
@@ -115,6 +116,7 @@ def attribute(trace: RawTrace, markers: Sequence[str] = (), operators: bool = Fa
         owners.update(answers)
         ranges += sweep.ranges
         host_kernels += sweep.operators
+    host_kernels = _with_callers(host_kernels)
     following = _following(ranges, trace.host)
     # A GPU's backward has threads of its own: all that happens there is backward.
     engine = {r.thread for r in ranges if r.node} - {r.thread for r in trace.host if r.name == STEP}
@@ -126,6 +128,18 @@ def attribute(trace: RawTrace, markers: Sequence[str] = (), operators: bool = Fa
     for kernel, owner in host_kernels:
         _write(kernel, owner, kernel.start, steps, following)
     return Attribution(steps, ranges, [kernel for kernel, _ in host_kernels])
+
+
+def _with_callers(operators: list[tuple[KernelLaunch, Owner]]) -> list[tuple[KernelLaunch, Owner]]:
+    """gloo's threads run collectives in the order in which they were called: what such a thread does has the owner of
+    the call with its number. Without that, where a trace has not all of them."""
+    in_order = sorted(operators, key=lambda found: found[0].start)
+    calls = [owner for kernel, owner in in_order if _CALL.match(kernel.name)]
+    running = [kernel for kernel, _ in in_order if kernel.name.startswith("gloo:")]
+    if len(calls) != len(running):
+        return operators
+    callers = {id(kernel): replace(owner, operator=kernel.name) for kernel, owner in zip(running, calls, strict=True)}
+    return [(kernel, callers.get(id(kernel), owner)) for kernel, owner in operators]
 
 
 def _by_thread(host: Iterable[HostRange]) -> dict[int, list[HostRange]]:

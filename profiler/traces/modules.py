@@ -6,7 +6,9 @@
 
 A module's *self* is what runs in it and in none of its submodules; its *total* adds the submodules by name, so that
 totals of siblings add up to their parent's. Device time is the sum of the durations of kernels and copies; collectives
-are apart. Wall time is the host's: of the module's calls, and of the autograd nodes that its forward made.
+are apart, and exposed while no compute kernel runs. Where collectives of several modules run at once, the exposed time
+counts once, so that modules add up to the step. Wall time is the host's: of the module's calls, and of the autograd
+nodes that its forward made.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from profiler.traces.attribution import OwnedRange
 from profiler.traces.flop_count import FlopCount
 from profiler.traces.recording.collector import KernelDataCollector
 from profiler.traces.records import NOBODY, OPTIMIZER, OUTSIDE, ROOT, KernelLaunch, MemoryCopy
-from profiler.traces.steps import step_table
+from profiler.traces.steps import exposed, spans_of_compute, step_table
 
 MODULE_COLUMNS = [
     "rank",
@@ -40,6 +42,8 @@ MODULE_COLUMNS = [
     "device_total_ns",
     "communication_self_ns",
     "communication_total_ns",
+    "exposed_communication_self_ns",
+    "exposed_communication_total_ns",
     "wall_self_ns",
     "wall_total_ns",
     "flops_self",
@@ -48,7 +52,8 @@ MODULE_COLUMNS = [
     "tflops_total",
 ]
 Key = tuple[int, str, str]  # step, module, region
-_SUMMED = ("device", "communication", "wall", "flops")
+Spans = list[tuple[int, int]]
+_SUMMED = ("device", "communication", "exposed_communication", "wall", "flops")
 
 
 @dataclass
@@ -108,6 +113,7 @@ class ModuleProfile:
     def _own(self) -> dict[str, defaultdict[Key, int]]:
         """Each quantity's (step, module, region) → value, of the modules themselves."""
         own: dict[str, defaultdict[Key, int]] = {name: defaultdict(int) for name in (*_SUMMED, "calls", "kernels")}
+        exchanged: defaultdict[Key, Spans] = defaultdict(list)
         things: list[KernelLaunch | MemoryCopy] = [*self.collector.kernels]
         if not self.collector.on_cpu:  # there a copy is an operator, or part of one
             things += self.collector.copies
@@ -118,6 +124,11 @@ class ModuleProfile:
             communication = isinstance(thing, KernelLaunch) and thing.communication
             own["communication" if communication else "device"][key] += thing.end - thing.start
             own["kernels"][key] += 1
+            if communication:
+                exchanged[key].append((thing.start, thing.end))
+        own["exposed_communication"].update(
+            exposed(_modules_first(exchanged), spans_of_compute(self.collector.kernels))
+        )
         steps = self.collector.attribution.steps
         for found, wall in _self_times(self.collector.attribution.ranges):
             step = next((n for n, (start, end) in enumerate(steps) if start <= found.start < end), None)
@@ -203,6 +214,11 @@ def ancestors(module: str) -> list[str]:
 def depth(module: str) -> int:
     """0 for the model and what is outside of it, 1 for its children, …"""
     return 0 if module.startswith("(") else module.count(".") + 1
+
+
+def _modules_first(spans: dict[Key, Spans]) -> dict[Key, Spans]:
+    """In the order in which they begin; what no module is known for comes last."""
+    return dict(sorted(spans.items(), key=lambda item: (not is_module(item[0][1]), min(item[1]))))
 
 
 def is_module(module: str) -> bool:

@@ -100,7 +100,7 @@ def memcpy_kind(name: str) -> int:
 
 
 _COMMUNICATION = re.compile(
-    r"^nccl\w*Kernel|(one|two)_?shot_all_?reduce|multimem_\w*(reduce|gather)|^nvshmem|^gloo:|^c10d::"
+    r"^nccl\w*Kernel|(one|two)_?shot_all_?reduce|multimem_\w*(reduce|gather)|^nvshmem|^gloo:|^_?c10d(_functional)?::"
 )
 
 

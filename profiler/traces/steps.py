@@ -12,8 +12,9 @@ has ended.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from profiler.traces.intervals import clip, intersect, length, subtract, union
 from profiler.traces.recording.collector import KernelDataCollector
 from profiler.traces.records import NOBODY, REGIONS, KernelLaunch, MemoryCopy, together
 
+Key = TypeVar("Key")
 STEP_COLUMNS = [
     "rank",
     "step",
@@ -55,7 +57,7 @@ def step_table(collector: KernelDataCollector) -> pd.DataFrame:
     host = collector.attribution.steps
     if not host:
         raise EmptyTraceError("the profile has no steps: write `with collector.step():` around each training step")
-    compute = _spans(kernel for kernel in kernels if not kernel.communication)
+    compute = spans_of_compute(kernels)
     communication = _spans(kernel for kernel in kernels if kernel.communication)
     moved = _spans(copies)
     by_region = {
@@ -108,6 +110,22 @@ def is_attributed(thing: KernelLaunch | MemoryCopy) -> bool:
     """Whether a module, the loss, the optimizer or a collective is known to have launched it."""
     communication = isinstance(thing, KernelLaunch) and thing.communication
     return communication or (thing.module != NOBODY and thing.region != "other")
+
+
+def spans_of_compute(kernels: Iterable[KernelLaunch]) -> np.ndarray:
+    """When kernels run that exchange nothing, (n, 2) nanoseconds."""
+    return _spans(kernel for kernel in kernels if not kernel.communication)
+
+
+def exposed(exchanged: Mapping[Key, list[tuple[int, int]]], compute: np.ndarray) -> dict[Key, int]:
+    """Of each owner's collectives, the nanoseconds in which nothing is computed, each for the first owner."""
+    left: dict[Key, int] = {}
+    taken = compute
+    for key, spans in exchanged.items():
+        own = subtract(union(spans), taken)
+        left[key] = length(own)
+        taken = union(np.concatenate([taken, own]))
+    return left
 
 
 def _spans(things: Iterable[KernelLaunch | MemoryCopy]) -> np.ndarray:

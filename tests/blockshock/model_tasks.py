@@ -9,6 +9,9 @@ from torch.nn.functional import cross_entropy
 
 from blockshock.config import load_job
 from blockshock.jobs import correctness
+from blockshock.jobs.agreement import compare_ranks
+from blockshock.methods.pairs.model import dense_tensors, pairs_of
+from blockshock.methods.pairs.sites import find_mlps
 from blockshock.problem import problem_of
 from blockshock.ranks import distributed
 from blockshock.ranks.launched import RankInfo
@@ -78,3 +81,45 @@ def train(info: RankInfo, config: dict[str, Any], steps: int, say: Any) -> Outco
     )
     sizes = [parallel.weight_bytes(), distributed.local_bytes(dense.parameters())]
     return Outcome(value={"losses": losses, "alike": alike, "replicated": len(rest), "bytes": sizes})
+
+
+def step_as_dense(info: RankInfo, config: dict[str, Any], say: Any) -> Outcome:
+    """A step of the job's method with layers over ranks, and an eager one of the dense model from the same parameters:
+    the largest difference of the parameters afterwards, by their names in the dense model, over the largest change."""
+    join(info)
+    job = load_job(config)
+    task = job.workload.task(job, CPU)
+    dense = job.workload.build(torch.float64, CPU, job.experiment.seed)
+    before = {name: p.detach().clone() for name, p in dense.model.named_parameters()}
+    step = job.method.build_step(task, job.phase.make_optimizer(list(task.model.parameters())))
+    loss = float(step(*task.batch))
+    expected = dense.loss_fn(dense.model, *dense.batch)
+    expected.backward()
+    job.phase.make_optimizer(list(dense.model.parameters())).step()
+    after = dict(dense.model.named_parameters())
+    found = dense_tensors(find_mlps(before_pairs(job)), pairs_of(task.model), dict(task.model.named_parameters()))
+    moved = {name: float((after[name] - start).detach().norm()) for name, start in before.items()}
+    errors = {name: float((found[name] - p).detach().norm()) / max(moved.values()) for name, p in after.items()}
+    errors["loss"] = abs(loss - float(expected.detach()))
+    worst = distributed.max_over_ranks(list(errors.values()))
+    return Outcome(value={"errors": dict(zip(errors, worst, strict=True)), "moved": max(moved.values())})
+
+
+def before_pairs(job: Any) -> Any:
+    """The model with its MLPs still in it, without memory for its weights."""
+    return build(job.workload.name, 1, device="meta", dropout=job.workload.dropout).model
+
+
+def tell_apart(info: RankInfo, config: dict[str, Any], say: Any) -> Outcome:
+    """What ranks are told of a model that they share, and of one in which rank 1 differs."""
+    join(info)
+    job = load_job(config)
+    model = job.workload.task(job, CPU).model
+    found = {"same": compare_ranks(model), "failed": compare_ranks(model, passed=info.rank == 0)}
+    parts = {"of_a_layer": next(p for name, p in model.named_parameters() if ".pair." in name)}
+    parts["moved"] = model.transformer.wte.weight
+    for name, parameter in parts.items():
+        with torch.no_grad():
+            parameter.view(-1)[0] += info.rank
+        found[name] = compare_ranks(model)
+    return Outcome(value=found)

@@ -24,8 +24,8 @@ def take(x: torch.Tensor, places: Places) -> torch.Tensor:
     width = len(places[0])
     shape = (len(places), len(x), x.shape[1] * width // 4)
     if not (usable(x.device, x.dtype) and width == 2 and x.is_contiguous()):
-        index = torch.tensor(places, device=x.device)
-        return x.view(len(x), -1, 4)[:, :, index].permute(2, 0, 1, 3).reshape(shape)
+        fours = x.view(len(x), -1, 4)
+        return torch.stack([fours[:, :, among_fours(own)].reshape(shape[1:]) for own in places])
     out = torch.empty(shape, dtype=x.dtype, device=x.device)
     groups = x.numel() // 4
     (a, b), (c, d) = places[0], places[-1]
@@ -42,14 +42,23 @@ def put(parts: torch.Tensor, places: Places, out: torch.Tensor | None = None) ->
     if out is None:
         out = torch.empty(rows, parts.shape[2] * 4 // width, dtype=parts.dtype, device=parts.device)
     if not (usable(parts.device, parts.dtype) and width == 2 and parts.is_contiguous() and out.is_contiguous()):
-        index = torch.tensor(places, device=parts.device)
         fours = torch.zeros(rows, out.shape[1] // 4, 4, dtype=parts.dtype, device=parts.device)
-        fours[:, :, index] = parts.view(count, rows, -1, width).permute(1, 2, 0, 3)
+        for own, part in zip(places, parts, strict=True):
+            fours[:, :, among_fours(own)] = part.view(rows, -1, width)
         return out.copy_(fours.view(out.shape))
     groups = out.numel() // 4
     (a, b), (c, d) = places[0], places[-1]
     _put[(triton.cdiv(groups, BLOCK),)](parts, out, groups, a, b, c, d, count, BLOCK, num_warps=8)
     return out
+
+
+def among_fours(places: tuple[int, ...]) -> slice:
+    """Ascending places among four, evenly apart, as a slice: an index tensor can't be made while a graph is captured.
+
+    Two are always evenly apart.
+    """
+    step = places[1] - places[0] if len(places) > 1 else 1
+    return slice(places[0], places[-1] + 1, step)
 
 
 BLOCK = 2048  # groups of four elements a program: 16 KiB in and out, eight warps

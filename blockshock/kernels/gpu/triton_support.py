@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from blockshock.collectives.in_graph import tracing
+
 INSTALLED = importlib.util.find_spec("triton") is not None  # PyTorch for CPUs comes without
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -22,6 +24,9 @@ if INSTALLED and (INTERPRETED or torch.cuda.device_count() > 0):
 
 
 def usable(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether Triton kernels can work on such tensors: they are written for 16-bit floats."""
+    """Whether Triton kernels can work on such tensors: they are written for 16-bit floats, and are no operators of a
+    graph."""
+    if tracing():
+        return False
     where = device.type == "cuda" or INTERPRETED
     return triton is not None and where and dtype in (torch.bfloat16, torch.float16)

@@ -37,6 +37,29 @@ class Logits(nn.Module):
         return self.model(x).logits.flatten(0, -2)
 
 
+def put_pairs(model: nn.Module, build: Callable[[Site], ParallelMlp]) -> dict[str, ParallelMlp]:
+    """Let `model` run what `build` makes of each of its MLPs, by the path at which it now is."""
+    pairs = [(site, build(site)) for site in find_mlps(model)]
+    return {site.put(pair): pair for site, pair in pairs}
+
+
+def pairs_of(model: nn.Module) -> dict[str, ParallelMlp]:
+    """What `put_pairs` returned for this model."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, ParallelMlp)}
+
+
+def dense_tensors(sites: list[Site], pairs: dict[str, ParallelMlp], given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The model's own tensors of a rank's, by name: parameters, or gradients of them. A collective.
+
+    `sites` are those of a copy of the model that still has its MLPs.
+    """
+    dense = {name: tensor for name, tensor in given.items() if not name.startswith(tuple(f"{path}." for path in pairs))}
+    for site, (path, pair) in zip(sites, pairs.items(), strict=True):
+        own = [given[f"{path}.{name}"] for name, _ in pair.named_parameters()]
+        dense |= site.original(pair.assemble_weights(own))
+    return dense
+
+
 class ParallelModel(ParallelModule):
     """One rank's part of the model. `original`: the same model, of which nothing but shapes and names is read."""
 
@@ -45,10 +68,7 @@ class ParallelModel(ParallelModule):
         self.logits = Logits(model)
         self._sites = find_mlps(original)
         self._names = [name for name, _ in original.named_parameters()]
-        self._pairs: dict[str, ParallelMlp] = {}  # by path
-        for site in find_mlps(model):
-            pair = build(site)
-            self._pairs[site.put(pair)] = pair
+        self._pairs = put_pairs(model, build)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.logits(x)
@@ -57,10 +77,7 @@ class ParallelModel(ParallelModule):
     def assemble_weights(self, like_parameters: list[Tensor]) -> list[Tensor]:
         names = [name for name, _ in self.logits.model.named_parameters()]
         given = dict(zip(names, like_parameters, strict=True))
-        dense = {name: given[name] for name in self._names if name in given}  # what is on every rank
-        for site, (path, pair) in zip(self._sites, self._pairs.items(), strict=True):
-            own = [given[f"{path}.{name}"] for name, _ in pair.named_parameters()]
-            dense |= site.original(pair.assemble_weights(own))
+        dense = dense_tensors(self._sites, self._pairs, given)
         return [dense[name] for name in self._names]
 
     def costs(self) -> dict[str, Cost]:

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from blockshock.collectives import in_graph
 from blockshock.collectives.choice import Chosen
 from blockshock.collectives.gradients import join_gradient, scatter_sum
 from blockshock.collectives.matmul_all_reduce import Multiply
@@ -90,11 +91,14 @@ class ReduceScatterMlp(ParallelMlp):
         assert group is not None
         own = self.halves()[0].shard_input(join_gradient(x, self.columns, group))
         width = self.mlp.rows // self.ranks
+        if in_graph.tracing():
+            return scatter_sum([layer(own) for layer in self.halves()], group)
         stacked = torch.empty(self.ranks, len(x), width, dtype=x.dtype, device=x.device)
         partials = []
         for layer, place, out in zip(self.halves(), self.places, stacked, strict=True):
             place.out = out.data  # no view to autograd, for which the product is new
             partials.append(layer(own))
+            place.out = None
         return scatter_sum(partials, group)
 
     def enter_down(self, hidden: Tensor) -> Tensor:

@@ -20,10 +20,19 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, parallelize_module
 
+from blockshock.errors import ConfigError
 from blockshock.methods import ParallelLinear
 
 if TYPE_CHECKING:
+    from blockshock.config import Job
     from blockshock.problem import Problem
+
+
+def reject_whole_step_graph(name: str, job: Job) -> None:
+    """For methods that trace the optimizer as well: their graphs hold plain tensors."""
+    if getattr(job.method, "traces_whole_step", False):
+        problem = f"method={job.method.name} can't trace a DTensor; use dense_tp_row, or method=recompute_compiled"
+        raise ConfigError("method", name, problem)
 
 
 class PlannedLinear(ParallelLinear):

@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from checkpointing.compiled.loss.ordered_matmuls import timed_as
 from checkpointing.errors import CostError
+from profiler.graph.fake_tensors import communicates
 
 _PLAIN = (int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format, type(None))
-_COLLECTIVES = ("c10d", "_c10d", "_dtensor", "symm_mem")  # how namespaces of operators begin that wait for other ranks
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def call_of(node: fx.Node) -> OperatorCall:
     target, args, kwargs = timed_as(node)
     if node.op != "call_function" or not isinstance(target, OpOverload):
         raise CostError(f"{node.name} ({node.op} of {node.target}) is not a single operator: only those have a cost")
-    if target.namespace.startswith(_COLLECTIVES):
+    if communicates(node):
         raise CostError(f"{node.name}: {node.target} needs the other ranks, and cannot be timed on one")
 
     def spec(value: Any) -> Any:

@@ -11,7 +11,7 @@ import json
 import logging
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import Any
 
@@ -94,12 +94,37 @@ class Together(Decider):
         return None if None in peaks else max(peaks)
 
 
+def decide_together(problem: PlanningProblem, decide: Callable[[], Plan]) -> Plan:
+    """`decide()`, or where several ranks train one model, rank 0's plan for the same step. All ranks must call it.
+
+    Raises what rank 0 raises, and CheckpointingError where the ranks' steps are not the same.
+    """
+    if not several_ranks():
+        return decide()
+    same = [problem.names, problem.storage_names]
+    if any(found["step"] != same for found in _exchange({"step": same})):
+        raise CheckpointingError("the ranks have traced different steps, and one plan can't be of both")
+    if dist.get_rank() == 0:
+        plan = _said(decide)
+        _post({"decision": decision_of(plan), "fresh": list(plan.fresh.items()), "note": plan.note})
+        return plan
+    found = _from_rank_0()
+    fresh = {index: tuple(orders) for index, orders in found["fresh"]}
+    return replace(plan_from(problem, found["decision"]), fresh=fresh, note=found["note"])
+
+
+def highest_of_ranks(value: int) -> int:
+    """The largest of the ranks' numbers. All ranks must call it."""
+    return max(found["value"] for found in _exchange({"value": value})) if several_ranks() else value
+
+
 def _said(work: Callable[[], Any]) -> Any:
     """The result of rank 0's work; an error is told to the ranks that wait for it."""
     try:
         return work()
     except BaseException as error:
-        _post({"error": str(error) or type(error).__name__, "minimum": getattr(error, "minimum_bytes", None)})
+        content = {"error": str(error) or type(error).__name__, "minimum": getattr(error, "minimum_bytes", None)}
+        _post({**content, "is_of_budget": isinstance(error, BudgetError)})
         raise
 
 
@@ -111,7 +136,7 @@ def _from_rank_0() -> dict[str, Any]:
     found = _get(_next(), 0)
     if "error" in found:
         message = f"rank 0: {found['error']}"
-        raise BudgetError(message, found["minimum"]) if found["minimum"] else CheckpointingError(message)
+        raise BudgetError(message, found["minimum"]) if found["is_of_budget"] else CheckpointingError(message)
     return found
 
 

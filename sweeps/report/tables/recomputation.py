@@ -27,6 +27,8 @@ SETTING = {
     "dropout": "config.workload.dropout",
     "autocast": "config.workload.autocast",
     "optimizer": "config.phase.optimizer",
+    "layers": "layers",  # the method that builds them over the ranks; empty: the model as it is
+    "world_size": "world_size",
 }
 WAY = {
     "host": "env.host",
