@@ -17,6 +17,7 @@ from tests.launching import NO_SLURM, slurm_answers
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("model.N=64", "model.B=8", "hardware=cpu")
+NO_REPORT = "hydra.launcher.report=false"
 ONE_PROCESS = "hydra.launcher.reuse_ranks=true"  # for a sweep's jobs: each process of its own imports torch
 
 
@@ -213,15 +214,14 @@ def test_a_failed_check_fails_the_run_and_is_recorded(cli, tmp_path, monkeypatch
 def test_a_method_is_added_by_one_class_and_one_yaml_outside_of_the_package(cli, tmp_path):
     write_method(tmp_path, "mine", "y")
     phases = "phase=phase0_correctness,phase1_forward,phase2_backward_input,phase3_train_step"
-    done = cli(
-        "-m", *SMALL, f"hydra.searchpath=[file://{tmp_path}/conf]", "method=mine", "method.power=2", phases, ONE_PROCESS
-    )
+    mine = (f"hydra.searchpath=[file://{tmp_path}/conf]", "method=mine")
+    done = cli("-m", *SMALL, *mine, "method.power=2", phases, ONE_PROCESS, NO_REPORT)
     assert done.code == 0, done.err
     runs = load_runs([tmp_path / "outputs"])
     assert set(runs.method) == {"mine"}
     assert set(runs["config.method.power"]) == {2}
     assert set(runs.status) == {"ok"}
-    refused = cli(*SMALL, f"hydra.searchpath=[file://{tmp_path}/conf]", "method=mine", "method.power=much")
+    refused = cli(*SMALL, *mine, "method.power=much")
     assert (refused.code, "method.power=much" in refused.err) == (2, True)
 
 
@@ -269,7 +269,7 @@ def write_method(folder: Path, name: str, result: str) -> None:
 
 def test_out_of_memory_is_a_status_of_its_own_and_harms_no_other_job(cli, tmp_path):
     # 2^22 x 2^22 floats are 64 TiB: no host has them, so the allocator says no at once
-    done = cli("-m", "hardware=cpu", "method=dense_single", "model.N=64,4194304,32", "model.B=8", "experiment.name=big")
+    done = cli("-m", "hardware=cpu", "method=dense_single", "model.N=64,4194304,32", "model.B=8", NO_REPORT)
     assert done.code == 0, done.err
     found = {s["status"]: s["reason"] for s in statuses(tmp_path)}
     assert sorted(s["status"] for s in statuses(tmp_path)) == ["ok", "ok", "oom"]
@@ -289,12 +289,14 @@ def test_a_sweep_with_jobs_that_cannot_run_is_refused_whole_or_skips_them_on_req
     assert (tmp_path / "outputs/sweeps/some/report/report.html").exists()
 
 
-def test_a_sweep_of_the_same_name_measures_nothing_twice(cli, tmp_path):
+def test_a_sweep_of_the_same_name_measures_nothing_twice_and_says_what_it_kept(cli, tmp_path):
     sweep = ["-m", *SMALL, "phase=phase0_correctness", "experiment.name=again"]
-    sweep += ["hydra.launcher.report=false", ONE_PROCESS]
-    assert cli(*sweep, "model.B=8,16").code == 0
+    sweep += [NO_REPORT, ONE_PROCESS]
+    first = cli(*sweep, "model.B=8,16")
+    assert (first.code, "kept" in first.err) == (0, False)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("metrics.jsonl")}
-    assert cli(*sweep, "model.B=8,16,24").code == 0
+    again = cli(*sweep, "model.B=8,16,24")
+    assert (again.code, "2 were measured before and kept" in again.err) == (0, True)
     after = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("metrics.jsonl")}
     assert len(before) == 2
     assert len(after) == 3
@@ -307,7 +309,7 @@ def test_two_sweeps_cannot_write_into_one_folder(cli, tmp_path):
     with FileLock(folder / ".lock"):
         done = cli("-m", *SMALL, "experiment.name=same", "model.B=8,16")
         assert (done.code, "another sweep is writing here" in done.err) == (2, True)
-    assert cli("-m", *SMALL, "experiment.name=same", "model.B=8", "hydra.launcher.report=false").code == 0
+    assert cli("-m", *SMALL, "experiment.name=same", "model.B=8", NO_REPORT).code == 0
 
 
 USERS = {"thesis.tex": "precious", "config.yaml": "mine: 1", "metrics.jsonl": "{}", "figures/a.png": "x"}
@@ -404,7 +406,7 @@ def test_a_local_sweep_in_a_requeued_allocation_runs_its_jobs(cli, tmp_path, mon
     allocation = {"SLURM_JOB_ID": "99999999", "SLURM_RESTART_COUNT": "7", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}
     for name, value in {**allocation, "WORLD_SIZE": "2", "RANK": "1", "BLOCKSHOCK_RUN_ID": "of_yesterday"}.items():
         monkeypatch.setenv(name, value)
-    done = cli("-m", *SMALL, "phase=phase0_correctness", "experiment.name=inside", "hydra.launcher.report=false")
+    done = cli("-m", *SMALL, "phase=phase0_correctness", "experiment.name=inside", NO_REPORT)
     assert done.code == 0, done.err
     assert [status["status"] for status in statuses(tmp_path)] == ["ok"]
 
@@ -438,14 +440,8 @@ def test_control_characters_of_what_was_given_reach_no_terminal(cli):
     assert (done.code, "\x1b" in done.err, r"\x1b[31mred" in done.err) == (2, False, True)
 
 
-def test_what_is_kept_from_before_is_said(cli):
-    sweep = ("-m", *SMALL, "phase=phase0_correctness", "experiment.name=twice", "hydra.launcher.report=false")
-    assert "kept" not in cli(*sweep).err
-    assert "1 were measured before and kept" in cli(*sweep).err
-
-
 def test_hydras_own_folder_names_can_be_overridden(cli, tmp_path):
-    sweep = ("-m", *SMALL, "phase=phase0_correctness", "model.B=8,16", "hydra.launcher.report=false", ONE_PROCESS)
+    sweep = ("-m", *SMALL, "phase=phase0_correctness", "model.B=8,16", NO_REPORT, ONE_PROCESS)
     assert cli(*sweep, "hydra.sweep.dir=here", "hydra.sweep.subdir=job_${hydra.job.num}").code == 0
     assert {p.parent.name for p in (tmp_path / "here").rglob("status.json")} == {"job_0", "job_1"}
     assert cli(*SMALL, "phase=phase0_correctness", "hydra.run.dir=there").code == 0
@@ -466,7 +462,7 @@ def test_settled_values_are_what_is_recorded(cli, tmp_path):
 def test_a_failing_job_in_a_sweep_is_reported_and_the_others_run(cli, tmp_path):
     write_method(tmp_path, "crashing", "y / 0 if len(x) == 16 else 1 / (len(x) - 16) * 0 * y + y")
     search = f"hydra.searchpath=[file://{tmp_path}/conf]"
-    done = cli("-m", *SMALL, search, "method=crashing", "model.B=8,16,24", "hydra.launcher.report=false")
+    done = cli("-m", *SMALL, search, "method=crashing", "model.B=8,16,24", NO_REPORT)
     assert done.code == 1
     assert sorted(s["status"] for s in statuses(tmp_path)) == ["failed", "ok", "ok"]
 
