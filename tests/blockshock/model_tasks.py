@@ -123,3 +123,36 @@ def tell_apart(info: RankInfo, config: dict[str, Any], say: Any) -> Outcome:
             parameter.view(-1)[0] += info.rank
         found[name] = compare_ranks(model)
     return Outcome(value=found)
+
+
+def losses_reordered(info: RankInfo, config: dict[str, Any], steps: int, orders: int, say: Any) -> Outcome:
+    """Losses of SGD steps: of the model over ranks, of the dense one, and of the dense one with its hidden units in
+    `orders` other orders, which changes nothing but the order of sums."""
+    join(info)
+    job = load_job(config)
+    problem = problem_of(job, CPU)
+
+    def run(module: Any) -> list[float]:
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        seen = []
+        for step in range(steps):
+            loss = cross_entropy(module(problem.inputs(step)), problem.target(step))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            seen.append(float(loss.detach()))
+        return seen
+
+    found = {"ours": run(problem.build(job.method, problem.weights())), "dense": run(problem.dense(problem.dtype))}
+    found["reordered"] = []
+    for number in range(orders):
+        dense = problem.dense(problem.dtype)
+        for site in find_mlps(dense.model):
+            up, down = (dense.model.get_submodule(f"{site.path}.{name}") for name in (site.names.up, site.names.down))
+            order = torch.randperm(up.bias.numel(), generator=torch.Generator().manual_seed(number))
+            with torch.no_grad():  # GPT-2's Conv1D: weights are (in, out)
+                up.weight.copy_(up.weight[:, order])
+                up.bias.copy_(up.bias[order])
+                down.weight.copy_(down.weight[order])
+        found["reordered"].append(run(dense))
+    return Outcome(value=found)
