@@ -12,7 +12,7 @@ import pandas as pd
 
 from sweeps.report.figures.hypotheses import select as comparisons
 from sweeps.report.records.runs import jobs
-from sweeps.report.tables import targets
+from sweeps.report.tables import compiled_front, targets
 from sweeps.report.tables.recomputation import KEEP_ALL, SETTING
 from sweeps.report.tables.report_data import ReportData
 from sweeps.report.tables.verdicts import verdicts
@@ -116,6 +116,26 @@ def _traces(data: ReportData) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def _front(data: ReportData) -> pd.DataFrame:
+    """Points of compiled steps, with peaks in MiB and times as shares of torch.compile's alone."""
+    if data.recomputed.empty:
+        return data.recomputed
+    table = compiled_front.front(data.recomputed)
+    plain_ms = table.loc[table["kind"] == compiled_front.PLAIN, "step_p50_ms"].median()
+    peak = table["peak_bytes"]
+    return table.assign(
+        peak_mib=peak / MIB,
+        of_plain=table["step_p50_ms"] / plain_ms,
+        off=(peak / table["predicted_peak_bytes"] - 1).abs(),
+        within=peak <= table["budget_bytes"],
+    )
+
+
+def _baselines(data: ReportData) -> pd.DataFrame:
+    """Each baseline of compiled steps next to the best of our points that needs no more memory."""
+    return compiled_front.dominated(compiled_front.front(data.recomputed)) if len(data.recomputed) else data.recomputed
+
+
 PARTS = ("product", "backward", "forward", "train", "all_reduce", "law")
 TABLES: dict[str, Callable[[ReportData], pd.DataFrame]] = {
     "runs": lambda data: data.runs,
@@ -133,6 +153,8 @@ TABLES: dict[str, Callable[[ReportData], pd.DataFrame]] = {
     "prediction": _prediction,
     "recomputation": _recomputation,
     "models": _models,
+    "compiled steps": _front,
+    "compiled baselines": _baselines,
     "profiles": _profiles,
     "traces": _traces,
 }

@@ -64,7 +64,9 @@ def _numbers(costs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _adds(ms: float, way: str) -> str:
-    return f"is out of reach of {way}" if pd.isna(ms) else f"adds {ms:.1f} ms with {way}"
+    if pd.isna(ms):
+        return f"is out of reach of {way}"
+    return f"{'saves' if ms < 0 else 'adds'} {abs(ms):.1f} ms with {way}"
 
 
 def _reached(ms: float) -> str:

@@ -141,7 +141,7 @@ def added(points: pd.DataFrame) -> pd.DataFrame:
             continue
         for peak in (low + part * (high - low) for part in AT):
             at = {name: time_at(line, peak) - plain_ms for name, line in lines.items()}
-            share = at["ours_ms"] / at["automatic_ms"] if at["automatic_ms"] > 0 else float("nan")
+            share = np.maximum(at["ours_ms"], 0) / at["automatic_ms"] if at["automatic_ms"] > 0 else float("nan")
             row = {"peak_bytes": peak, "plain_ms": plain_ms, **at, "share": share}
             rows.append(dict(zip(KEYS, key, strict=True)) | row)
     columns = ["peak_bytes", "plain_ms", "ours_ms", "automatic_ms", "by_hand_ms", "share"]

@@ -81,15 +81,16 @@ def exact(drawn: Drawn) -> tuple[Tensor, Tensor, Tensor]:
     lse = x.logsumexp(1)
     at_label = x.gather(1, drawn.labels[:, None])[:, 0]
     stats = torch.stack([lse, at_label, (x * weights).sum(1)])
-    factor = drawn.of_softmax.double()
-    if drawn.of_square is not None:
-        factor = factor + drawn.of_square.double() * lse
+    factor, added = drawn.of_softmax.double(), drawn.of_softmax.double().abs()
+    if drawn.of_square is not None:  # they may cancel, and their roundings do not
+        factor, added = factor + drawn.of_square.double() * lse, added + (drawn.of_square.double() * lse).abs()
     terms = [x.softmax(1) * factor[:, None], torch.zeros_like(x)]
     terms[1].scatter_(1, drawn.labels[:, None], drawn.of_label.double()[:, None])
     if drawn.of_all is not None:
         terms.append(drawn.of_all.double()[:, None] * weights)
     behind = (0, chunk.width - chunk.vocabulary)
     gradient = torch.nn.functional.pad(torch.stack(terms).sum(0), behind)
+    terms[0] = x.softmax(1) * added[:, None]
     return stats, gradient, torch.nn.functional.pad(torch.stack(terms).abs().sum(0), behind)
 
 
