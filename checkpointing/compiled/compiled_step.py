@@ -27,7 +27,7 @@ from checkpointing.compiled.decisions.rejection import below_minimum
 from checkpointing.compiled.execution import CompiledHalves, compile_halves
 from checkpointing.compiled.joint_problem import measured_problem
 from checkpointing.compiled.joint_step import JointStep
-from checkpointing.compiled.loss.choice import LossChunks, candidate
+from checkpointing.compiled.loss.choice import LossChunks, candidate, guessed
 from checkpointing.compiled.memory.device_memory import (
     FirstSteps,
     device_of,
@@ -241,7 +241,8 @@ class CompiledStep:
         static = list(static_lifetime_input_indices or ())
         fused = self.execution == "inductor"
         make = partial(candidate, joint, joint_inputs, num_fwd_outputs, static, fused, self.loss_kernel)
-        chosen, loss = self.chunks.choose(make, self._problem, self._budget, self._peak)
+        guess = partial(guessed, num_fwd_outputs, static, fused, self.loss_kernel)
+        chosen, loss = self.chunks.choose(make, self._problem, self._budget, self._peak, guess)
         default, step = chosen.default, chosen.step
         self.given = {node.name for node in default.joint.graph.find_nodes(op="placeholder")}
         self.leaving = {node.name for node in step.outputs}

@@ -3,9 +3,10 @@
     chunks = LossChunks("auto")
     chosen, why = chunks.choose(make, problem_of, budget, peak)     # `make(chunks)` is a `Candidate`
 
-For each number of chunks the quick planner says what the step would take. More chunks take more time by themselves, and
-leave more memory to what need not be recomputed then: once more chunks are slower, still more are too. A step that fits
-as it is stays as it is.
+For each number of chunks the quick planner says what the step would take. What the compiler would save by itself is
+guessed from the loss in one piece (`guess`): asking the compiler takes seconds, which only the chosen one is worth.
+More chunks take more time by themselves, and leave more memory to what need not be recomputed then: once more chunks
+are slower, still more are too. A step that fits as it is stays as it is.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from torch import fx
 
 from checkpointing.compiled.joint_step import JointStep
 from checkpointing.compiled.loss.chunked_loss import with_chunked_losses
-from checkpointing.compiled.partition import DefaultSplit, default_split
+from checkpointing.compiled.partition import IN_FORWARD, DefaultSplit, default_split
 from checkpointing.planners.greedy import greedy
 from checkpointing.planners.problem import PlanningProblem
 from checkpointing.planners.schedule import Schedule, make_schedule
 
+Guess = Callable[["Candidate", int], "Candidate | None"]
 COUNTS = (2, 4, 8, 16, 32)
 SEARCH_S = 2.0  # seconds of the quick planner for each number
 
@@ -54,6 +56,27 @@ def candidate(
     return Candidate(None if changed is joint else chunks, said, default, step)
 
 
+def guessed(
+    num_fwd_outputs: int, static: Collection[int], fused: bool, kernel: bool | None, base: Candidate, chunks: int
+) -> Candidate | None:
+    """`base`, which has its loss in one piece, with it in `chunks`; None if no loss is found in its graph.
+
+    It saves what `base` saves, and what the chunks compute in the forward. Not to be compiled.
+    """
+    from torch._functorch.compile_utils import fx_graph_cse
+
+    joint = base.default.joint
+    changed, said = with_chunked_losses(joint, chunks, kernel if fused else False)
+    if changed is joint:
+        return None
+    changed.graph = fx_graph_cse(changed.graph)  # as the compiler does before it chooses
+    changed.graph.eliminate_dead_code()
+    names = {node.name for node in base.default.saved}
+    saved = [node for node in changed.graph.nodes if node.name in names or node.meta.get(IN_FORWARD)]
+    step = JointStep.of(changed, num_fwd_outputs, static, fused, saved)
+    return Candidate(chunks, said, base.default, step)
+
+
 class LossChunks:
     """Of one step, however often it is compiled: as many as asked for, or as pay; not fewer than before.
 
@@ -61,7 +84,7 @@ class LossChunks:
     """
 
     def __init__(self, asked: int | str | None) -> None:
-        self.asked, self.least = asked, 1
+        self.asked, self.least, self.chosen_before = asked, 1, False
         self.in_one_piece: PlanningProblem | None = None
 
     def choose(
@@ -70,8 +93,10 @@ class LossChunks:
         problem_of: Callable[[JointStep], PlanningProblem],
         budget: Callable[[PlanningProblem], int],
         peak: Callable[[Schedule], int],
+        guess: Guess | None = None,
     ) -> tuple[Candidate, str]:
-        """The candidate, and what is said of its loss. See `choose`."""
+        """The candidate, and what is said of its loss. See `choose`. Of a step that is compiled again, as few chunks
+        as fit."""
         if not isinstance(self.asked, str):
             chosen = make(self.asked)
             return chosen, chosen.said
@@ -81,8 +106,9 @@ class LossChunks:
             self.in_one_piece = self.in_one_piece or made  # the first
             return made
 
-        chosen, why = choose(make, problem, budget, peak, [n for n in (None, *COUNTS) if (n or 1) >= self.least])
-        self.least = chosen.chunks or 1
+        counts = [n for n in (None, *COUNTS) if (n or 1) >= self.least]
+        chosen, why = choose(make, problem, budget, peak, counts, guess, first=self.chosen_before)
+        self.least, self.chosen_before = chosen.chunks or 1, True
         return chosen, why
 
 
@@ -92,15 +118,28 @@ def choose(
     budget: Callable[[PlanningProblem], int],
     peak: Callable[[Schedule], int],
     counts: Sequence[int | None] = (None, *COUNTS),
+    guess: Guess | None = None,
+    first: bool = False,
 ) -> tuple[Candidate, str]:
-    """The candidate whose step is predicted to be the fastest, and one sentence of why.
+    """The candidate whose step is predicted to be the fastest, and one sentence of why. `first`: or the first that
+    fits.
 
     `budget` and `peak` are bytes: a schedule's peak as it is expected of the compiled code. If no candidate has a plan
     within the budget, it is the one of the lowest peak.
     """
+
+    def exact(one: Candidate) -> Candidate:
+        guessed_from_another = (
+            in_one_piece is not None and one is not in_one_piece and one.default is in_one_piece.default
+        )
+        return make(one.chunks) if guessed_from_another else one
+
     tried: list[tuple[Candidate, Schedule, bool]] = []
+    in_one_piece: Candidate | None = None
     for count in counts:
-        made = make(count)
+        made = guess(in_one_piece, count) if guess and in_one_piece and count else None
+        made = made or make(count)
+        in_one_piece = in_one_piece or (made if count is None else None)
         if count is not None and made.chunks is None:  # there is no such loss
             return tried[0][0], made.said
         problem = problem_of(made.step)
@@ -113,21 +152,23 @@ def choose(
         tried.append((made, schedule, schedule.peak <= limit))
         fits_so = count is None and unplanned.peak <= limit
         slower = fastest is not None and _seconds(schedule) > fastest
-        if fits_so or slower:
+        if fits_so or slower or (first and schedule.peak <= limit):
             break
     fitting = [(one, schedule) for one, schedule, fits in tried if fits]
     if not fitting:
         lowest = min(tried, key=lambda entry: entry[1].peak)[0]
-        return lowest, f"{_named(lowest)}: the lowest peak of all"
+        return exact(lowest), f"{_named(lowest)}: the lowest peak of all"
     chosen, schedule = min(fitting, key=lambda entry: _seconds(entry[1]))
     if len(tried) == 1:
-        return chosen, f"{_named(chosen)}: the step fits the budget so"
+        return exact(chosen), f"{_named(chosen)}: the step fits the budget so"
     others = [
         f"{_count(one)} {f'{1e3 * _seconds(other):.1f} ms' if fits else 'above the budget'}"
         for one, other, fits in tried
         if one is not chosen
     ]
-    return chosen, f"{_named(chosen)}: predicted {1e3 * _seconds(schedule):.1f} ms per step ({', '.join(others)})"
+    return exact(
+        chosen
+    ), f"{_named(chosen)}: predicted {1e3 * _seconds(schedule):.1f} ms per step ({', '.join(others)})"
 
 
 def _seconds(schedule: Schedule) -> float:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor, nn
 
 import checkpointing
 from checkpointing import BudgetError, CheckpointingError, decide, plan_of
-from checkpointing.compiled.loss.choice import choose
+from checkpointing.compiled.loss.choice import candidate, choose, guessed
 from checkpointing.decide import lowest_plan
-from checkpointing.planners.schedule import unchanged_peak
+from checkpointing.planners.schedule import make_schedule, unchanged_peak
 from tests.checkpointing.compiled.loss.test_chunked_loss import Head, batch, loss_of
 from tests.checkpointing.compiled.recorded_graphs import candidate_of, chunked_problem_of, problem_of, recorded
 from tests.checkpointing.compiled.training import train
@@ -110,6 +111,36 @@ def test_gpt2_is_in_chunks_where_that_is_faster_than_recomputing_more(monkeypatc
     assert chunks is not None
     assert chunks >= 4
     assert "in one piece above the budget" in why
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "chunks"), [("gpt2", 8), ("bert", 2), ("llama", 4)])
+def test_a_guess_predicts_what_the_compilers_own_choice_does(
+    name: str, chunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = recorded(name)
+    in_one_piece, exact = (candidate_of(graph, count, monkeypatch) for count in (None, chunks))
+    guess = guessed(graph.num_fwd_outputs, graph.static_inputs, True, False, in_one_piece, chunks)
+    assert guess is not None
+    assert (guess.chunks, guess.said) == (exact.chunks, exact.said)
+    problems = [chunked_problem_of(graph, one.step) for one in (guess, exact)]
+    assert sum(problems[0].time) == pytest.approx(sum(problems[1].time), rel=1e-3)
+    peaks = [make_schedule(problem, problem.default_kept).peak for problem in problems]
+    assert peaks[0] == pytest.approx(peaks[1], rel=1e-2)
+
+
+def test_the_compiler_is_asked_for_the_step_in_one_piece_and_for_the_chosen_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int | None] = []
+
+    def counted(*args: Any) -> Any:
+        asked.append(args[-1])
+        return candidate(*args)
+
+    monkeypatch.setattr("checkpointing.compiled.compiled_step.candidate", counted)
+    model, _ = planned(0.5)
+    assert asked == [None, plan_of(model).options["chunked_loss"]]
 
 
 def test_ranks_that_would_each_choose_alone_are_told_to_be_given_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
