@@ -60,6 +60,9 @@ class LargestBatch(OptimizerOptions):
         if self.timing == "cuda_events" and job.hardware.device != "cuda":
             raise ConfigError("phase.timing", self.timing, "needs a GPU; on a CPU use sync")
         self.limit()
+        layers_by = getattr(job.workload, "layers_by", None)
+        if layers_by is not None:
+            raise ConfigError("method@workload.layers_by", layers_by["name"], "phase=largest_batch is for one rank")
         method = job.method
         if job.hardware.device != "cuda" and method.name == "torch_compile" and method.variant():
             raise ConfigError("method", method.name, "no allocator counts this option's memory on a CPU: use a GPU")

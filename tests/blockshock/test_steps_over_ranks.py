@@ -165,6 +165,10 @@ STEP = ["phase=checkpoint", "method=keep_all"]
             ["phase=phase3_train_step", "method@workload.layers_by=block_shock"],
             "method@workload.layers_by=block_shock: method=block_shock builds the layers itself; leave it out",
         ),
+        (
+            ["phase=largest_batch", "method=recompute_compiled", "method@workload.layers_by=dense_tp_row"],
+            "method@workload.layers_by=dense_tp_row: phase=largest_batch is for one rank",
+        ),
         (STEP, "a model's step runs on one rank; set it to 1, or let a method build its layers over ranks"),
     ],
 )
