@@ -23,13 +23,13 @@ MIB = 2**20
 
 
 def _verdicts(data: ReportData) -> pd.DataFrame:
-    rows = [(v.name, v.outcome, v.because) for v in verdicts(data.table, data.drift)]
+    rows = [(v.title, v.outcome, v.because) for v in verdicts(data.table, data.drift)]
     return pd.DataFrame(rows, columns=["name", "outcome", "because"])
 
 
 def _premise(data: ReportData) -> pd.DataFrame:
     """A row a mask, number of ranks and kind of check: its cases, and the largest error as a share of its limit."""
-    found = [v.evidence for v in verdicts(data.table, data.drift) if v.name == "premise"]
+    found = [v.evidence for v in verdicts(data.table, data.drift) if v.title == "premise"]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 

@@ -43,7 +43,7 @@ def judge(write_run, record, tmp_path):
             return load_runs([tmp_path])
 
         def __call__(self):
-            return {found.name: found for found in verdicts(results(self.runs()), drift(self.runs()))}
+            return {found.title: found for found in verdicts(results(self.runs()), drift(self.runs()))}
 
     return Judge()
 
@@ -229,3 +229,26 @@ def test_the_figure_has_each_comparison_and_says_what_their_range_means(judge):
 )
 def test_a_range_of_ratios_in_words(low, high, said):
     assert span(low, high) == said
+
+
+def test_a_pair_a_model_and_pruned_windows_are_judged_apart_from_the_layer(judge):
+    """The windows are faster, as they prune: that must not count for the layer."""
+    three(judge, ours=1.5)
+    pruned = {"mask": "window_4of6", "energy_kept": 0.92}
+    judge.add("phase1_forward", "dense_tp_row", 1.0, **pruned)
+    judge.add("phase1_forward", "block_shock", 0.8, **SPARSE, **pruned)
+    found = judge()
+    assert found["H1"].outcome == REFUTED
+    assert set(found["H1"].evidence["mask"]) == {"complement_1100_0011"}
+    assert found["H1 (pruned windows)"].outcome == SUPPORTED
+    assert set(found["H1 (pruned windows)"].evidence["mask"]) == {"window_4of6 (keeps 92% of the energy)"}
+
+
+def test_a_pair_that_ties_is_equivalent(judge):
+    three(judge, ours=1.5)
+    pair = {"config": {"workload": {"hidden": 256, "activation": "gelu", "gated": False, "pairing": "auto"}}}
+    for method in ("dense_tp_row", "block_shock"):
+        judge.add("phase1_forward", method, 1.0, (0.999, 1.0, 1.0, 1.0, 1.001), workload="mlp_block", **pair)
+    found = judge()
+    assert found["H1"].outcome == REFUTED
+    assert found["H1 (an MLP's pair of layers)"].outcome == EQUIVALENT

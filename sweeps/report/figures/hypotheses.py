@@ -32,7 +32,9 @@ MOST = 30  # comparisons of a panel: of more the largest sizes
 def select(measured: ReportData) -> pd.DataFrame:
     """A row per comparison of H1 to H3, with the verdict."""
     found = [
-        verdict.evidence.assign(hypothesis=verdict.name, outcome=verdict.outcome, hardware=verdict.hardware)
+        verdict.evidence.assign(
+            hypothesis=verdict.name, outcome=verdict.outcome, hardware=verdict.hardware, subject=verdict.subject
+        )
         for verdict in verdicts(measured.table, measured.drift)
         if verdict.name in AGAINST and len(verdict.evidence)
     ]
@@ -42,9 +44,12 @@ def select(measured: ReportData) -> pd.DataFrame:
 def intervals(data: pd.DataFrame) -> Figure:
     from matplotlib.lines import Line2D
 
-    groups = list(data.groupby(["hardware", "hypothesis"], sort=False))
+    groups = list(data.groupby(["hardware", "subject", "hypothesis"], sort=False))
     several = data["hardware"].nunique() > 1
-    found = [(f"{key[0]}\n" * several + _said(str(key[1]), rows), rows.tail(MOST)) for key, rows in groups]
+    found = [
+        (f"{machine}\n" * several + f"{subject}\n" * bool(subject) + _said(str(name), rows), rows.tail(MOST))
+        for (machine, subject, name), rows in groups
+    ]
     found, title = cut(found, "Block-Shock's time over its rival's (below 1 is faster)")
     tallest = max(len(rows) for _, rows in found)
     figure, axes = canvas(len(found), 4.6, 1.1 + 0.24 * tallest, title)

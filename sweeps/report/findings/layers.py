@@ -9,7 +9,7 @@ from sweeps.report.tables.comparisons import ALIKE
 from sweeps.report.tables.intervals import EQUAL, FASTER, MIN_REPEATS, OPEN, SAME, SLOWER
 from sweeps.report.tables.layers import TRAINING
 from sweeps.report.tables.report_data import ReportData
-from sweeps.report.tables.verdicts import Verdict, verdicts
+from sweeps.report.tables.verdicts import WINDOWS, Verdict, verdicts
 from sweeps.text import counted, number, span
 
 # Hypothesis → what it is about, in a sentence and in a table.
@@ -31,15 +31,22 @@ def find(data: ReportData) -> Finding | None:
 
 
 def _of_hypotheses(compared: list[Verdict]) -> Finding:
-    machines = list(dict.fromkeys(verdict.hardware for verdict in compared))
+    machines = list(dict.fromkeys(verdict.hardware.split(", ranks")[0] for verdict in compared))
     said = []
-    for machine in machines:
-        own = [verdict for verdict in compared if verdict.hardware == machine]
+    for machine, subject in dict.fromkeys((v.hardware.split(", ranks")[0], v.subject) for v in compared):
+        own = [v for v in compared if v.hardware.split(", ranks")[0] == machine and v.subject == subject]
         asked = [verdict for verdict in own if verdict.name != "H3"] or own  # of the kernels where nothing else is
         text = listed(_said(verdict, verdict is asked[0]) for verdict in asked)
-        said.append(f"on {machine.split(', ')[0]}, {text}" if len(machines) > 1 else text)
+        where = [f"on {machine.split(', ')[0]}"] * (len(machines) > 1) + [f"for {_of_what(own)}"] * bool(subject)
+        said.append(", ".join([" ".join(where), text]) if where else text)
     rows = [_row(verdict, len(machines) > 1) for verdict in compared]
     return Finding("finding-layers", sentence("; ".join(said)), pd.DataFrame(rows))
+
+
+def _of_what(own: list[Verdict]) -> str:
+    """A subject in a sentence; of windows, which weights they keep."""
+    masks = sorted({str(mask) for verdict in own for mask in verdict.evidence["mask"]})
+    return f"{own[0].subject} ({', '.join(masks)})" if own[0].subject == WINDOWS else own[0].subject
 
 
 def _said(verdict: Verdict, first: bool) -> str:
@@ -65,13 +72,13 @@ def _row(verdict: Verdict, several: bool) -> dict[str, str]:
         edges = f"{found['lo'].min():.2f} – {found['hi'].max():.2f}"
     return {
         **({"machine": verdict.hardware} if several else {}),
-        "measured": what,
+        "measured": f"{what}, {verdict.subject}" if verdict.subject else what,
         "over": rival,
         "mean ratio": f"{mean_ratio(found['ratio']):.2f}",
         "from – to": f"{found['ratio'].min():.2f} – {found['ratio'].max():.2f}",
         "95% intervals": edges,
         "decided": f"{', '.join(decided)} of {len(found)}",
-        "hypothesis": f"{verdict.name} {verdict.outcome}",
+        "hypothesis": f"{verdict.title} {verdict.outcome}",
     }
 
 

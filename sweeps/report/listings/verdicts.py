@@ -26,7 +26,7 @@ def evidence(verdict: Verdict) -> PageTable | None:
         shown["share_of_limit"] = rows["share_of_limit"].map(lambda value: f"{value:.0%}")
         shown = shown.rename(columns={"share_of_limit": "of the limit, at most", "world_size": "P"}).astype(str)
     shown = without_empty_columns(shown)
-    return PageTable(f"evidence-{verdict.name}", f"{verdict.name}: comparisons", "", shown)
+    return PageTable(f"evidence-{verdict.title}", f"{verdict.title}: comparisons", "", shown)
 
 
 EVIDENCE = {

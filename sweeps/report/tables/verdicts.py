@@ -29,6 +29,9 @@ CLAIMS = {
     "their zeros (masked_split_dense).",
 }
 SIZE = [*ALIKE, "backend", "world_size"]
+# What Block-Shock computes, in the words of a verdict; a layer of dense weights needs none.
+LAYER, PAIR, MODEL, WINDOWS = "", "an MLP's pair of layers", "a model's MLPs", "pruned windows"
+SUBJECTS = (LAYER, PAIR, MODEL, WINDOWS)
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class Verdict:
     outcome: str
     because: str
     evidence: pd.DataFrame  # a row a comparison
+    subject: str = LAYER  # one of SUBJECTS: they are judged apart
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} ({self.subject})" if self.subject else self.name
 
     @property
     def claim(self) -> str:
@@ -45,18 +53,41 @@ class Verdict:
 
 
 def verdicts(table: pd.DataFrame, curves: pd.DataFrame) -> list[Verdict]:
-    """All four for each device and backend on which Block-Shock was measured."""
+    """All four for each device, backend and subject on which Block-Shock was measured."""
     found = []
     for (device, backend), rows in table.groupby(["device", "backend"], sort=True):
-        if (rows["method"] == "block_shock").any():
-            ranks = ", ".join(str(size) for size in sorted(rows["world_size"].unique()))
+        drifted = curves[(curves["device"] == device) & (curves["backend"] == backend)]
+        subjects = set(_subjects(rows[rows["method"] == "block_shock"]))
+        for subject in [name for name in SUBJECTS if name in subjects]:
+            own, lines = _about(rows, subject), _about(drifted, subject)
+            ranks = ", ".join(str(size) for size in sorted(own["world_size"].unique()))
             hardware = f"{device}, {backend}, ranks {ranks}"
-            drifted = curves[(curves["device"] == device) & (curves["backend"] == backend)]
-            found.append(Verdict("premise", hardware, *_premise(rows, drifted)))
-            found.append(Verdict("H1", hardware, *_forward(rows)))
-            found.append(Verdict("H2", hardware, *_training(rows)))
-            found.append(Verdict("H3", hardware, *_kernels(rows)))
+            judged = {"premise": _premise(own, lines), "H1": _forward(own), "H2": _training(own), "H3": _kernels(own)}
+            found += [Verdict(name, hardware, *outcome, subject=subject) for name, outcome in judged.items()]
     return found
+
+
+def _subjects(rows: pd.DataFrame) -> pd.Series:
+    """The subject of each row of Block-Shock."""
+    names = [
+        WINDOWS if str(mask).startswith("window_") else _built(str(workload))
+        for mask, workload in zip(rows["mask"], rows["workload"], strict=True)
+    ]
+    return pd.Series(names, rows.index, object)
+
+
+def _built(workload: str) -> str:
+    """Layer, pair or model, by the workload's name (layers.py)."""
+    return MODEL if workload.endswith("over ranks)") else PAIR if "(" in workload else LAYER
+
+
+def _about(rows: pd.DataFrame, subject: str) -> pd.DataFrame:
+    """Block-Shock's rows of a subject, and those of other methods on the same workloads, pruned where it is."""
+    ours = rows["method"] == "block_shock"
+    own = ours & (_subjects(rows) == subject)
+    pruned = rows["mask"].map(str).str.contains("of the energy").astype(bool)  # layers.py says so
+    beside = ~ours & rows["workload"].isin(set(rows.loc[own, "workload"])) & (pruned == (subject == WINDOWS))
+    return rows[own | beside]
 
 
 def _premise(table: pd.DataFrame, curves: pd.DataFrame) -> tuple[str, str, pd.DataFrame]:
