@@ -311,8 +311,11 @@ def test_a_case_can_be_changed_or_left_out_by_its_name_and_a_key_given_is_every_
 def test_the_compiled_front_has_ours_and_every_baseline_for_each_workload_given(cli, monkeypatch):
     jobs = planned(cli, monkeypatch, "+sweep=compiled_front", "workload=tiny_gpt2,tiny_vit")
     ours = [job["method"] for job in jobs if job["method"]["name"] == "recompute_compiled"]
-    assert len({method["memory_budget"] for method in ours}) == 11
-    assert len(ours) == 22
+    in_chunks = [method for method in ours if method["chunked_loss"] == "auto"]
+    in_one_piece = [method for method in ours if method["chunked_loss"] is None]
+    assert len({method["memory_budget"] for method in in_one_piece}) == 11
+    assert len({method["memory_budget"] for method in in_chunks}) == 6
+    assert (len(in_one_piece), len(in_chunks), len(ours)) == (22, 12, 34)
     baselines = [job["method"] for job in jobs if job["workload"]["name"] == "tiny_vit" and "saved" in job["method"]]
     assert {method["blocks"] for method in baselines} == {None, 0.25, 0.5, 0.75}
     assert {method["memory_budget"] for method in baselines} == {1, 0.8, 0.5, 0.2, 0}
