@@ -1,7 +1,7 @@
-"""No text of a report is hard to read: 4.5 times as bright as what is under it, or the other way (WCAG 2, 1.4.3).
+"""Every text of a report has a contrast of 4.5 or more with its background (WCAG 2, 1.4.3).
 
-The colours are those that Chromium computes, in the light and in the dark theme: of each text of a figure next to what
-is painted under its middle, of each text of the page next to its nearest background.
+Chromium computes the colours, in the light and the dark theme. A figure's text is compared with the colour under its
+middle, a page's text with its nearest background.
 """
 
 from __future__ import annotations

@@ -50,31 +50,30 @@ def write_many(path: Path, count: int) -> None:
             file.write(json.dumps(run) + "\n")
 
 
-# The processor's seconds and the peak of the resident set, of the process itself: ru_maxrss would be its parent's, too.
+# The peak of the resident set, of the process itself: ru_maxrss would be its parent's, too.
 MEASURED = """
-import re, time
+import re
 from pathlib import Path
 from sweeps.report.command import main
 try:
     main()
 finally:
     peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
-    print(time.process_time(), 1024 * int(peak.group(1)))
+    print(1024 * int(peak.group(1)))
 """
 TEXT = {"capture_output": True, "text": True}
 
 
 @pytest.mark.slow
-def test_ten_thousand_sizes_are_a_page_below_3_mb_made_in_20_s_and_1_gib(tmp_path):
+def test_ten_thousand_sizes_are_a_page_below_3_mb_made_in_1_gib(tmp_path):
     write_many(tmp_path / "runs.jsonl.gz", 10_000)
     done = subprocess.run([sys.executable, "-c", MEASURED, str(tmp_path), "--out", str(tmp_path / "out")], **TEXT)
     assert done.returncode == 0, done.stderr
-    seconds, peak_bytes = map(float, done.stdout.split()[-2:])
+    peak_bytes = int(done.stdout.split()[-1])
     page = tmp_path / "out" / "report.html"
     assert "is not shown" not in page.read_text()
     assert page.stat().st_size < 3e6
     assert peak_bytes < 2**30
-    assert seconds < 20
 
 
 @pytest.fixture(scope="module")
