@@ -79,7 +79,7 @@ def _row(
             return Row(name, "in the queue", f"SLURM {id_}: {in_queue.detail or in_queue.name.lower()}")
         return Row(name, "running", f"SLURM {id_}: {in_queue.name.lower()}, its process starts")
     if status is None:
-        return Row(name, "not started")
+        return _without_status(name, id_, asked, sweep)
     if status["status"] != "running":
         return Row(name, status["status"], status["reason"])
     age = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(status["started"])).total_seconds())
@@ -93,6 +93,16 @@ def _row(
     if _process_is_gone(status):
         return Row(name, "died", f"its process ({where}) is gone without a report", age)
     return Row(name, "running", where, age)
+
+
+def _without_status(name: str, id_: str | None, asked: dict[str, slurm_queue.State] | None, sweep: Path) -> Row:
+    """A job that has written nothing, and is not in the queue: SLURM or its log may know how it ended."""
+    if id_ is None or asked is None:
+        return Row(name, "not started")
+    log = slurm_queue.read_log(sweep / ".submitit", id_)
+    if id_ not in asked and not log:
+        return Row(name, "not started")
+    return Row(name, "died", slurm_queue.how_it_ended(id_, log, ask=id_ in asked)[1])
 
 
 def _starts_over(status: dict[str, Any], in_queue: slurm_queue.State) -> bool:

@@ -25,6 +25,7 @@ from sweeps.launchers import slurm_queue, watch
 PICKLE_S = 60.0  # what the pickle of a job that has started already gets to appear on a shared file system
 
 if TYPE_CHECKING:
+    from blockshock.run_folder.folder import RunFolder
     from sweeps.applications.application import Application
 
 
@@ -195,16 +196,31 @@ def run_submitted(folder: str) -> None:
 
 def record_end(folder: Path, code: str) -> None:
     """The batch script's last line: say why, in the folders of jobs whose processes could not."""
+    import cloudpickle
     from submitit.core.utils import DelayedSubmission, JobPaths
-
-    from blockshock.run_folder.folder import RunFolder
 
     job = slurm_queue.own_job()
     assert job is not None, "runs at the end of a SLURM batch script"
     log = slurm_queue.read_log(folder, job)
-    why = slurm_queue.how_it_ended(job, log, code)
-    paths = JobPaths(folder, job_id=job)
-    for path in DelayedSubmission.load(paths.submitted_pickle).args[2]:
-        run_folder = RunFolder(path)
-        if not run_folder.is_requeued():
-            run_folder.finish(*why, requeued=slurm_queue.told_in(log) == slurm_queue.REQUEUED)
+    status, reason = slurm_queue.how_it_ended(job, log, code)
+    requeued = slurm_queue.told_in(log) == slurm_queue.REQUEUED
+    payload, path, folders = DelayedSubmission.load(JobPaths(folder, job_id=job).submitted_pickle).args
+    sys.path += [entry for entry in path if entry not in sys.path]
+    submission: Submission = cloudpickle.loads(payload)
+    for (_, settled), where in zip(submission.jobs, folders, strict=True):
+        run_folder = submission.application.folder(Path(where))
+        if _has_begun(run_folder, submission.run_id):
+            if not run_folder.is_requeued():
+                run_folder.finish(status, reason, requeued=requeued)
+        else:  # not a line of it ran, or only its imports
+            run_folder.close(settled, status, reason, submission.run_id, requeued)
+
+
+def _has_begun(folder: RunFolder, run_id: str) -> bool:
+    """Whether the folder's status is this launch's, or one that it may not replace: a result, or another process's."""
+    from blockshock.run_folder.contents import STATUS
+
+    if not (folder.path / STATUS).exists():
+        return False
+    found = folder.status()
+    return found.get("run_id") == run_id or found["status"] == "ok" or folder.is_claimed()

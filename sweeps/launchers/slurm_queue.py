@@ -203,6 +203,8 @@ def how_it_ended(job: str, log: str = "", exit_code: str = "", ask: bool = True)
     if re.search(r"oom[-_]kill|out[- ]of[- ]memory", log, re.IGNORECASE):
         return "oom", f"SLURM: the kernel's out-of-memory killer ended it (job {job})"
     task = _TASK_ENDED.search(log)
+    if task and task.group(1).endswith("User defined signal 2"):  # SLURM's warning, before our process heard signals
+        return "timeout", f"SLURM: out of time or preempted before it began (job {job})"
     if task:
         return "failed", f"SLURM: {task.group(1)} (job {job})"
     last = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "")

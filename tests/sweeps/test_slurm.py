@@ -86,8 +86,9 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Sweep
         (root / name).mkdir()
         mine = write_method(root / name, SLEEPS)
         batches = "model.B=16" if name == "limit" else "model.B=8,16,24,32"
+        # SLURM warns up to 30 s early: with more than 30 s here it may do so before the job's process is there to hear.
         options = {
-            "limit": ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=50"),
+            "limit": ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=5"),
             "signals": ("hydra.launcher.wait=false",),
         }[name]
         requeues = f"hydra.launcher.max_requeues={0 if name == 'limit' else 1}"
@@ -179,6 +180,26 @@ def test_a_job_over_its_time_limit_ends_with_that_reason(sweeps):
     assert status["reason"].startswith("SLURM: out of time or preempted (job ")
     assert "timeout: " in err
     assert "Traceback" not in err
+
+
+@needs_slurm
+def test_a_job_that_ends_before_it_begins_says_why_also_where_no_launcher_waits(tmp_path):
+    setups = {"none": "exit 3", "own": "srun() { echo no such node; return 9; }"}
+    options = ("method=dense_single", "model.B=8", "phase=phase0_correctness", "hydra.launcher.wait=false")
+    launched = {
+        name: launch(tmp_path / name, *options, f"hydra.launcher.setup=['{line}']") for name, line in setups.items()
+    }
+    for one in launched.values():
+        code, err = one.ended()
+        assert code == 0, err
+    rows = {name: lambda one=one: rows_of(one.sweep)[0] for name, one in launched.items()}
+    wait_until(lambda: all(row().state not in ("in the queue", "running") for row in rows.values()))
+    ids = {name: one.slurm_id(8) for name, one in launched.items()}
+    assert rows["none"]().state == "died"  # its batch script had no last line
+    assert rows["none"]().detail == f"SLURM: job {ids['none']} ended with exit code 3:0"
+    assert rows["own"]().state == "failed"
+    assert rows["own"]().detail == f"SLURM: job {ids['own']} ended with exit code 9: no such node"
+    assert launched["own"].status(8)["reason"] == rows["own"]().detail
 
 
 @needs_slurm
@@ -280,6 +301,11 @@ def test_ranks_are_spread_equally_over_as_few_nodes_as_hold_them(ranks, per_node
             "FAILED",
             "x\nblockshock ends: timeout: out of time\nsrun: error: n1: task 0: Exited\n",
             ("timeout", "out of time"),
+        ),
+        (
+            "FAILED",
+            "srun: error: n1: task 0: User defined signal 2\n",
+            ("timeout", "SLURM: out of time or preempted before it began (job 7_1)"),
         ),
         ("FAILED", "words\nthe last ones\n\n", ("failed", "SLURM: job 7_1 ended with exit code 1:0: the last ones")),
     ],

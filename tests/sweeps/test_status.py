@@ -170,6 +170,8 @@ def test_a_folder_that_is_deleted_while_it_is_read_is_left_out(write_run, tmp_pa
         ("running", False, None, "died"),  # unknown, or a stranger's
         (None, False, "CONFIGURING", "in the queue"),
         (None, False, "RUNNING", "running"),
+        (None, False, "FAILED", "died"),  # before a line of it ran
+        (None, False, "CANCELLED", "died"),  # in the queue
         (None, False, None, "not started"),
     ],
 )
