@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -54,6 +55,11 @@ class ParallelModule(nn.Module, ABC):
 
     def describe(self) -> dict[str, Any]:
         """What the record should say of this layer: the kernel chosen, and so on."""
+        return {}
+
+    def collectives(self) -> dict[str, Counter[str]]:
+        """How many collectives of a kind `forward`, `backward` and `input_grad` (what `assemble_input_grad` joins)
+        start, whatever the number of chunks in which each is sent. Nothing that is missing is sent."""
         return {}
 
     def flop_formulas(self) -> dict[Any, Callable[..., int]]:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,9 @@ class DenseTpColumnLinear(ParallelLinear):
         costs["forward"] += all_gather(self.ranks, self.batch * self.outputs * self.itemsize)
         costs["backward_input"] += all_reduce(self.ranks, self.batch * self.features * self.itemsize)
         return costs
+
+    def collectives(self) -> dict[str, Counter[str]]:
+        return {"forward": Counter(all_gather=1), "backward": Counter(all_reduce=1)}
 
     def roundings(self) -> dict[str, float]:
         return {"Y": 1.0, "dX": ring_roundings(self.ranks), "dW": 1.0}

@@ -6,6 +6,7 @@ dX_r = dY W_r stays on its rank, dW_r = dYᵀ X_r
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,9 @@ class DenseTpRowLinear(ParallelLinear):
         costs = dense_costs(self.batch, self.outputs, self.features // self.ranks, self.itemsize)
         costs["forward"] += all_reduce(self.ranks, self.batch * self.outputs * self.itemsize)
         return costs
+
+    def collectives(self) -> dict[str, Counter[str]]:
+        return {"forward": Counter(all_reduce=1), "input_grad": Counter(all_reduce=1)}
 
     def roundings(self) -> dict[str, float]:
         return {"Y": ring_roundings(self.ranks), "dX": 1.0, "dW": 1.0}

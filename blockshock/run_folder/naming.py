@@ -69,7 +69,8 @@ def job_label(config: dict[str, Any]) -> str:
     phase = config["phase"]
     compared = [phase["part"]] if "part" in phase else [config["method"]["name"], config["mask"]["name"]]
     by = (workload.get("layers_by") or {}).get("name")  # the method of a step's layers
-    over_ranks = [workload["name"], *([by] if by else [])] if workload.get("layers") else []  # a model
+    layers = workload.get("layers")  # of a model
+    over_ranks = [workload["name"], *([layers] if layers != "mlp" else []), *([by] if by else [])] if layers else []
     return "_".join(
         [
             phase["name"],

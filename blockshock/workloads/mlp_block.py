@@ -9,8 +9,8 @@ import torch
 
 from blockshock.dtypes import DTYPES
 from blockshock.errors import at_least, one_of
-from blockshock.methods.pairs.choice import MlpProblem, pairing_of
-from blockshock.methods.pairs.pair import ACTIVATIONS, Mlp
+from blockshock.methods.pairs.choice import pairing_of
+from blockshock.methods.pairs.mlp import ACTIVATIONS, Mlp, MlpProblem
 from blockshock.workloads.transformer_mlp import TransformerMlp
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ class MlpBlock(TransformerMlp):
 
     def check_method(self, job: Job) -> None:
         """Whether the method's layers can be paired at these sizes."""
-        pairing_of(job, self.pairing, self._mlp()).check(job, self._mlp())
+        pairing_of(job, self.pairing).check(job, self._mlp())
 
     def problem(self, job: Job, device: torch.device) -> MlpProblem:
         model, mlp = job.model, self._mlp()
-        pairing = pairing_of(job, self.pairing, mlp)
+        pairing = pairing_of(job, self.pairing)
         dtype, seed = DTYPES[model.dtype], job.experiment.seed
         return MlpProblem(model.N, model.K, model.B, dtype, device, seed, self, job.mask, mlp, pairing)
 

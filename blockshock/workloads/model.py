@@ -1,7 +1,7 @@
 """A whole model and a synthetic batch, for the phases that work on a training step.
 
 Built by `profiler.models` from transformers' configurations with random weights; nothing is downloaded. With a method
-that builds layers, the model's MLPs are that method's pairs over the ranks, and everything else is on every rank.
+that builds layers, the model's MLPs or attention are that method's pairs over the ranks; all else is on every rank.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from blockshock.masks import prunes
 if TYPE_CHECKING:
     from blockshock.config import Job
     from blockshock.methods.pairs.model import ModelProblem
+    from blockshock.methods.pairs.sites import Site
     from profiler.models import TrainingTask
 
 
@@ -36,7 +37,7 @@ class ModelWorkload:
     seq_len: int | None = None  # tokens of a sample; only text models have it
     dropout: float | None = None  # None: what the model's configuration says
     autocast: str | None = None  # bf16: the forward and the loss run under torch.autocast
-    layers: str | None = None  # what a method of layers builds of the model, settled by `check`: mlp where there is one
+    layers: str | None = None  # mlp | attention | mlp+attention: what a method of layers builds; None: mlp, by `check`
     layers_by: Any = None  # such a method with its options, where the job's own is one of the whole step
 
     def check(self, job: Job) -> None:
@@ -73,14 +74,15 @@ class ModelWorkload:
 
     def _check_layers(self, job: Job) -> None:
         """What a model must have for a method's layers to take the place of its own."""
+        from blockshock.methods.pairs.sites import LAYERS
+
         self.layers = self.layers or "mlp"
-        one_of("workload.layers", self.layers, ("mlp",))
+        one_of("workload.layers", self.layers, LAYERS)
         model = _shapes(self.name)
-        sites = _mlps(self.name)
+        sites = _sites(self.name, self.layers)
         if not sites:
-            raise ConfigError(
-                "workload", self.name, "has no MLP that a method could build; use gpt2, llama, bert or vit"
-            )
+            problem = "has no MLP and no attention that a method could build; use gpt2, llama, bert or vit"
+            raise ConfigError("workload", self.name, problem)
         if prunes(job.mask):
             raise ConfigError(
                 "mask", job.mask.name, "a model's weights are not pruned; use workload=mlp_block or a layer"
@@ -94,20 +96,21 @@ class ModelWorkload:
         job.model.B = self.batch_size * _rows_per_sample(model, self._length())
 
     def check_method(self, job: Job) -> None:
-        """Whether the method's layers can be paired at the MLPs' sizes."""
+        """Whether the method's layers can be paired at the sizes of the model's own."""
         from blockshock.methods.pairs.choice import pairing_of
 
-        mlp = _mlps(self.name)[0].mlp
-        try:
-            pairing_of(job, "auto", mlp).check(job, mlp)
-        except ConfigError as error:
-            if not error.key.startswith(("workload.", "model.")):
-                raise
-            problem = f"its MLPs, of {job.model.K} and {mlp.hidden} features, can't be split: {error}"
-            raise ConfigError("workload", self.name, problem) from error
+        assert self.layers is not None
+        for between in {site.KIND: site.between for site in _sites(self.name, self.layers)}.values():
+            try:
+                pairing_of(job).check(job, between)
+            except ConfigError as error:
+                if not error.key.startswith(("workload.hidden", "model.")):
+                    raise
+                problem = f"its MLPs, of {job.model.K} and {between.hidden} features, can't be split: {error}"
+                raise ConfigError("workload", self.name, problem) from error
 
     def problem(self, job: Job, device: torch.device) -> ModelProblem:
-        """The model whose MLPs the method builds; a batch of its own at every step."""
+        """The model whose layers the method builds; a batch of its own at every step."""
         from blockshock.methods.pairs.choice import pairing_of
         from blockshock.methods.pairs.model import ModelProblem
         from profiler.models import build
@@ -130,7 +133,7 @@ class ModelWorkload:
             images = torch.randn(self.batch_size, 3, config.image_size, config.image_size, **on)
             return images, torch.randint(classes, (self.batch_size,), **on)
 
-        pairing = pairing_of(job, "auto", _mlps(self.name)[0].mlp)
+        assert self.layers is not None
         return ModelProblem(
             N=model.N,
             K=model.K,
@@ -140,7 +143,8 @@ class ModelWorkload:
             seed=seed,
             workload=None,
             mask=job.mask,
-            pairing=pairing,
+            layers=self.layers,
+            pairing=pairing_of(job),
             build_model=build_model,
             draw=draw,
             classes=classes,
@@ -183,14 +187,14 @@ def _shapes(name: str, dropout: float | None = None) -> Any:
 
 
 @cache
-def _mlps(name: str) -> list[Any]:
-    from blockshock.methods.pairs.sites import find_mlps
+def _sites(name: str, layers: str) -> list[Site]:
+    from blockshock.methods.pairs.sites import find_sites
 
-    return find_mlps(_shapes(name))
+    return find_sites(_shapes(name), layers)
 
 
 def _rows_per_sample(model: Any, length: int) -> int:
-    """Rows that an MLP reads of one sample: tokens, or an image's patches and the class token."""
+    """Rows that a pair reads of one sample: tokens, or an image's patches and the class token."""
     config = model.config
     return length if hasattr(config, "vocab_size") else (config.image_size // config.patch_size) ** 2 + 1
 

@@ -1,4 +1,4 @@
-"""What ranks do in the tests of models whose MLPs are a method's pairs."""
+"""What ranks do in the tests of models whose MLPs or attention are a method's pairs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from blockshock.config import load_job
 from blockshock.jobs import correctness
 from blockshock.jobs.agreement import compare_ranks
 from blockshock.methods.pairs.model import dense_tensors, pairs_of
-from blockshock.methods.pairs.sites import find_mlps
+from blockshock.methods.pairs.sites import find_mlps, find_sites
 from blockshock.problem import problem_of
 from blockshock.ranks import distributed
 from blockshock.ranks.launched import RankInfo
@@ -48,6 +48,34 @@ def compare_with_dense(info: RankInfo, config: dict[str, Any], say: Any) -> Outc
     same = all(torch.equal(mine, p.detach()) for mine, p in zip(held, dense.parameters(), strict=True))
     mlps = sum(1 for quantity in problem.weight_quantities() if quantity == "dW_mlp")
     return Outcome(value={"errors": distributed.max_over_ranks(errors), "names": names, "same": same, "mlps": mlps})
+
+
+def three_steps(info: RankInfo, config: dict[str, Any], say: Any) -> Outcome:
+    """Three steps of SGD with momentum of the model over ranks, and of the model as profiler.models builds it: how far
+    their losses and parameters are apart, over the largest change of a parameter; and that change."""
+    join(info)
+    job = load_job(config)
+    problem, work = problem_of(job, CPU), job.workload
+    length = {} if work.seq_len is None else {"seq_len": work.seq_len}
+    dense = build(work.name, 1, dtype=torch.float64, seed=job.experiment.seed, dropout=work.dropout, **length).model
+    start = [p.detach().clone() for p in dense.parameters()]
+    parallel = problem.build(job.method, problem.weights())
+    outputs = parallel, lambda x: dense(x).logits.flatten(0, -2)
+    optimizers = [torch.optim.SGD(list(module.parameters()), lr=0.5, momentum=0.9) for module in (parallel, dense)]
+    apart = 0.0
+    for step in range(3):
+        x, labels = problem.inputs(step), problem.target(step)
+        losses = [cross_entropy(output(x), labels) for output in outputs]
+        apart = max(apart, abs(float((losses[0] - losses[1]).detach())))
+        for loss, optimizer in zip(losses, optimizers, strict=True):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        parallel.after_optimizer_step(step + 1)
+    found = parallel.assemble_weights([p.detach() for p in parallel.parameters()])
+    moved = max(float((p.detach() - before).norm()) for p, before in zip(dense.parameters(), start, strict=True))
+    errors = [float((mine - p.detach()).norm()) / moved for mine, p in zip(found, dense.parameters(), strict=True)]
+    return Outcome(value={"errors": distributed.max_over_ranks([apart, *errors]), "moved": moved})
 
 
 def judge(info: RankInfo, config: dict[str, Any], say: Any) -> Outcome:
@@ -88,8 +116,9 @@ def step_as_dense(info: RankInfo, config: dict[str, Any], say: Any) -> Outcome:
     the largest difference of the parameters afterwards, by their names in the dense model, over the largest change."""
     join(info)
     job = load_job(config)
-    task = job.workload.task(job, CPU)
-    dense = job.workload.build(torch.float64, CPU, job.experiment.seed)
+    work = job.workload
+    task = work.task(job, CPU)
+    dense = work.build(torch.float64, CPU, job.experiment.seed)
     before = {name: p.detach().clone() for name, p in dense.model.named_parameters()}
     step = job.method.build_step(task, job.phase.make_optimizer(list(task.model.parameters())))
     loss = float(step(*task.batch))
@@ -97,7 +126,8 @@ def step_as_dense(info: RankInfo, config: dict[str, Any], say: Any) -> Outcome:
     expected.backward()
     job.phase.make_optimizer(list(dense.model.parameters())).step()
     after = dict(dense.model.named_parameters())
-    found = dense_tensors(find_mlps(before_pairs(job)), pairs_of(task.model), dict(task.model.named_parameters()))
+    sites, found = find_sites(before_pairs(job), work.layers), dict(task.model.named_parameters())
+    found = dense_tensors(sites, pairs_of(task.model), found)
     moved = {name: float((after[name] - start).detach().norm()) for name, start in before.items()}
     errors = {name: float((found[name] - p).detach().norm()) / max(moved.values()) for name, p in after.items()}
     errors["loss"] = abs(loss - float(expected.detach()))
@@ -108,6 +138,35 @@ def step_as_dense(info: RankInfo, config: dict[str, Any], say: Any) -> Outcome:
 def before_pairs(job: Any) -> Any:
     """The model with its MLPs still in it, without memory for its weights."""
     return build(job.workload.name, 1, device="meta", dropout=job.workload.dropout).model
+
+
+KINDS = {
+    "all_reduce": "c10d::allreduce_",
+    "all_gather": "c10d::_allgather_base_",
+    "reduce_scatter": "c10d::_reduce_scatter_base_",
+}
+
+
+def traced_collectives(info: RankInfo, config: dict[str, Any], say: Any) -> Outcome:
+    """How many collectives of each kind PyTorch's profiler sees in the forward and in the backward pass, and what the
+    record says."""
+    join(info)
+    job = load_job(config)
+    problem = problem_of(job, CPU)
+    parallel = problem.build(job.method, problem.weights())
+    x, labels = problem.inputs(), problem.target()
+    seen: dict[str, dict[str, int]] = {}
+    losses: list[Any] = []
+    passes = {
+        "forward": lambda: losses.append(cross_entropy(parallel(x), labels)),
+        "backward": lambda: losses.pop().backward(),
+    }
+    for name, run in passes.items():
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as trace:
+            run()
+        names = [event.name for event in trace.events()]
+        seen[name] = {kind: names.count(op) for kind, op in KINDS.items() if op in names}
+    return Outcome(value={"seen": seen, "said": parallel.describe()["collectives"]})
 
 
 def tell_apart(info: RankInfo, config: dict[str, Any], say: Any) -> Outcome:
@@ -148,7 +207,7 @@ def losses_reordered(info: RankInfo, config: dict[str, Any], steps: int, orders:
     for number in range(orders):
         dense = problem.dense(problem.dtype)
         for site in find_mlps(dense.model):
-            up, down = (dense.model.get_submodule(f"{site.path}.{name}") for name in (site.names.up, site.names.down))
+            up, down = site.part(site.names.up), site.part(site.names.down)
             order = torch.randperm(up.bias.numel(), generator=torch.Generator().manual_seed(number))
             with torch.no_grad():  # GPT-2's Conv1D: weights are (in, out)
                 up.weight.copy_(up.weight[:, order])

@@ -17,8 +17,8 @@ from blockshock.collectives import gradients
 from blockshock.config import ModelConfig
 from blockshock.jobs import correctness
 from blockshock.methods import ParallelModule
-from blockshock.methods.pairs.choice import MlpProblem, pairing_of
-from blockshock.methods.pairs.pair import ACTIVATIONS, Mlp
+from blockshock.methods.pairs.choice import pairing_of
+from blockshock.methods.pairs.mlp import ACTIVATIONS, Mlp, MlpProblem
 from blockshock.ranks import distributed
 from blockshock.ranks.launched import RankInfo
 from blockshock.ranks.outcome import Outcome
@@ -32,7 +32,7 @@ def pair_of(spec: dict[str, Any]) -> tuple[MlpProblem, ParallelModule]:
     hardware = SimpleNamespace(world_size=distributed.world_size(), backend="gloo", device="cpu")
     model = ModelConfig(spec["N"], spec["K"], spec["B"], "fp64")
     job: Any = SimpleNamespace(method=method, mask=layer.mask, hardware=hardware, model=model)
-    pairing = pairing_of(job, spec.get("pairing", "auto"), mlp)
+    pairing = pairing_of(job, spec.get("pairing", "auto"))
     problem = MlpProblem(**vars(layer), mlp=mlp, pairing=pairing)
     return problem, problem.build(method, problem.weights())
 

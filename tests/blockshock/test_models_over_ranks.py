@@ -76,7 +76,7 @@ def test_each_model_has_an_mlp_in_every_block():
         sites = find_mlps(build(name).model)
         assert len(sites) == 2
         assert {site.features for site in sites} == {32}
-        assert {site.mlp.hidden for site in sites} == {128 if name == "tiny_gpt2" else 64}
+        assert {site.between.hidden for site in sites} == {128 if name == "tiny_gpt2" else 64}
     assert find_mlps(build("tiny_resnet152").model) == []
 
 
@@ -96,9 +96,9 @@ GIVEN = ("hardware=cpu", "hardware.world_size=2", "workload=tiny_gpt2")
     ("arguments", "said"),
     [
         ([], "workload.dropout=null: the dense model that a method's is compared with would draw other masks"),
-        (["workload=tiny_resnet152"], "workload=tiny_resnet152: has no MLP that a method could build"),
+        (["workload=tiny_resnet152"], "workload=tiny_resnet152: has no MLP and no attention that a method could build"),
         (["workload.dropout=0", "workload.autocast=bf16"], "workload.autocast=bf16: layers have one dtype"),
-        (["workload.dropout=0", "workload.layers=all"], "workload.layers=all: allowed: mlp"),
+        (["workload.dropout=0", "workload.layers=all"], "workload.layers=all: allowed: mlp, attention, mlp+attention"),
         (["workload.dropout=0", "hardware.world_size=3"], "hardware.world_size=3: block_shock needs 1 or an even"),
         (
             ["workload.dropout=0", "method=dense_tp_row", "hardware.world_size=3"],

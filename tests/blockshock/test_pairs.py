@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockshock.jobs.correctness import check, failure
-from blockshock.methods.pairs.choice import MlpProblem
-from blockshock.methods.pairs.layers import LayersMlp
-from blockshock.methods.pairs.pair import ACTIVATIONS, DenseMlp, Mlp
+from blockshock.methods.pairs.layers import LayersPair
+from blockshock.methods.pairs.mlp import ACTIVATIONS, DenseMlp, Mlp, MlpProblem
 from tests.blockshock import pair_tasks
 from tests.blockshock.rank_tasks import problem_of
 
@@ -156,20 +155,20 @@ def test_hidden_rows_are_dealt_out_and_joined_again(parts, each, gated):
     torch.testing.assert_close(torch.cat([mlp.activate(share) for share in columns], dim=1), mlp.activate(x))
 
 
-class ActivatesTwice(LayersMlp):
+class ActivatesTwice(LayersPair):
     def first(self, x):
         return torch.relu(super().first(x))
 
 
-class ForgetsADownWeight(LayersMlp):
+class ForgetsADownWeight(LayersPair):
     def forward(self, x):
         return (
-            self.mlp.activate(self.first(x))
+            self.between.activate(self.first(x))
             @ torch.cat([self.down.weight[:, 1:], self.down.weight[:, :1] * 0], dim=1).t()
         )
 
 
-class WrongUpGradient(LayersMlp):
+class WrongUpGradient(LayersPair):
     def forward(self, x):
         self.up.weight.register_hook(lambda grad: grad * 1.01)
         return super().forward(x)
@@ -190,7 +189,7 @@ def test_weights_leave_the_output_of_order_one():
     layer = problem_of(SPEC | {"N": 128, "K": 128, "B": 64})
     for gated in (False, True):
         mlp = Mlp(512, gated=gated)
-        problem = MlpProblem(**vars(layer), mlp=mlp, pairing=LayersMlp)
+        problem = MlpProblem(**vars(layer), mlp=mlp, pairing=LayersPair)
         y = DenseMlp(mlp, problem.weights())(problem.inputs()).detach()
         assert 0.3 < float(y.square().mean().sqrt()) < 3
 

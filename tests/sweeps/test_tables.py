@@ -236,11 +236,13 @@ def test_pairs_of_other_hidden_features_or_pairings_are_rows_of_their_own(table_
         return record("phase1_forward", "dense_tp_row", forward=forward, workload="mlp_block", **more)
 
     model = {"workload": "gpt2", "workload_config": {"name": "gpt2", "layers": "mlp"}}
+    with_attention = {"workload": "gpt2", "workload_config": {"name": "gpt2", "layers": "mlp+attention"}}
     table = table_of(
         pair(1.0, 256, "auto", "column_row"),
         pair(2.0, 512, "auto", "column_row"),
         pair(3.0, 256, "layers", "layers"),
         record("phase1_forward", "dense_tp_row", forward=9.0, **model),
+        record("phase1_forward", "dense_tp_row", forward=12.0, **with_attention),
         record("phase1_forward", "dense_tp_row", forward=10.0),
     )
     assert dict(zip(table["workload"], table["forward_p50_ms"], strict=True)) == {
@@ -248,6 +250,7 @@ def test_pairs_of_other_hidden_features_or_pairings_are_rows_of_their_own(table_
         "mlp_block (hidden 512, gelu)": 2.0,
         "mlp_block (hidden 256, gelu, layers)": 3.0,
         "gpt2 (its MLPs over ranks)": 9.0,
+        "gpt2 (its MLPs and attention over ranks)": 12.0,
         "gaussian": 10.0,
     }
     computed = dict(zip(table["workload"], table["tflops"].notna(), strict=True))  # of one matmul

@@ -6,6 +6,7 @@ all:      Y = Σ_r H_r W_down[:, rows_r]ᵀ         the one all-reduce; backward
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from blockshock.collectives.choice import CollectiveOptions, check_collective
 from blockshock.errors import ConfigError
 from blockshock.measure.roofline import Cost, all_reduce
 from blockshock.methods.dense_single import dense_costs
-from blockshock.methods.pairs.pair import Mlp, MlpWeights, ParallelMlp
+from blockshock.methods.pairs.pair import Between, PairWeights, ParallelPair
 from blockshock.ranks import distributed
 
 if TYPE_CHECKING:
@@ -22,29 +23,30 @@ if TYPE_CHECKING:
     from blockshock.problem import Problem
 
 
-class ColumnRowMlp(ParallelMlp):
+class ColumnRowPair(ParallelPair):
     PAIRING = "column_row"
 
-    def __init__(self, problem: Problem, method: Any, mlp: Mlp, weights: MlpWeights) -> None:
-        super().__init__(problem, mlp, weights)
-        up, down = problem.of_layer("up", mlp.rows, problem.K), problem.of_layer("down", problem.N, mlp.hidden)
+    def __init__(self, problem: Problem, method: Any, between: Between, weights: PairWeights) -> None:
+        super().__init__(problem, between, weights)
+        up = problem.of_layer("up", between.rows, problem.K)
+        down = problem.of_layer("down", problem.N, between.hidden)
         self.up, self.down = method.build_column_row(up, self.own_rows(weights.up), down, weights.down)
 
     @classmethod
-    def unsupported(cls, job: Job, mlp: Mlp) -> str | None:
+    def unsupported(cls, job: Job) -> str | None:
         if hasattr(job.method, "build_column_row"):
             return None
         return "is dense tensor parallelism's: no rank has all weights of a hidden unit in halves; use dense_tp_row"
 
     @classmethod
-    def check(cls, job: Job, mlp: Mlp) -> None:
-        check_shares(job, mlp)
+    def check(cls, job: Job, between: Between) -> None:
+        check_shares(job, between)
         if isinstance(job.method, CollectiveOptions):
             check_collective(job, job.method, job.hardware.world_size, job.model.N)
 
     @classmethod
-    def build(cls, problem: Problem, method: Any, mlp: Mlp, weights: MlpWeights) -> ParallelMlp:
-        return cls(problem, method, mlp, weights)
+    def build(cls, problem: Problem, method: Any, between: Between, weights: PairWeights) -> ParallelPair:
+        return cls(problem, method, between, weights)
 
     def first(self, x: Tensor) -> Tensor:
         first: Tensor = self.up(x)
@@ -58,20 +60,21 @@ class ColumnRowMlp(ParallelMlp):
         return [self.join_own_rows(up), self.down.assemble_weight(down)]
 
     def own_costs(self) -> dict[str, Cost]:
-        costs = dense_costs(self.batch, self.mlp.rows // self.ranks, self.inputs, self.itemsize)
+        costs = dense_costs(self.batch, self.between.rows // self.ranks, self.inputs, self.itemsize)
         costs["backward_input"] += all_reduce(self.ranks, self.batch * self.inputs * self.itemsize)
         return costs
+
+    def collectives(self) -> dict[str, Counter[str]]:
+        return {"forward": Counter(all_reduce=1), "backward": Counter(all_reduce=1)}
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"down": self.down.describe()}
 
 
-def check_shares(job: Job, mlp: Mlp) -> None:
+def check_shares(job: Job, between: Between) -> None:
     """Reject one rank, and hidden features that the ranks can't share equally."""
     ranks = job.hardware.world_size
     if ranks < 2:
         problem = f"{job.method.name} shares the hidden features over at least 2 ranks; one rank is dense_single"
         raise ConfigError("hardware.world_size", ranks, problem)
-    if mlp.hidden % ranks:
-        problem = f"{job.method.name} on {ranks} ranks needs a multiple of {ranks}"
-        raise ConfigError("workload.hidden", mlp.hidden, problem)
+    between.check_shares(job)

@@ -1,7 +1,7 @@
 """Layers of one method in a training step that another one runs: `method@workload.layers_by=block_shock`.
 
     self.layers_by = checked(job, check_layers)      # the method's options, with every `auto` that a graph settles
-    put_layers(job, task.model, device)              # the model's MLPs are now that method's pairs over the ranks
+    put_layers(job, task.model, device)              # its MLPs or attention are that method's pairs over the ranks
 
 The step is one graph, so a layer must be made of operators that a graph can have: PyTorch's own, and its functional
 collectives (collectives/in_graph.py). A method says by `check_in_step(job)` which of its options are, and settles
@@ -21,7 +21,7 @@ from blockshock.config import check_mask, typed_option
 from blockshock.errors import ConfigError
 from blockshock.methods.pairs.choice import pairing_of
 from blockshock.methods.pairs.model import put_pairs
-from blockshock.methods.pairs.pair import ParallelMlp
+from blockshock.methods.pairs.pair import ParallelPair
 from blockshock.methods.pairs.sites import Site
 from blockshock.problem import Problem
 
@@ -61,10 +61,10 @@ def checked(job: Job, check_layers: Callable[[Job], None]) -> dict[str, Any]:
 def put_layers(job: Job, model: nn.Module, device: torch.device) -> None:
     """Let `model` run this rank's part of what the method of layers builds. A collective where it measures."""
     layered = layers_job(job)
-    problem = layered.workload.problem(layered, device)
+    problem, pairing = layered.workload.problem(layered, device), pairing_of(layered)
 
-    def pair(site: Site) -> ParallelMlp:
+    def pair(site: Site) -> ParallelPair:
         own: Problem = problem.of_layer(site.path, problem.N, problem.K)
-        return pairing_of(layered, "auto", site.mlp).build(own, layered.method, site.mlp, site.weights())
+        return pairing.build(own, layered.method, site.between, site.weights())
 
-    put_pairs(model, pair)
+    put_pairs(model, job.workload.layers, pair)

@@ -9,6 +9,7 @@ Backward, a layer that shards its input leaves its gradient sharded, and `assemb
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from blockshock.errors import ConfigError
 from blockshock.measure.roofline import Cost
 from blockshock.measure.timing import region
 from blockshock.methods import ParallelLinear
-from blockshock.methods.pairs.pair import Mlp, MlpWeights, ParallelMlp
+from blockshock.methods.pairs.pair import Between, PairWeights, ParallelPair
 from blockshock.ranks import distributed
 
 if TYPE_CHECKING:
@@ -28,32 +29,30 @@ if TYPE_CHECKING:
     from blockshock.problem import Problem
 
 
-class LayersMlp(ParallelMlp):
+class LayersPair(ParallelPair):
     PAIRING = "layers"
 
-    def __init__(self, problem: Problem, method: Any, mlp: Mlp, weights: MlpWeights) -> None:
-        super().__init__(problem, mlp, weights)
-        self.up: ParallelLinear = method.build(problem.of_layer("up", mlp.rows, problem.K), weights.up)
-        self.down = method.build(problem.of_layer("down", problem.N, mlp.hidden), weights.down)
+    def __init__(self, problem: Problem, method: Any, between: Between, weights: PairWeights) -> None:
+        super().__init__(problem, between, weights)
+        self.up: ParallelLinear = method.build(problem.of_layer("up", between.rows, problem.K), weights.up)
+        self.down = method.build(problem.of_layer("down", problem.N, between.hidden), weights.down)
 
     @classmethod
-    def unsupported(cls, job: Job, mlp: Mlp) -> str | None:
+    def unsupported(cls, job: Job) -> str | None:
         return None
 
     @classmethod
-    def check(cls, job: Job, mlp: Mlp) -> None:
-        check_layer(job, mlp, N=mlp.rows)
-        check_layer(job, mlp, K=mlp.hidden)
+    def check(cls, job: Job, between: Between) -> None:
+        check_layer(job, between, N=between.rows)
+        check_layer(job, between, K=between.hidden)
 
     @classmethod
-    def build(cls, problem: Problem, method: Any, mlp: Mlp, weights: MlpWeights) -> ParallelMlp:
-        return cls(problem, method, mlp, weights)
+    def build(cls, problem: Problem, method: Any, between: Between, weights: PairWeights) -> ParallelPair:
+        return cls(problem, method, between, weights)
 
-    def own_rows(self, first: Tensor) -> Tensor:
-        return first.clone()
-
-    def join_own_rows(self, own: Tensor) -> Tensor:
-        return own
+    @property
+    def shares(self) -> int:
+        return 1
 
     def first(self, x: Tensor) -> Tensor:
         first: Tensor = self.up(_Entered.apply(x, self.up))
@@ -70,11 +69,20 @@ class LayersMlp(ParallelMlp):
         """Without what joins a sharded dX: how is the method's own, and the floor stays a floor."""
         return self.up.costs()
 
+    def collectives(self) -> dict[str, Counter[str]]:
+        up, down = self.up.collectives(), self.down.collectives()
+        none: Counter[str] = Counter()
+
+        def of(*passes: str) -> Counter[str]:
+            return sum((layer.get(each, none) for layer in (up, down) for each in passes), none)
+
+        return {"forward": of("forward"), "backward": of("backward", "input_grad")}
+
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"up": self.up.describe(), "down": self.down.describe()}
 
 
-def check_layer(job: Job, mlp: Mlp, N: int | None = None, K: int | None = None) -> None:
+def check_layer(job: Job, between: Between, N: int | None = None, K: int | None = None) -> None:
     """Let the method judge one of the two layers. An error names the key that a user would set."""
     check = getattr(job.method, "check", None)
     if check is None:
@@ -84,8 +92,8 @@ def check_layer(job: Job, mlp: Mlp, N: int | None = None, K: int | None = None) 
     except ConfigError as error:
         if error.key != ("model.N" if N else "model.K"):
             raise
-        which = f"the MLP's {'first' if N else 'second'} layer has {error.key[-1]}={error.value}"
-        raise ConfigError("workload.hidden", mlp.hidden, f"{error.problem} ({which})") from error
+        size = f"{'first' if N else 'second'} layer has {error.key[-1]}={error.value}"
+        raise between.error(job, error.problem, size) from error
 
 
 class _Entered(torch.autograd.Function):

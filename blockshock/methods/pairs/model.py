@@ -1,4 +1,4 @@
-"""A transformers model over ranks: its MLPs are a method's pairs, and everything else is on every rank alike.
+"""A transformers model over ranks: its MLPs, attention or both are a method's pairs, all else is on every rank alike.
 
 X is a batch of token ids or images, Y the logits of every position, (positions, classes). All ranks have the same batch
 and a pair leaves all of its input's gradient, so what is on every rank gets the same gradients and updates there.
@@ -6,6 +6,7 @@ and a pair leaves all of its input's gradient, so what is on every rank gets the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,8 +18,8 @@ from torch.nn.functional import cross_entropy
 
 from blockshock.measure.roofline import Cost
 from blockshock.methods import ParallelModule
-from blockshock.methods.pairs.pair import ParallelMlp
-from blockshock.methods.pairs.sites import Site, find_mlps
+from blockshock.methods.pairs.pair import ParallelPair
+from blockshock.methods.pairs.sites import Site, find_sites
 from blockshock.problem import Problem
 from blockshock.ranks import distributed
 
@@ -37,25 +38,27 @@ class Logits(nn.Module):
         return self.model(x).logits.flatten(0, -2)
 
 
-def put_pairs(model: nn.Module, build: Callable[[Site], ParallelMlp]) -> dict[str, ParallelMlp]:
-    """Let `model` run what `build` makes of each of its MLPs, by the path at which it now is."""
-    pairs = [(site, build(site)) for site in find_mlps(model)]
-    return {site.put(pair): pair for site, pair in pairs}
+def put_pairs(model: nn.Module, layers: str, build: Callable[[Site], ParallelPair]) -> None:
+    """Let `model` run what `build` makes of each of its pairs of `layers` (`workload.layers`)."""
+    sites = find_sites(model, layers)
+    for site, pair in [(site, build(site)) for site in sites]:
+        site.put(pair)
 
 
-def pairs_of(model: nn.Module) -> dict[str, ParallelMlp]:
-    """What `put_pairs` returned for this model."""
-    return {path: module for path, module in model.named_modules() if isinstance(module, ParallelMlp)}
+def pairs_of(model: nn.Module) -> dict[str, ParallelPair]:
+    """What `put_pairs` put into this model, by its path."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, ParallelPair)}
 
 
-def dense_tensors(sites: list[Site], pairs: dict[str, ParallelMlp], given: dict[str, Tensor]) -> dict[str, Tensor]:
+def dense_tensors(sites: list[Site], pairs: dict[str, ParallelPair], given: dict[str, Tensor]) -> dict[str, Tensor]:
     """The model's own tensors of a rank's, by name: parameters, or gradients of them. A collective.
 
-    `sites` are those of a copy of the model that still has its MLPs.
+    `sites` are those of a copy of the model that still has its own layers.
     """
     dense = {name: tensor for name, tensor in given.items() if not name.startswith(tuple(f"{path}." for path in pairs))}
-    for site, (path, pair) in zip(sites, pairs.items(), strict=True):
-        own = [given[f"{path}.{name}"] for name, _ in pair.named_parameters()]
+    for site in sites:
+        pair = pairs[site.place]
+        own = [given[f"{site.place}.{name}"] for name, _ in pair.named_parameters()]
         dense |= site.original(pair.assemble_weights(own))
     return dense
 
@@ -63,12 +66,15 @@ def dense_tensors(sites: list[Site], pairs: dict[str, ParallelMlp], given: dict[
 class ParallelModel(ParallelModule):
     """One rank's part of the model. `original`: the same model, of which nothing but shapes and names is read."""
 
-    def __init__(self, model: nn.Module, original: nn.Module, build: Callable[[Site], ParallelMlp]) -> None:
+    def __init__(
+        self, model: nn.Module, original: nn.Module, layers: str, build: Callable[[Site], ParallelPair]
+    ) -> None:
         super().__init__()
         self.logits = Logits(model)
-        self._sites = find_mlps(original)
+        self._sites = find_sites(original, layers)
         self._names = [name for name, _ in original.named_parameters()]
-        self._pairs = put_pairs(model, build)
+        put_pairs(model, layers, build)
+        self._pairs = pairs_of(model)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.logits(x)
@@ -81,11 +87,19 @@ class ParallelModel(ParallelModule):
         return [dense[name] for name in self._names]
 
     def costs(self) -> dict[str, Cost]:
-        """Of the MLPs alone: the rest is the same for every method, and the floor stays a floor."""
+        """Of the pairs alone: the rest is the same for every method, and the floor stays a floor."""
         total: dict[str, Cost] = {}
         for pair in self._pairs.values():
             for name, cost in pair.costs().items():
                 total[name] = total.get(name, Cost()) + cost
+        return total
+
+    def collectives(self) -> dict[str, Counter[str]]:
+        """Of all pairs."""
+        total: dict[str, Counter[str]] = {"forward": Counter(), "backward": Counter()}
+        for pair in self._pairs.values():
+            for name, counts in pair.collectives().items():
+                total[name] += counts
         return total
 
     def roundings(self) -> dict[str, float]:
@@ -105,17 +119,22 @@ class ParallelModel(ParallelModule):
         return rest + sum(pair.weight_bytes() for pair in self._pairs.values())
 
     def describe(self) -> dict[str, Any]:
-        first = next(iter(self._pairs.values()))
-        return {"mlps": len(self._pairs), **first.describe()}
+        counts = self.collectives()
+        sent = {each: dict(+count) for each, count in counts.items()}
+        kinds = [site.KIND for site in self._sites]
+        first = self._pairs[self._sites[0].place]
+        found = {"mlps": kinds.count("mlp"), "attentions": kinds.count("attention")}
+        return found | first.describe() | {"collectives": sent}
 
 
 @dataclass(frozen=True)
 class ModelProblem(Problem):
-    """A model in place of a layer. N and K are the features that its MLPs read and write, B the rows that they read."""
+    """A model in place of a layer. N and K: features that its pairs read and write; B: the rows that they read."""
 
     has_input_grad: ClassVar[bool] = False  # ids have none
 
-    pairing: type[ParallelMlp]
+    layers: str  # workload.layers
+    pairing: type[ParallelPair]
     build_model: Callable[[torch.dtype, torch.device], nn.Module]  # the same weights each time
     draw: Callable[[torch.Generator], tuple[Tensor, Tensor]]  # a batch and its labels
     classes: int  # of the logits
@@ -137,19 +156,19 @@ class ModelProblem(Problem):
         return self.build_model(self.dtype, self.device)
 
     def build(self, method: Method, weights: nn.Module) -> ParallelModule:
-        def pair(site: Site) -> ParallelMlp:
-            return self.pairing.build(self.of_layer(site.path, self.N, self.K), method, site.mlp, site.weights())
+        def pair(site: Site) -> ParallelPair:
+            return self.pairing.build(self.of_layer(site.path, self.N, self.K), method, site.between, site.weights())
 
-        return ParallelModel(weights, self._original, pair)
+        return ParallelModel(weights, self._original, self.layers, pair)
 
     def dense(self, dtype: torch.dtype) -> nn.Module:
         return Logits(self.build_model(self.dtype, self.device).to(dtype))
 
     def weight_quantities(self) -> list[str]:
-        """`dW_mlp` of the MLPs' weights together, `dW_rest` of all others."""
-        mlps = {f"{site.path}.{name}" for site in find_mlps(self._original) for name in site.names.all()}
+        """`dW_mlp` of the MLPs' weights together, `dW_attention` of the projections', `dW_rest` of all others."""
+        kinds = {path: site.KIND for site in find_sites(self._original, self.layers) for path in site.parts()}
         names = [name for name, _ in self._original.named_parameters()]
-        return ["dW_mlp" if name.rpartition(".")[0] in mlps else "dW_rest" for name in names]
+        return [f"dW_{kinds.get(name.rpartition('.')[0], 'rest')}" for name in names]
 
     def loss(self, kind: str, y: Tensor, target: Tensor) -> Tensor:
         """The model's own, cross entropy, whatever a layer's would be."""

@@ -1,26 +1,23 @@
 """What a pair of layers computes, whoever computes it, and what every pairing has in common.
 
-    mlp = Mlp(hidden=4096, act=functional.gelu)
-    h = mlp.activate(x @ weights.up.t());   y = h @ weights.down.t()
+    h = between(x @ weights.up.t() + weights.up_bias);   y = h @ weights.down.t() + weights.down_bias
 
-With `gated`, as in Llama, the first layer has twice the rows, the gate's over the up projection's, and
-h = φ(x gateᵀ) ∘ (x upᵀ): one product and, over ranks, one collective serve both.
+Between the layers, a hidden feature is computed from a few of the first layer's outputs: an MLP's from one (two where
+gated, as in Llama), attention's from those of its head. The first layer's weight is a stack of matrices, such as gate
+and up, or query, key and value: one product and, over ranks, one collective serve all of them.
 
-A pair reads all of X on every rank and leaves all of Y and all of dX on every rank, as the residual stream around an
-MLP needs. (A row-parallel layer by itself may leave dX sharded.)
+A pair reads all of X on every rank and leaves all of Y and all of dX on every rank, as the residual stream around it
+needs. (A row-parallel layer by itself may leave dX sharded.)
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from blockshock.measure.roofline import Cost
 from blockshock.methods import ParallelLinear, ParallelModule, ring_roundings
@@ -28,47 +25,48 @@ from blockshock.ranks import distributed
 
 if TYPE_CHECKING:
     from blockshock.config import Job
+    from blockshock.errors import ConfigError
     from blockshock.problem import Problem
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": functional.gelu,
-    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
-    "relu": functional.relu,
-    "silu": functional.silu,
-}
 
+class Between(ABC):
+    """What stands between the two layers, and how ranks share it: MLP's (mlp.py) or attention (sites/attention.py)."""
 
-@dataclass(frozen=True)
-class Mlp:
-    """φ, and the hidden features between the two layers."""
+    hidden: int  # features that the second layer reads
 
-    hidden: int
-    act: Callable[[Tensor], Tensor] = functional.gelu
-    gated: bool = False
+    @property
+    @abstractmethod
+    def matrices(self) -> tuple[int, ...]:
+        """Rows of each of the matrices that make the first layer's weight."""
+
+    @abstractmethod
+    def activate(self, first: Tensor) -> Tensor:
+        """The first layer's output (B, rows), or a share of it -> (B, hidden), or that share of it."""
+
+    @abstractmethod
+    def check_shares(self, job: Job) -> None:
+        """Reject ranks that can't share the hidden features equally."""
+
+    @abstractmethod
+    def error(self, job: Job, problem: str, size: str = "") -> ConfigError:
+        """That a method can't build a layer; `size` says of which features, "first layer has N=128"."""
 
     @property
     def rows(self) -> int:
         """Output features of the first layer."""
-        return 2 * self.hidden if self.gated else self.hidden
-
-    def activate(self, first: Tensor) -> Tensor:
-        """(B, n), or (B, 2n) where gated -> (B, n), elementwise: any columns of the hidden layer by themselves."""
-        if not self.gated:
-            return self.act(first)
-        gate, up = first.chunk(2, dim=1)
-        return self.act(gate) * up
+        return sum(self.matrices)
 
     def rows_of(self, first: Tensor, part: int, parts: int) -> Tensor:
-        """The rows of the first layer's weight that make share number `part` of `parts` of the hidden columns."""
-        return torch.cat([each.chunk(parts)[part] for each in first.chunk(2 if self.gated else 1)])
+        """The rows of the first layer's weight that make share number `part` of `parts` of the hidden features."""
+        return torch.cat([each.chunk(parts)[part] for each in first.split(self.matrices)])
 
     def join_rows(self, shares: list[Tensor]) -> Tensor:
         """The inverse of `rows_of`."""
-        split = [share.chunk(2 if self.gated else 1) for share in shares]
-        return torch.cat([part for layer in zip(*split, strict=True) for part in layer])
+        split = [share.split([rows // len(shares) for rows in self.matrices]) for share in shares]
+        return torch.cat([part for matrix in zip(*split, strict=True) for part in matrix])
 
 
-class MlpWeights(NamedTuple):
+class PairWeights(NamedTuple):
     """Dense, the same on every rank."""
 
     up: Tensor  # (rows, K)
@@ -77,32 +75,20 @@ class MlpWeights(NamedTuple):
     down_bias: Tensor | None = None  # (N,)
 
 
-class DenseMlp(nn.Module):
-    """The MLP as one writes it."""
-
-    def __init__(self, mlp: Mlp, weights: MlpWeights) -> None:
-        super().__init__()
-        self.mlp = mlp
-        self.up, self.down = nn.Parameter(weights.up), nn.Parameter(weights.down)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.mlp.activate(x @ self.up.t()) @ self.down.t()
-
-
 def _parameter(bias: Tensor | None, own: Callable[[Tensor], Tensor]) -> nn.Parameter | None:
     return None if bias is None else nn.Parameter(own(bias))
 
 
-class ParallelMlp(ParallelModule):
+class ParallelPair(ParallelModule):
     """One rank's part of the pair. A pairing says how it is split, and what it sends."""
 
     PAIRING: ClassVar[str]
 
     down: ParallelLinear
 
-    def __init__(self, problem: Problem, mlp: Mlp, weights: MlpWeights) -> None:
+    def __init__(self, problem: Problem, between: Between, weights: PairWeights) -> None:
         super().__init__()
-        self.mlp, self.batch, self.itemsize = mlp, problem.B, problem.dtype.itemsize
+        self.between, self.batch, self.itemsize = between, problem.B, problem.dtype.itemsize
         self.outputs, self.inputs = problem.N, problem.K
         self.ranks = distributed.world_size()
         self.up_bias = _parameter(weights.up_bias, self.own_rows)
@@ -110,25 +96,30 @@ class ParallelMlp(ParallelModule):
 
     @classmethod
     @abstractmethod
-    def unsupported(cls, job: Job, mlp: Mlp) -> str | None:
+    def unsupported(cls, job: Job) -> str | None:
         """Why the job's method can't be paired in this way, whatever the sizes; None if it can."""
 
     @classmethod
     @abstractmethod
-    def check(cls, job: Job, mlp: Mlp) -> None:
+    def check(cls, job: Job, between: Between) -> None:
         """Reject sizes that this pairing of the job's method can't split."""
 
     @classmethod
     @abstractmethod
-    def build(cls, problem: Problem, method: Any, mlp: Mlp, weights: MlpWeights) -> ParallelMlp: ...
+    def build(cls, problem: Problem, method: Any, between: Between, weights: PairWeights) -> ParallelPair: ...
+
+    @property
+    def shares(self) -> int:
+        """Ranks that share the hidden features between the layers; 1: every rank has all of them."""
+        return self.ranks
 
     def own_rows(self, first: Tensor) -> Tensor:
-        """Of the first layer's rows, those of the hidden columns that this rank sees between the layers."""
-        return self.mlp.rows_of(first, distributed.rank(), self.ranks)
+        """Of the first layer's rows, those of the hidden features that this rank sees between the layers."""
+        return first.clone() if self.shares == 1 else self.between.rows_of(first, distributed.rank(), self.shares)
 
     def join_own_rows(self, own: Tensor) -> Tensor:
         """The inverse. A collective."""
-        return self.mlp.join_rows(distributed.gather_tensors(own))
+        return own if self.shares == 1 else self.between.join_rows(distributed.gather_tensors(own))
 
     @abstractmethod
     def first(self, x: Tensor) -> Tensor:
@@ -136,7 +127,7 @@ class ParallelMlp(ParallelModule):
 
     @abstractmethod
     def enter_down(self, hidden: Tensor) -> Tensor:
-        """The hidden layer as `first` left it, activated -> what the second layer reads of it."""
+        """The hidden features as `between` left them -> what the second layer reads of them."""
 
     @abstractmethod
     def assemble_products(self, like_parameters: list[Tensor]) -> list[Tensor]:
@@ -146,11 +137,13 @@ class ParallelMlp(ParallelModule):
     def own_costs(self) -> dict[str, Cost]:
         """Of the first layer, and of what is sent between the layers and for dX."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, between: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """(B, K) -> (B, N). `between`: what to run in place of `self.between.activate`, of the same shapes."""
         first = self.first(x)
         if self.up_bias is not None:
             first = first + self.up_bias
-        y: Tensor = self.down(self.enter_down(self.mlp.activate(first)))
+        hidden = (between or self.between.activate)(first)
+        y: Tensor = self.down(self.enter_down(hidden))
         return y if self.down_bias is None else y + self.down_bias
 
     def assemble_weights(self, like_parameters: list[Tensor]) -> list[Tensor]:
@@ -166,9 +159,9 @@ class ParallelMlp(ParallelModule):
         return {name: own[name] + down[name] for name in own}
 
     def roundings(self) -> dict[str, float]:
-        """Every rounding of the dense MLP is one of some quantity; a sum over ranks makes up to ring(P) of it.
+        """Every rounding of the dense pair is one of some quantity; a sum over ranks makes up to ring(P) of it.
 
-        So the error is at most ring(P) times the dense MLP's in the same dtype, whichever of the quantities are sums.
+        So the error is at most ring(P) times the dense pair's in the same dtype, whichever of the quantities are sums.
         """
         return dict.fromkeys(("Y", "dX", "dW"), ring_roundings(self.ranks))
 
@@ -189,4 +182,5 @@ class ParallelMlp(ParallelModule):
         return [module for module in self.modules() if isinstance(module, ParallelLinear)]
 
     def describe(self) -> dict[str, Any]:
-        return {"pairing": self.PAIRING, "hidden": self.mlp.hidden}
+        sent = {each: dict(+counts) for each, counts in self.collectives().items()}
+        return {"pairing": self.PAIRING, "hidden": self.between.hidden, "collectives": sent}

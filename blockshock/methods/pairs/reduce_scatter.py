@@ -13,6 +13,7 @@ columns that its half reads.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,7 +33,7 @@ from blockshock.measure.roofline import Cost, all_gather, reduce_scatter
 from blockshock.methods.dense_tp_row import DenseTpRowLinear
 from blockshock.methods.pairs.column_row import check_shares
 from blockshock.methods.pairs.layers import check_layer
-from blockshock.methods.pairs.pair import Mlp, MlpWeights, ParallelMlp
+from blockshock.methods.pairs.pair import Between, PairWeights, ParallelPair
 from blockshock.ranks import distributed
 
 if TYPE_CHECKING:
@@ -41,18 +42,18 @@ if TYPE_CHECKING:
     from blockshock.problem import Problem
 
 
-class ReduceScatterMlp(ParallelMlp):
+class ReduceScatterPair(ParallelPair):
     PAIRING = "reduce_scatter"
 
-    def __init__(self, problem: Problem, method: Any, mlp: Mlp, weights: MlpWeights) -> None:
-        super().__init__(problem, mlp, weights)
-        block = problem.of_layer("up", mlp.rows // self.ranks, problem.K)
-        blocks = [mlp.rows_of(weights.up, rank, self.ranks).contiguous() for rank in range(self.ranks)]
+    def __init__(self, problem: Problem, method: Any, between: Between, weights: PairWeights) -> None:
+        super().__init__(problem, between, weights)
+        block = problem.of_layer("up", between.rows // self.ranks, problem.K)
+        blocks = [between.rows_of(weights.up, rank, self.ranks).contiguous() for rank in range(self.ranks)]
         self.blocks = nn.ModuleList(method.build_partial(block, rows) for rows in blocks)
         self.places = [_Into() for _ in blocks]
         for layer, place in zip(self.halves(), self.places, strict=True):
             layer.collective = Chosen(place)
-        down = problem.of_layer("down", problem.N, mlp.hidden)
+        down = problem.of_layer("down", problem.N, between.hidden)
         self.down = DenseTpRowLinear(down, weights.down, method)
         first, second = (
             BlockLayout.of(half, 1) for half in problem.of_layer("up", 4, problem.K).halves(weights.up[:4])
@@ -62,7 +63,7 @@ class ReduceScatterMlp(ParallelMlp):
         self.columns = HalfColumns(self.ranks, first.columns + second.columns)
 
     @classmethod
-    def unsupported(cls, job: Job, mlp: Mlp) -> str | None:
+    def unsupported(cls, job: Job) -> str | None:
         options: HalvesOptions = job.method
         if not hasattr(options, "build_partial"):
             return "is for complementary halves; use layers"
@@ -75,13 +76,13 @@ class ReduceScatterMlp(ParallelMlp):
         return None
 
     @classmethod
-    def check(cls, job: Job, mlp: Mlp) -> None:
-        check_shares(job, mlp)
-        check_layer(job, mlp, N=mlp.rows // job.hardware.world_size)
+    def check(cls, job: Job, between: Between) -> None:
+        check_shares(job, between)
+        check_layer(job, between, N=between.rows // job.hardware.world_size)
 
     @classmethod
-    def build(cls, problem: Problem, method: Any, mlp: Mlp, weights: MlpWeights) -> ParallelMlp:
-        return cls(problem, method, mlp, weights)
+    def build(cls, problem: Problem, method: Any, between: Between, weights: PairWeights) -> ParallelPair:
+        return cls(problem, method, between, weights)
 
     def halves(self) -> list[HalvesLinear]:
         return cast("list[HalvesLinear]", list(self.blocks))  # as `build_partial` made them
@@ -90,7 +91,7 @@ class ReduceScatterMlp(ParallelMlp):
         group = dist.group.WORLD
         assert group is not None
         own = self.halves()[0].shard_input(join_gradient(x, self.columns, group))
-        width = self.mlp.rows // self.ranks
+        width = self.between.rows // self.ranks
         if in_graph.tracing():
             return scatter_sum([layer(own) for layer in self.halves()], group)
         stacked = torch.empty(self.ranks, len(x), width, dtype=x.dtype, device=x.device)
@@ -107,7 +108,7 @@ class ReduceScatterMlp(ParallelMlp):
     def assemble_products(self, like_parameters: list[Tensor]) -> list[Tensor]:
         *blocks, down = like_parameters
         shares = [layer.assemble_weight([part]) for layer, part in zip(self.halves(), blocks, strict=True)]
-        return [self.mlp.join_rows(shares), self.down.assemble_weight([down])]
+        return [self.between.join_rows(shares), self.down.assemble_weight([down])]
 
     def own_costs(self) -> dict[str, Cost]:
         one = self.halves()[0].costs()
@@ -117,11 +118,14 @@ class ReduceScatterMlp(ParallelMlp):
             costs[name] = Cost()
             for _ in self.blocks:
                 costs[name] += cost
-        size = self.batch * self.mlp.rows * self.itemsize
+        size = self.batch * self.between.rows * self.itemsize
         costs["forward"] += reduce_scatter(self.ranks, size)
         costs["backward_input"] += all_gather(self.ranks, size)
         costs["backward_input"] += all_gather(self.ranks, self.batch * self.inputs * self.itemsize)
         return costs
+
+    def collectives(self) -> dict[str, Counter[str]]:
+        return {"forward": Counter(reduce_scatter=1, all_reduce=1), "backward": Counter(all_gather=2)}
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"up": self.halves()[0].describe(), "down": self.down.describe()}

@@ -12,6 +12,7 @@ Block-Shock and its ablation, the masked split, differ only in how a half is sto
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +179,16 @@ class HalvesLinear(ParallelLinear, ABC):
                 costs["forward"] += all_gather(self.shards, size)
                 costs["backward_input"] += all_reduce(self.shards if self.sharded_grad else self.ranks, reduced)
         return costs
+
+    def collectives(self) -> dict[str, Counter[str]]:
+        joins = bool(self.sharded_grad and self.pair) + (self.features < self.inputs)
+        return {
+            "forward": Counter(
+                all_reduce=int(self.sum_group is not None), all_gather=int(self.gather_group is not None)
+            ),
+            "backward": Counter(all_reduce=int(self.grad_group is not None)),
+            "input_grad": Counter(all_reduce=joins),
+        }
 
     def roundings(self) -> dict[str, float]:
         if self.options.shard == "inputs":

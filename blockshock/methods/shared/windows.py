@@ -10,6 +10,7 @@ window, as it is for halves, and the same kernels multiply it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -153,6 +154,11 @@ class WindowsLinear(ParallelLinear):
             shared = B * (width // 4) * (self.mask.block - 4) * size
             costs["backward_input"] += all_reduce(self.mask.windows, shared)
         return costs
+
+    def collectives(self) -> dict[str, Counter[str]]:
+        if self.ranks == 1:
+            return {}
+        return {each: Counter(all_reduce=1) for each in ("forward", "backward", "input_grad")}
 
     def roundings(self) -> dict[str, float]:
         """No column is in more than two windows."""

@@ -142,9 +142,16 @@ def _workload(records: pd.DataFrame) -> list[str]:
     names = []
     for name, hidden, act, gated, asked, layers, pairing in zip(records["workload"], *given, pairings, strict=True):
         of_pair = [f"hidden {hidden}", act, "gated" * (gated == "True"), pairing * (asked != "auto")]
-        inside = "its MLPs over ranks" if layers else ", ".join(filter(None, of_pair)) if hidden else ""
+        inside = _OVER_RANKS.get(layers, layers) if layers else ", ".join(filter(None, of_pair)) if hidden else ""
         names.append(f"{name} ({inside})" if inside else name)
     return names
+
+
+_OVER_RANKS = {
+    "mlp": "its MLPs over ranks",
+    "attention": "its attention over ranks",
+    "mlp+attention": "its MLPs and attention over ranks",
+}
 
 
 def _kept(records: pd.DataFrame) -> list[str]:
