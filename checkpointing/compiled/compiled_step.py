@@ -167,7 +167,7 @@ class CompiledStep:
         """
         fitting: tuple[CompiledHalves, CompiledPlan, int] | None = None
         while True:
-            halves = compile_halves(self.execution, self.module, inputs, self._partition)
+            halves = compile_halves(self.execution, self.module, inputs, self._partition, self._has_plan)
             plan = self.plan
             if plan is None:  # no backward
                 return halves
@@ -191,6 +191,10 @@ class CompiledStep:
             self._count(excess, "the generated code")
         remember(self.parameters, plan)
         return halves
+
+    def _has_plan(self) -> bool:
+        """Whether the code that is being compiled is not the unplanned step's."""
+        return self.plan is not None and not (self.plan.is_empty and self.plan.options["chunked_loss"] is None)
 
     def _learn(self, plan: CompiledPlan) -> None:
         """Bring what the plan says of its budget and of the unplanned step up to what is known by now."""

@@ -4,6 +4,11 @@
     halves.run(*inputs)
 
 `partition(joint, joint_inputs, num_fwd_outputs=..., static_lifetime_input_indices=...)` returns forward and backward.
+
+Inductor does not free a buffer that a later one of the same size can replace: it holds the memory until then, up to the
+peak that it estimates for the graph. Its estimate knows nothing of the step's budget, nor of what libraries take, so
+the code of a plan frees at once, which costs the caching allocator a microsecond. (On GPT-2's lowest plan, inductor
+held 62 MiB more in the backward of attention than what was alive.)
 """
 
 from __future__ import annotations
@@ -47,14 +52,25 @@ class CompiledHalves:
 
 
 def compile_halves(
-    execution: str, module: fx.GraphModule, inputs: Sequence[Any], partition: PartitionFn
+    execution: str,
+    module: fx.GraphModule,
+    inputs: Sequence[Any],
+    partition: PartitionFn,
+    frees_at_once: Callable[[], bool] = lambda: False,
 ) -> CompiledHalves:
-    """Trace forward and backward of `module`, split them by `partition`, and compile both. `module` stays as it is."""
+    """Trace forward and backward of `module`, split them by `partition`, and compile both. `module` stays as it is.
+
+    `frees_at_once`, asked after the partition, says whether no buffer may wait for one that could replace it.
+    """
     own = fx.GraphModule(module, copied(module.graph))
-    return _inductor(own, inputs, partition) if execution == "inductor" else _eager(own, inputs, partition)
+    if execution == "inductor":
+        return _inductor(own, inputs, partition, frees_at_once)
+    return _eager(own, inputs, partition)
 
 
-def _inductor(module: fx.GraphModule, inputs: Sequence[Any], partition: PartitionFn) -> CompiledHalves:
+def _inductor(
+    module: fx.GraphModule, inputs: Sequence[Any], partition: PartitionFn, frees_at_once: Callable[[], bool]
+) -> CompiledHalves:
     import torch._functorch.config as functorch_config
     import torch._inductor.config as inductor_config
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
@@ -65,7 +81,9 @@ def _inductor(module: fx.GraphModule, inputs: Sequence[Any], partition: Partitio
         [output] = graph.graph.find_nodes(op="output")
         names = tuple(node.name for node in graph.graph.find_nodes(op="placeholder"))
         results = tuple(str(getattr(node, "name", node)) for node in output.args[0])
-        compiled: Any = compile_fx_inner(graph, example_inputs, **options)
+        reuse = inductor_config.allow_buffer_reuse and not frees_at_once()
+        with inductor_config.patch(allow_buffer_reuse=reuse):
+            compiled: Any = compile_fx_inner(graph, example_inputs, **options)
         half = Half(compiled.source_code, tuple(example_inputs), names, results)
         if options.get("is_backward"):
             halves.backward = half

@@ -16,6 +16,7 @@ import torch
 
 from checkpointing.compiled.memory.wrapper_module import constants_of, kernels_of
 
+_ALIGNMENT = 16  # bytes: torch._inductor.utils.ALIGNMENT
 Ran = Callable[[str, tuple[Any, ...]], None]  # of an operator: its name and arguments
 
 _CHECKS = (
@@ -37,6 +38,7 @@ def wrapper_names(source: str, ran: Ran) -> dict[str, Any]:
         "_quantized": ops._quantized,
         "extern_kernels": _ExternKernels(ran),
         "reinterpret_tensor": _reinterpret_tensor,
+        "copy_if_misaligned": _aligned,
         "empty_strided": torch.empty_strided,
         "device": torch.device,
         "math": math,
@@ -73,6 +75,12 @@ def _reinterpret_tensor(
     tensor: torch.Tensor, shape: tuple[int, ...], stride: tuple[int, ...], offset: int = 0
 ) -> torch.Tensor:
     return tensor.as_strided(shape, stride, tensor.storage_offset() + offset)
+
+
+def _aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """An input as kernels want it: a copy where its first element is not at a whole unit of `_ALIGNMENT`."""
+    offset = int(tensor.storage_offset()) * tensor.element_size()
+    return tensor.clone() if offset % _ALIGNMENT else tensor
 
 
 class _Kernel:

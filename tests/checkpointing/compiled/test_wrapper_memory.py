@@ -272,6 +272,15 @@ def test_a_buffer_in_the_place_of_a_freed_input_is_not_that_input() -> None:
     assert timeline.peak == 8 * 8192
 
 
+@pytest.mark.parametrize(("offset", "copied"), [(0, 0), (4, 0), (1, 4096)])
+def test_an_input_that_is_not_aligned_is_copied(offset: int, copied: int) -> None:
+    parameter, *_ = graph_inputs()
+    with torch._subclasses.fake_tensor.FakeTensorMode():
+        inputs = [parameter, torch.empty(1100, device="cuda:0").as_strided((1000,), (1,), offset), parameter]
+    source = small("saved_1 = copy_if_misaligned(saved_1)", "return (saved_1, )")
+    assert wrapper_timeline(source, inputs).peak == copied
+
+
 def test_a_tensor_on_the_host_does_not_count_on_the_gpu() -> None:
     source = small("del saved_1", "buf0 = empty_strided_cpu((4, ), (1, ), torch.int64)", "return (buf0, )")
     timeline = wrapper_timeline(source, [graph_inputs()[0], torch.ones(5), 3], freed={1})
