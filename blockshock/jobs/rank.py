@@ -19,6 +19,7 @@ from blockshock.jobs.correctness import CheckFailed
 from blockshock.jobs.execution import Execution
 from blockshock.measure import environment
 from blockshock.measure.cpu import available_cpus
+from blockshock.measure.turns import turn
 from blockshock.ranks import distributed
 from blockshock.ranks.launched import RankInfo, launched
 from blockshock.ranks.outcome import Outcome, last_line
@@ -46,7 +47,8 @@ def run_rank(
         device = distributed.initialize(info, hardware.device, hardware.backend, threads, hardware.timeout_s)
         if info.rank == 0:
             folder.write_json("env.json", environment.describe(device))
-        value = job.phase.run(Execution(job, device, folder, run_id))
+        with turn():
+            value = job.phase.run(Execution(job, device, folder, run_id))
         distributed.barrier()
         return Outcome("ok", value=value)
     except ConfigError as error:  # found only with the data at hand, such as a mask that is not complementary

@@ -16,6 +16,7 @@ import torch
 from blockshock import __version__
 from blockshock.measure.cpu import available_cpus, cpu_name, cpu_quota
 from blockshock.measure.nvml import driver_version
+from blockshock.measure.turns import jobs_that_share
 
 PACKAGES = (
     "torch",
@@ -57,6 +58,7 @@ def describe(device: torch.device) -> dict[str, Any]:
             "cusparselt": torch.backends.cusparselt.version(),
             "cudnn": torch.backends.cudnn.version(),
             "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
+            "jobs_per_gpu": jobs_that_share(),  # side by side, but for what is measured
         }
     return content
 

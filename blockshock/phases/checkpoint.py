@@ -21,6 +21,7 @@ from blockshock.jobs.eager_match import compare_with_eager
 from blockshock.jobs.execution import Execution
 from blockshock.measure import timing
 from blockshock.measure.summarize import summarize
+from blockshock.measure.turns import aside, jobs_that_share, turn
 from blockshock.phases import OptimizerOptions
 from blockshock.ranks import distributed
 
@@ -53,7 +54,8 @@ class CheckpointStep(OptimizerOptions):
         """Record peak, time, plan and proof; the median step in ms."""
         job = execution.job
         execution.log("building %s", job.workload.name)
-        problem = job.workload.task(job, execution.device)
+        with aside():
+            problem = job.workload.task(job, execution.device)
         optimizer = self.make_optimizer(list(problem.model.parameters()))
         execution.log("preparing the step: %s", job.method.name)
         step = job.method.build_step(problem, optimizer)
@@ -64,8 +66,11 @@ class CheckpointStep(OptimizerOptions):
         traced = self.verify and hasattr(step, "matches_eager")
         match = compare_with_eager(execution, step, problem.batch) if traced else None
         execution.log("timing %d steps", self.timed_iters)
+        from checkpointing.compiled.costs.costs import measured_in
+
         started = time.perf_counter()
-        float(step(*problem.batch))  # compiles, where the step is compiled; reading the loss waits for the device
+        with aside(), measured_in(turn):
+            float(step(*problem.batch))  # compiles, where the step is compiled; reading the loss waits for the device
         first_s = time.perf_counter() - started
         samples, memory = self._measure(execution, lambda: step(*problem.batch))
         if plan is not None:
@@ -83,7 +88,8 @@ class CheckpointStep(OptimizerOptions):
         proof: Proof | None = None
         if self.verify and hasattr(step, "verify"):
             execution.log("comparing with the unchanged step")
-            proof = step.verify(problem.batch)
+            with aside():
+                proof = step.verify(problem.batch)
             if first:
                 proof.table.to_csv(execution.folder.path / "proof.csv", index=False)
             execution.log("%s", proof.summary())
@@ -96,7 +102,7 @@ class CheckpointStep(OptimizerOptions):
             memory_peak_bytes=memory["peak_bytes"],
             memory=memory,
             device_ms=_device_ms(step, problem.batch, execution.device),
-            step={"variant": getattr(step, "variant", ""), "first_s": first_s},
+            step={"variant": getattr(step, "variant", ""), "first_s": _undisturbed(first_s)},
             plan=_compiled_plan_fields(planned, job.method.solver) if planned else _plan_fields(plan) if plan else None,
             proof=None if proof is None else _proof_fields(proof),
             matches_eager=match,
@@ -172,7 +178,7 @@ def _compiled_plan_fields(plan: CompiledPlan, solver: str) -> dict[str, Any]:
         "budget_bytes": plan.budget_bytes,
         "predicted_peak_bytes": plan.predicted_peak_bytes,
         "predicted_added_s": plan.predicted_added_s,
-        "planning_s": plan.planning_s,
+        "planning_s": _undisturbed(plan.planning_s),
         "gap": plan.gap,
         "recompilations": plan.recompilations,
         "recomputed": int((decisions == "recompute").sum()),
@@ -188,7 +194,7 @@ def _plan_fields(plan: Plan) -> dict[str, Any]:
         "predicted_step_s": plan.predicted_step_s,
         "predicted_added_s": plan.predicted_added_s,
         "predicted_added_share": plan.predicted_added_s / sum(plan.problem.time),
-        "planning_s": plan.planning_s,
+        "planning_s": _undisturbed(plan.planning_s),
         "bound_added_s": plan.bound_s,
         "gap": plan.gap,
         "recomputed": len(plan.recomputed),
@@ -196,6 +202,11 @@ def _plan_fields(plan: Plan) -> dict[str, Any]:
         "elementwise_batch_norms": len(plan.problem.substitutes),
         "note": plan.note,
     }
+
+
+def _undisturbed(seconds: float) -> float | None:
+    """Of what runs beside other jobs that share the GPU, which is no time of its own: None."""
+    return seconds if jobs_that_share() == 1 else None
 
 
 def _proof_fields(proof: Proof) -> dict[str, Any]:

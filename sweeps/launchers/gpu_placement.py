@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -40,6 +41,53 @@ def share_of_cores(cores: Sequence[int], places: Collection[int], of: int) -> tu
     if len(cores) < of:
         return tuple(cores)
     return tuple(core for i, core in enumerate(cores) if i * of // len(cores) in places)
+
+
+class Machine:
+    """This machine's GPUs and who holds them, by index; its cores."""
+
+    def __init__(self, gpus: list[str], cores: list[int], jobs_per_gpu: int = 1) -> None:
+        """`gpus`: as CUDA_VISIBLE_DEVICES names them. `jobs_per_gpu`: how many jobs share one, where they may."""
+        self.gpus, self.cores, self.jobs_per_gpu = gpus, cores, jobs_per_gpu
+        self._jobs = [0] * len(gpus)  # that hold each
+        self._shared = [False] * len(gpus)
+
+    @cached_property
+    def claims(self) -> GpuClaims:
+        from blockshock.measure import nvml
+
+        return GpuClaims(nvml.uuid_of)
+
+    def free(self, use_busy: bool) -> list[int]:
+        """GPUs that no one uses, claimed for us (see `release`); with `use_busy` all that no job of ours has."""
+        from blockshock.measure import nvml
+
+        mine = [gpu for gpu, jobs in enumerate(self._jobs) if not jobs]
+        if use_busy:
+            return mine
+        return [gpu for gpu in mine if not nvml.in_use(self.gpus[gpu]) and self.claims.claim([self.gpus[gpu]])]
+
+    def with_room(self) -> int | None:
+        """The GPU that the fewest jobs share, where one more may."""
+        shared = [gpu for gpu, jobs in enumerate(self._jobs) if self._shared[gpu] and 0 < jobs < self.jobs_per_gpu]
+        return min(shared, key=self._jobs.__getitem__, default=None)
+
+    def hold(self, gpus: Iterable[int], shared: bool) -> None:
+        """A job runs on them."""
+        for gpu in gpus:
+            self._jobs[gpu] += 1
+            self._shared[gpu] = shared
+
+    def leave(self, gpus: Iterable[int]) -> None:
+        """The job has ended; the last one gives a GPU back to all."""
+        for gpu in gpus:
+            self._jobs[gpu] -= 1
+            if not self._jobs[gpu]:
+                self.release([gpu])
+
+    def release(self, gpus: Iterable[int]) -> None:
+        """Give back what `free` has claimed."""
+        self.claims.release(self.gpus[gpu] for gpu in gpus)
 
 
 class GpuClaims:

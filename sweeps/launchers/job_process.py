@@ -72,6 +72,7 @@ class Submission:
     reuse_ranks: bool = False  # the jobs run one after another in the same rank processes
     max_requeues: int = 0
     over_limit: str = "its process hung"  # the reason where the launcher ends it after its time limit
+    shares: tuple[str, int] | None = None  # the folder and number of the jobs that share a GPU: measure/turns.py
 
 
 def run(payload: bytes, path: list[str], folders: list[str]) -> None:
@@ -87,6 +88,10 @@ def run(payload: bytes, path: list[str], folders: list[str]) -> None:
     os.environ |= submission.environment
     if submission.cores:
         os.sched_setaffinity(0, submission.cores)
+    if submission.shares:
+        from blockshock.measure.turns import share
+
+        share(*submission.shares)
     if submission.launcher is not None:
         watching.launcher(submission.launcher)
     watching.max_requeues, watching.over_limit = submission.max_requeues, submission.over_limit

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, ClassVar
 
 import psutil
 
 from blockshock.errors import ConfigError, at_least
 from sweeps.launchers import job_process
-from sweeps.launchers.gpu_placement import GpuClaims, choose, share_of_cores
+from sweeps.launchers.gpu_placement import Machine, choose, share_of_cores
+from sweeps.launchers.local_process import POLL_S, LocalProcess, end_families
 from sweeps.launchers.options import LauncherConf
 
 if TYPE_CHECKING:
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
     from sweeps.launchers.runner import Hydra, Sweep
     from sweeps.launchers.sweep.compose import Needs, PlannedJob
 
-POLL_S = 0.05
 RETRY_S = 0.5  # between two tries to start a job while none has ended
-GRACE_S = 10.0  # what jobs get to write their status when they are ended
 SIGNAL_S = 30  # between the signal that tells a process of its time limit and its end
 FOREVER_S = 1e8  # three years: submitit wants a number
 
@@ -37,49 +36,7 @@ class LocalLauncherConf(LauncherConf):
     kind: str = "local"
     max_parallel: int | None = None  # jobs at once; default: as many as the GPUs allow, one on a CPU
     use_busy_gpus: bool = False  # also use GPUs on which another process runs
-
-
-@dataclass
-class _Running:
-    """A process and the jobs it runs, one after another."""
-
-    jobs: list[PlannedJob]
-    process: submitit.Job[Any]  # submitit's local controller; its id is its pid
-    gpus: tuple[int, ...]  # indices into this machine's
-    slot: int | None  # on a CPU
-    position: int = 0
-
-    @property
-    def pid(self) -> int:
-        return int(self.process.job_id)
-
-
-@dataclass
-class _Machine:
-    """Who holds what: indices of GPUs, and slots for jobs on the CPU."""
-
-    gpus: list[str]  # as CUDA_VISIBLE_DEVICES names them
-    cores: list[int]
-    running: list[_Running] = field(default_factory=list)
-
-    @cached_property
-    def claims(self) -> GpuClaims:
-        from blockshock.measure import nvml
-
-        return GpuClaims(nvml.uuid_of)
-
-    def free(self, use_busy: bool) -> list[int]:
-        """GPUs that no one uses, claimed for us (see `release`); with `use_busy` all that no job of ours has."""
-        from blockshock.measure import nvml
-
-        held = {gpu for job in self.running for gpu in job.gpus}
-        mine = [i for i in range(len(self.gpus)) if i not in held]
-        if use_busy:
-            return mine
-        return [i for i in mine if not nvml.in_use(self.gpus[i]) and self.claims.claim([self.gpus[i]])]
-
-    def release(self, gpus: Iterable[int]) -> None:
-        self.claims.release(self.gpus[i] for i in gpus)
+    jobs_per_gpu: int = 1  # one-GPU jobs that share a GPU: they compile side by side, and measure one at a time
 
 
 class LocalRunner:
@@ -87,12 +44,15 @@ class LocalRunner:
 
     def __init__(self, options: LocalLauncherConf, hydra: Hydra, sweep: Sweep) -> None:
         self.options, self.hydra, self.sweep = options, hydra, sweep
+        self.running: list[LocalProcess] = []
+        self._alone: set[str] = set()  # names of jobs that failed beside others, and run again by themselves
 
     def check(self, jobs: Sequence[PlannedJob]) -> None:
         if self.options.max_parallel is not None:
             at_least("hydra.launcher.max_parallel", self.options.max_parallel, 1)
+        at_least("hydra.launcher.jobs_per_gpu", self.options.jobs_per_gpu, 1)
         gpus = _gpus() if any(job.needs.gpus for job in jobs) else []
-        self.machine = _Machine(gpus, sorted(os.sched_getaffinity(0)))
+        self.machine = Machine(gpus, sorted(os.sched_getaffinity(0)), self.options.jobs_per_gpu)
         memory_gb = psutil.virtual_memory().total / 2**30
         for needs in {job.needs for job in jobs}:
             has = {
@@ -110,7 +70,8 @@ class LocalRunner:
 
     def plan(self, jobs: Sequence[PlannedJob]) -> str:
         gpus = f"{len(self.machine.gpus)} GPUs" if any(job.needs.gpus for job in jobs) else f"{self.slots} at once"
-        return f"on this machine, each in a process of its own: {gpus}"
+        shared = f", up to {self.options.jobs_per_gpu} jobs on each" if self.options.jobs_per_gpu > 1 else ""
+        return f"on this machine, each in a process of its own: {gpus}{shared}"
 
     def run(self, jobs: Sequence[PlannedJob]) -> bool:
         if not jobs:
@@ -120,7 +81,9 @@ class LocalRunner:
         folder = jobs[0].sweep / ".submitit"
         executor = submitit.LocalExecutor(folder, python=job_process.interpreter())
         waiting = self._batches(jobs)
-        running = self.machine.running
+        running = self.running
+        shared = TemporaryDirectory(prefix="block-shock-turns-", ignore_cleanup_errors=True)
+        self._shared = Path(shared.name)
         try:
             next_try = 0.0  # asking NVML who uses the GPUs has its price
             while running or (waiting and not self.sweep.stopped):
@@ -138,6 +101,7 @@ class LocalRunner:
                 time.sleep(POLL_S)
         finally:
             self._end_all()
+            shared.cleanup()
             if folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
         return True
@@ -149,14 +113,16 @@ class LocalRunner:
         batches = []
         for _, group in groupby(sorted(jobs, key=_shape), key=_shape):
             alike = list(group)
-            at_once = len(self.machine.gpus) // alike[0].needs.gpus if alike[0].needs.gpus else 1
+            gpus = alike[0].needs.gpus
+            at_once = len(self.machine.gpus) // gpus if gpus else 1
+            at_once *= self.options.jobs_per_gpu if gpus == 1 else 1
             at_once = max(1, min(at_once, self.options.max_parallel or at_once, len(alike)))
             batches += [alike[i::at_once] for i in range(at_once)]
         return batches
 
     def _start_one(self, waiting: list[list[PlannedJob]], executor: submitit.LocalExecutor) -> bool:
         """Start the next batch that fits; whether there was one."""
-        running, limit = self.machine.running, self.options.max_parallel
+        running, limit = self.running, self.options.max_parallel
         if not waiting or (limit is not None and len(running) >= limit):
             return False
         slots = set(range(self.slots)) - {one.slot for one in running}
@@ -168,6 +134,8 @@ class LocalRunner:
         chosen = choose([batch[0].needs.gpus for batch in candidates], free)
         self.machine.release(set(free) - set(chosen[1] if chosen else ()))
         if chosen is None:
+            chosen = self._beside_others(candidates)
+        if chosen is None:
             self._explain_waiting(free)
             return False
         self.sweep.board.note = ""
@@ -176,8 +144,18 @@ class LocalRunner:
         self._start(batch, gpus, None if gpus else min(slots), executor)
         return True
 
+    def _beside_others(self, batches: Sequence[list[PlannedJob]]) -> tuple[int, tuple[int, ...]] | None:
+        """The first batch that may share a GPU with jobs that run, and the GPU."""
+        gpu = self.machine.with_room()
+        index = next((i for i, batch in enumerate(batches) if self._may_share(batch)), None)
+        return None if gpu is None or index is None else (index, (gpu,))
+
+    def _may_share(self, batch: list[PlannedJob]) -> bool:
+        failed = not self._alone.isdisjoint(job.name for job in batch)
+        return self.options.jobs_per_gpu > 1 and batch[0].needs.gpus == 1 and not failed
+
     def _explain_waiting(self, free: Sequence[int]) -> None:
-        if not self.machine.running:
+        if not self.running:
             note = f"{len(free)} of {len(self.machine.gpus)} GPUs are not used by others: waiting for more"
             self.sweep.board.say(f"{note} (hydra.launcher.use_busy_gpus=true takes them all)")
 
@@ -189,6 +167,7 @@ class LocalRunner:
             cores = share_of_cores(self.machine.cores, gpus, len(self.machine.gpus))
         else:
             cores = share_of_cores(self.machine.cores, {slot or 0}, self.slots)
+        shares = self._may_share(jobs)
         payload = self.hydra.submission(
             jobs,
             # NVML and CUDA number GPUs alike only in the order of their PCI buses
@@ -197,6 +176,7 @@ class LocalRunner:
             launcher=os.getpid(),
             reuse_ranks=self.options.reuse_ranks,
             over_limit=_over_limit(jobs),
+            shares=(self._turns_on(gpus[0]), self.options.jobs_per_gpu) if shares else None,
         )
         for job in jobs:
             self.sweep.submitted(job)
@@ -205,13 +185,20 @@ class LocalRunner:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process = executor.submit(job_process.run, *payload)
-            one = _Running(jobs, process, gpus, slot)
-            self.machine.running.append(one)
+            one = LocalProcess(jobs, process, gpus, slot, shares)
+            self.running.append(one)
+            self.machine.hold(gpus, shares)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         self.sweep.started(jobs[0], f"GPU {names}" if gpus else "CPU")
 
-    def _look_after(self, one: _Running) -> list[list[PlannedJob]]:
+    def _turns_on(self, gpu: int) -> str:
+        """The folder where jobs that share a GPU find each other."""
+        folder = self._shared / str(gpu)
+        folder.mkdir(exist_ok=True)
+        return str(folder)
+
+    def _look_after(self, one: LocalProcess) -> list[list[PlannedJob]]:
         """Note what has ended in a process; what is to run again."""
         gone = one.process.done()  # asked first: what it wrote before is there to read now
         again: list[list[PlannedJob]] = []
@@ -222,17 +209,19 @@ class LocalRunner:
         if not gone:
             return again
         if one.position < len(one.jobs):
-            again += self._next(one, f"its process ended without a report: {_last_words(one)}")
+            again += self._next(one, f"its process ended without a report: {one.last_words()}")
             left = one.jobs[one.position :]
             again += [left] if left else []
-        self.machine.running.remove(one)
-        self.machine.release(one.gpus)
+        self.running.remove(one)
+        self.machine.leave(one.gpus)
         self._tidy(one)
         return again
 
-    def _next(self, one: _Running, reason: str) -> list[list[PlannedJob]]:
+    def _next(self, one: LocalProcess, reason: str) -> list[list[PlannedJob]]:
         job = one.jobs[one.position]
-        again = self.sweep.ended(job, "failed", reason)
+        again = self.sweep.ended(job, "failed", reason, crowded=one.shares)
+        if again and one.shares:
+            self._alone.add(job.name)
         one.position += 1
         if one.position < len(one.jobs):
             self.sweep.started(one.jobs[one.position], f"GPU {','.join(map(str, one.gpus))}" if one.gpus else "CPU")
@@ -240,26 +229,18 @@ class LocalRunner:
 
     def _end_all(self) -> None:
         """End every process; a job that has not said so itself is recorded as interrupted."""
-        running = self.machine.running
-        deadline = time.monotonic() + GRACE_S
-        alive = {process for one in running for process in _family(one.pid)}
-        while alive and time.monotonic() < deadline:
-            for one in running:  # the controller passes it on; again, since it forgets one while it starts its task
-                _tell(one.pid, signal.SIGTERM)
-                alive |= set(_family(one.pid))
-            alive = set(psutil.wait_procs(alive, timeout=1.0)[1])
-        for process in alive:
-            process.kill()
+        running = self.running
+        end_families(one.pid for one in running)
         for one in running:
             while not one.process.done():  # reaps it
                 time.sleep(POLL_S)
             for job in one.jobs[one.position : one.position + 1]:
                 self.sweep.ended(job, "failed", "interrupted")
-            self.machine.release(one.gpus)
+            self.machine.leave(one.gpus)
             self._tidy(one)
         running.clear()
 
-    def _tidy(self, one: _Running) -> None:
+    def _tidy(self, one: LocalProcess) -> None:
         """Submitit's files go; what processes of failed jobs printed stays."""
         failed = any(not job.is_done() for job in one.jobs)
         for path in one.process.paths.folder.glob(f"{one.pid}_*"):
@@ -297,24 +278,3 @@ def _limit_s(jobs: Sequence[PlannedJob]) -> float:
     limits = [job.needs.timeout_s for job in jobs]
     limited = [limit + job.application.startup_s for limit, job in zip(limits, jobs, strict=True) if limit is not None]
     return min(sum(limited), FOREVER_S) if len(limited) == len(jobs) else FOREVER_S
-
-
-def _last_words(one: _Running) -> str:
-    error = one.process.paths.stderr
-    lines = error.read_text(errors="replace").splitlines() if error.exists() else []
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    killed = "killed (SIGKILL; the kernel's out-of-memory killer sends it too)"
-    return f"{last[:200]} ({error})" if last else killed
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    try:
-        parent = psutil.Process(pid)
-        return [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _tell(pid: int, number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)

@@ -125,14 +125,21 @@ class Sweep:
     def has_begun(self, job: PlannedJob) -> bool:
         return job.status() != self._before.get(job.name)
 
-    def ended(self, job: PlannedJob, status: str = "failed", reason: str = "") -> bool:
-        """The job's process has ended: record it as `status` where it could not; whether to run it again."""
+    def ended(self, job: PlannedJob, status: str = "failed", reason: str = "", crowded: bool = False) -> bool:
+        """The job's process has ended: record it as `status` where it could not; whether to run it again.
+
+        `crowded`: others used its GPU's memory, too, so that running out of it says nothing yet.
+        """
         if not self.final(job):
             if self.has_begun(job):
                 job.folder.finish(status, reason)
             else:
                 job.folder.close(job.settled, status, reason, self.run_id)
         found = job.folder.status()
+        if crowded and found["status"] == "oom" and not self.stopped:
+            job.tries -= 1
+            self.board.ended(job.name, "oom", f"{found['reason']}; runs again with the GPU to itself", True)
+            return True
         failed = found["status"] not in job.application.answers
         again = failed and job.tries <= self.options.retries and not self.stopped
         self.board.ended(job.name, found["status"], found["reason"], again)

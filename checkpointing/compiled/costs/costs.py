@@ -15,7 +15,8 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -30,6 +31,23 @@ log = logging.getLogger("checkpointing")
 
 _COPIED_BYTES = {"cuda": 256 * 2**20, "cpu": 64 * 2**20}  # by the copy that gives the bandwidth
 _PROGRESS_S = 2.0  # between two lines of progress
+
+
+_turn: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+@contextmanager
+def measured_in(turn: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+    """Meanwhile, enter `turn()` around what is measured: for a program whose jobs share a GPU, and take turns on it.
+
+    Of the process, not of a thread: autograd's own threads may be the ones that measure.
+    """
+    global _turn
+    before, _turn = _turn, turn
+    try:
+        yield
+    finally:
+        _turn = before
 
 
 class Costs:
@@ -82,6 +100,10 @@ class Costs:
     def _measure(self, calls: dict[str, OperatorCall]) -> None:
         if calls.keys() <= self._known.keys():
             return
+        with _turn():
+            self._measure_in_turn(calls)
+
+    def _measure_in_turn(self, calls: dict[str, OperatorCall]) -> None:
         self._known |= read_costs(self.path, self.where)  # another process may have measured them by now
         missing = {key: call for key, call in calls.items() if key not in self._known}
         failures: list[CostError] = []
