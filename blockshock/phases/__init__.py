@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -64,8 +64,16 @@ class OptimizerOptions:
         if self.optimizer.startswith("adam"):
             make = torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam
             # capturable: the step count lives on the device, so that a CUDA graph can hold the update
-            return make(parameters, lr=self.lr, fused=True, capturable=parameters[0].is_cuda)
-        return torch.optim.SGD(parameters, lr=self.lr, momentum=0.9 if self.optimizer == "sgd_momentum" else 0.0)
+            return make(_of_one_kind(parameters), lr=self.lr, fused=True, capturable=parameters[0].is_cuda)
+        return torch.optim.SGD(
+            _of_one_kind(parameters), lr=self.lr, momentum=0.9 if self.optimizer == "sgd_momentum" else 0.0
+        )
+
+
+def _of_one_kind(parameters: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
+    """Groups of an optimizer: a fused update takes plain tensors or DTensors, and a model over ranks may have both."""
+    kinds = dict.fromkeys(type(parameter) for parameter in parameters)
+    return [{"params": [parameter for parameter in parameters if type(parameter) is kind]} for kind in kinds]
 
 
 @dataclass

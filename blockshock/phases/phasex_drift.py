@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from blockshock.config import Job
 
 
+LOSSES = ("loss", "dense_loss", "exact_loss")
+
+
 @dataclass
 class Drift(TrainingOptions):
     acts_on: ClassVar[str] = "built"
@@ -93,8 +96,12 @@ class Drift(TrainingOptions):
                 dense_output_error=errors(dense_y, exact_y)[0],
                 weight_error=errors(full, _flat(exact.parameters()))[0],
                 dense_weight_error=errors(_flat(dense.parameters()), _flat(exact.parameters()))[0],
-                **{name: float(loss) for name, loss in zip(("loss", "dense_loss", "exact_loss"), losses, strict=True)},
+                **{name: self._loss(problem, output, target) for name, output in zip(LOSSES, outputs, strict=True)},
             )
+
+    def _loss(self, problem: Problem, output: torch.Tensor, target: torch.Tensor) -> float:
+        """Not rounded to the output's dtype, in which near losses are one number."""
+        return float(problem.loss(self.loss, output.detach().double(), target))
 
 
 def _normalized(y: torch.Tensor) -> torch.Tensor:

@@ -126,7 +126,7 @@ def test_models_that_cannot_be_are_rejected_in_one_line(cli, arguments, said):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["phase=phase3_train_step", "workload=tiny_llama", "method=dtensor_row", "phase.optimizer=sgd_momentum"],
+        ["phase=phase3_train_step", "workload=tiny_llama", "method=dtensor_row"],
         ["phase=phasex_drift", "phase.mode=train", "phase.steps=4"],
         ["phase=trace", "phase.trace_iters=1", "phase.stacks=none"],
     ],

@@ -15,6 +15,7 @@ from sweeps.report.listings.largest_batch import LARGEST_BATCH
 from sweeps.report.listings.law import LAW
 from sweeps.report.listings.listing import Listing
 from sweeps.report.listings.memory import MEMORY
+from sweeps.report.listings.models import MODELS
 from sweeps.report.listings.profiles import PROFILES
 from sweeps.report.listings.recomputation import RECOMPUTATION
 from sweeps.report.listings.traces import TRACES
@@ -24,7 +25,7 @@ from sweeps.report.problems import attempt
 from sweeps.report.tables.report_data import ReportData
 
 OF_STEPS = (BASELINES, ADDED_TIME, PLANS, LARGEST_BATCH, RECOMPUTATION, PROFILES, TRACES)
-LISTINGS = (FORWARD, TRAINING_STEP, LAW, MEMORY, ERRORS, *OF_STEPS, TARGETS, BENCHMARKS)
+LISTINGS = (FORWARD, TRAINING_STEP, MODELS, LAW, MEMORY, ERRORS, *OF_STEPS, TARGETS, BENCHMARKS)
 
 
 def write_listings(data: ReportData, folder: Path, problems: list[str]) -> list[PageTable]:

@@ -55,7 +55,7 @@ def results(runs: pd.DataFrame) -> pd.DataFrame:
     and `*_repeated` says what they are. `local_ms` is the forward without its collectives: the rank-local product,
     empty where they were not timed apart. `passed` covers every quantity checked, in any phase.
     """
-    records = _records(runs)
+    records = layer_records(runs)
     forward = _forward(records[records["phase"] == "phase1_forward"])
     backward = _backward(records[records["phase"] == "phase2_backward_input"])
     training = _training(records[records["phase"] == "phase3_train_step"])
@@ -97,7 +97,7 @@ COLUMNS = (
 
 def drift(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per drift run and step: the key, `mode`, `step`, `error` and `dense_error`."""
-    records = _records(runs)
+    records = layer_records(runs)
     records = records[_column(records, "drift.step").notna()]
     names = {"mode": "drift.mode", "step": "drift.step", "error": "drift.output_error"}
     names |= {"dense_error": "drift.dense_output_error", "folder": "folder"}
@@ -111,7 +111,7 @@ def in_use(table: pd.DataFrame, key: str) -> bool:
     return values.nunique() > 1 or (key == "kernel" and len(values) > 0)
 
 
-def _records(runs: pd.DataFrame) -> pd.DataFrame:
+def layer_records(runs: pd.DataFrame) -> pd.DataFrame:
     """The records of the layers' phases, with the columns of the keys filled in and made comparable."""
     phase = _column(runs, "phase").astype("string").fillna("")
     found = runs.assign(phase=phase)[phase.str.match(r"phase[0-3x]_")].copy()
@@ -147,6 +147,7 @@ def _workload(records: pd.DataFrame) -> list[str]:
     return names
 
 
+OVER_RANKS = "over ranks)"  # how the workload of a model with such layers ends
 _OVER_RANKS = {
     "mlp": "its MLPs over ranks",
     "attention": "its attention over ranks",

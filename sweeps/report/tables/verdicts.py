@@ -15,6 +15,7 @@ import pandas as pd
 
 from sweeps.report.tables.comparisons import ALIKE, lists
 from sweeps.report.tables.intervals import EQUAL, FASTER, MIN_REPEATS, SAME, SLOWER, judged, ratio_intervals
+from sweeps.report.tables.layers import OVER_RANKS
 from sweeps.text import counted
 
 SUPPORTED, REFUTED, EQUIVALENT, UNDECIDED = "supported", "refuted", "equivalent", "undecided"
@@ -30,7 +31,7 @@ CLAIMS = {
 }
 SIZE = [*ALIKE, "backend", "world_size"]
 # What Block-Shock computes, in the words of a verdict; a layer of dense weights needs none.
-LAYER, PAIR, MODEL, WINDOWS = "", "an MLP's pair of layers", "a model's MLPs", "pruned windows"
+LAYER, PAIR, MODEL, WINDOWS = "", "an MLP's pair of layers", "models over ranks", "pruned windows"
 SUBJECTS = (LAYER, PAIR, MODEL, WINDOWS)
 
 
@@ -78,7 +79,7 @@ def _subjects(rows: pd.DataFrame) -> pd.Series:
 
 def _built(workload: str) -> str:
     """Layer, pair or model, by the workload's name (layers.py)."""
-    return MODEL if workload.endswith("over ranks)") else PAIR if "(" in workload else LAYER
+    return MODEL if workload.endswith(OVER_RANKS) else PAIR if "(" in workload else LAYER
 
 
 def _about(rows: pd.DataFrame, subject: str) -> pd.DataFrame:

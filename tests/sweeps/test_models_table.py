@@ -1,0 +1,82 @@
+"""The report's table of models over ranks."""
+
+import pytest
+
+from sweeps import load_runs
+from sweeps.report.listings.models import MODELS
+from sweeps.report.tables.layers import results
+from sweeps.report.tables.models import models
+from sweeps.report.tables.report_data import read_report_data
+
+MODEL = {"workload": "gpt2", "workload_config": {"name": "gpt2", "layers": "mlp"}, "world_size": 2}
+
+
+def sends(forward, backward):
+    return {"layer": {"pairing": "auto", "collectives": {"forward": forward, "backward": backward}}}
+
+
+@pytest.fixture
+def sweep(write_run, record, tmp_path):
+    ours = sends({"reduce_scatter": 12, "all_reduce": 12}, {"all_gather": 24})
+    theirs = sends({"all_reduce": 12}, {"all_reduce": 12})
+    for name, method, sent, step in (("a", "block_shock", ours, 3.0), ("b", "dense_tp_row", theirs, 2.0)):
+        training = {"training": {"optimizer": "adamw", "loss": "cross_entropy"}}
+        write_run(name, [record("phase3_train_step", method, total_step=step, **MODEL, **sent, **training)])
+    curve = [(4.0, 4.25, 4.5), (2.0, 2.125, 2.0), (1.0, 1.0, 1.25)]  # ours, dense in the same dtype, dense in float64
+    drift = [
+        record(
+            "phasex_drift",
+            "block_shock",
+            **MODEL,
+            **ours,
+            drift={"mode": "train", "step": step, "loss": a, "dense_loss": b, "exact_loss": c, "output_error": 0.0},
+        )
+        for step, (a, b, c) in enumerate(curve, start=1)
+    ]
+    write_run("c", drift)
+    write_run("one-layer", [record("phase3_train_step", "dense_single", total_step=1.0)])
+    return tmp_path
+
+
+def test_a_row_has_the_step_what_it_sends_and_the_loss_next_to_float64s(sweep):
+    runs = load_runs([sweep])
+    rows = models(runs, results(runs)).set_index("method")
+    assert sorted(rows.index) == ["block_shock", "dense_tp_row"]
+    ours, theirs = rows.loc["block_shock"], rows.loc["dense_tp_row"]
+    assert (ours["step_p50_ms"], theirs["step_p50_ms"]) == (3.0, 2.0)
+    assert ours["step_speedup_row"] == pytest.approx(2 / 3)
+    assert ours["forward_collectives"] == "12 all-reduce, 12 reduce-scatter"
+    assert ours["backward_collectives"] == "24 all-gather"
+    assert theirs["backward_collectives"] == "12 all-reduce"
+    assert (ours["train_steps"], ours["train_loss"]) == (3, 1.0)
+    assert ours["loss_distance"] == 0.5  # at the first step
+    assert ours["dense_loss_distance"] == 0.25
+    assert theirs[["train_loss", "loss_distance"]].isna().all()
+
+
+def test_the_listing_shows_them_and_marks_the_fastest(sweep, tmp_path):
+    page = MODELS.write(read_report_data([sweep]), tmp_path)
+    assert list(page.shown["loss (steps)"]) == ["", "1.0000 (3)"]
+    assert page.best == {(0, "step, ms")}
+    assert "24 all-gather" in (tmp_path / "models.csv").read_text()
+
+
+def test_records_without_a_model_over_ranks_have_no_such_table(write_run, record, tmp_path):
+    write_run("a", [record("phase3_train_step", "dense_single", total_step=1.0)])
+    assert MODELS.write(read_report_data([tmp_path]), tmp_path) is None
+
+
+def test_losses_without_steps_are_listed_too(write_run, record, tmp_path):
+    found = {"mode": "train", "step": 1, "loss": 2.0, "dense_loss": 2.0, "exact_loss": 2.0, "output_error": 0.0}
+    write_run("a", [record("phasex_drift", "dense_tp_row", **MODEL, drift=found)])
+    [row] = MODELS.select(read_report_data([tmp_path])).to_dict("records")
+    assert (row["train_loss"], row["forward_collectives"]) == (2.0, "")
+
+
+def test_steps_without_losses_are_listed_too(write_run, record, tmp_path):
+    training = {"training": {"optimizer": "adamw", "loss": "cross_entropy"}}
+    write_run("a", [record("phase3_train_step", "dense_tp_row", total_step=2.0, **MODEL, **training)])
+    rows = MODELS.select(read_report_data([tmp_path]))
+    assert list(rows["step_p50_ms"]) == [2.0]
+    assert rows["train_loss"].isna().all()
+    assert "loss (steps)" not in MODELS.show(rows)
