@@ -19,6 +19,7 @@ from blockshock.errors import ConfigError, at_least, one_of
 from blockshock.jobs.execution import Execution
 from blockshock.measure import timing
 from blockshock.measure.summarize import summarize
+from blockshock.measure.turns import aside, jobs_that_share, turn
 from blockshock.phases import OptimizerOptions
 
 if TYPE_CHECKING:
@@ -123,10 +124,12 @@ class LargestBatch(OptimizerOptions):
         try:
             tried = self._steps(execution, size)
         except torch.OutOfMemoryError:
+            require_room(execution.device, limit)
             tried = Tried(size, False)
         except torch._dynamo.exc.BackendCompilerFailed as error:  # of what the compiler ran to time kernels
             if not isinstance(error.inner_exception, torch.OutOfMemoryError):
                 raise
+            require_room(execution.device, limit)
             tried = Tried(size, False)
         except ConfigError as error:  # a method that keeps to a budget says that no plan meets it
             if error.key != "method.memory_budget":
@@ -138,12 +141,16 @@ class LargestBatch(OptimizerOptions):
         return tried
 
     def _steps(self, execution: Execution, size: int) -> Tried:
+        from checkpointing.compiled.costs.costs import measured_in
+
         job, device = execution.job, execution.device
         workload = replace(job.workload, batch_size=size)
         problem = workload.build(DTYPES[job.model.dtype], device, job.experiment.seed)
         optimizer = self.make_optimizer(list(problem.model.parameters()))
         step = job.method.build_step(problem, optimizer)
-        for _ in range(self.warmup_iters):
+        with aside(), measured_in(turn):  # compiles
+            step(*problem.batch)
+        for _ in range(self.warmup_iters - 1):
             step(*problem.batch)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -192,6 +199,16 @@ def search(attempt: Any, first: int, at_most: int, precision: float) -> list[Tri
         else:
             high = tried[-1].batch_size
     return tried
+
+
+def require_room(device: torch.device, limit: int) -> None:
+    """Raise torch.OutOfMemoryError where jobs that share the GPU have taken what the limit would still give us."""
+    if jobs_that_share() == 1:
+        return
+    left = limit - torch.cuda.memory_reserved(device)
+    free = torch.cuda.mem_get_info(device)[0]
+    if free < left:
+        raise torch.OutOfMemoryError(f"of {limit} bytes others use {left - free}: this batch says nothing of the limit")
 
 
 @contextmanager

@@ -16,8 +16,8 @@ import psutil
 
 from blockshock.errors import ConfigError, at_least
 from sweeps.launchers import job_process
-from sweeps.launchers.gpu_placement import Machine, choose, share_of_cores
-from sweeps.launchers.local_process import POLL_S, LocalProcess, end_families
+from sweeps.launchers.machine.gpu_placement import Machine, choose, share_of_cores
+from sweeps.launchers.machine.local_process import POLL_S, LocalProcess, end_families
 from sweeps.launchers.options import LauncherConf
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.launchers.gpu_placement import GpuClaims, choose, share_of_cores, side_by_side
+from sweeps.launchers.machine.gpu_placement import GpuClaims, choose, share_of_cores, side_by_side
 from tests.launching import ROOT
 
 demands = st.lists(st.integers(0, 9), max_size=12)
@@ -104,7 +104,7 @@ def simulate(jobs: list[tuple[int, float]], gpus: int) -> tuple[float, float, li
 HOLDS = """
 import sys
 from pathlib import Path
-from sweeps.launchers.gpu_placement import GpuClaims
+from sweeps.launchers.machine.gpu_placement import GpuClaims
 claims = GpuClaims(lambda gpu: f"GPU-{gpu}", Path(sys.argv[1]))
 assert claims.claim(["0", "1"])
 print("held", flush=True)

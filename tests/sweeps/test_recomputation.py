@@ -5,7 +5,7 @@ import pytest
 from sweeps import load_runs
 from sweeps.report.command import write_report
 from sweeps.report.figures.recomputation.methods import select_bars, select_pareto
-from sweeps.report.listings.recomputation import recomputation_table
+from sweeps.report.listings.steps.recomputation import recomputation_table
 from sweeps.report.tables.recomputation import bound, recomputed, smallest
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from blockshock.errors import ConfigError
-from sweeps.launchers.gpu_placement import Machine
 from sweeps.launchers.local import LocalLauncherConf, LocalRunner
+from sweeps.launchers.machine.gpu_placement import Machine
 from tests.launching import QUICK, environment, statuses, write_method
 
 # A launcher on a machine that has one GPU, which nobody uses.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -11,8 +12,8 @@ from sweeps.report.figures.shared.panels import canvas, cut, legend
 from sweeps.report.figures.shared.style import PARTS as COLOURS
 from sweeps.report.figures.shared.style import SKY
 from sweeps.report.tables.report_data import ReportData
-from sweeps.report.tables.traces import PARTS, SETTING, problem, traces
-from sweeps.text import number, ranks
+from sweeps.report.tables.traces import PARTS, SETTING, fastest_and_slowest, problem, traces
+from sweeps.text import number, ranks, span
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,12 +36,9 @@ def draw(data: pd.DataFrame) -> Figure:
     """A bar a trace, a panel a problem, as their steps may differ a hundredfold."""
     from matplotlib.patches import Patch
 
-    shares = {part: data[f"{part}_ms"].sum() / data["step_ms"].sum() for part in PARTS}
-    largest = max(shares, key=lambda part: shares[part])
-    title = f"Traced training steps: {shares[largest]:.0%} of the time is {largest.replace('_', ' ')}"
     groups = [group for _, group in data.groupby(SETTING, dropna=False, sort=False)]
     labels = [f"{problem(group.iloc[0])}, {ranks(int(group['world_size'].iloc[0]))}" for group in groups]
-    found, title = cut(list(zip(labels, groups, strict=True)), title)
+    found, title = cut(list(zip(labels, groups, strict=True)), _title(groups))
     bars = max(len(rows) for _, rows in found)
     figure, axes = canvas(len(found), 5.2, 0.36 * bars + 0.9, title)
     for axis, (label, rows) in zip(axes, found, strict=True):
@@ -59,6 +57,19 @@ def draw(data: pd.DataFrame) -> Figure:
     drawn = [part for part in PARTS if (data[f"{part}_ms"] > 0.005 * data["step_ms"]).any()]
     legend(figure, [Patch(color=OF_PART[part], label=part.replace("_", " ")) for part in drawn])
     return figure
+
+
+def _title(groups: Sequence[pd.DataFrame]) -> str:
+    """Of the first problem that several methods have; where each has one, the largest part of the longest step."""
+    for group in groups:
+        compared = fastest_and_slowest(group)
+        if compared is not None:
+            first, last, ratio = compared
+            return f"{last['method']}'s traced step is {span(ratio, ratio)} than {first['method']}'s"
+    longest = pd.concat(groups).sort_values("step_ms").iloc[-1]
+    largest = max(PARTS, key=lambda part: longest[f"{part}_ms"])
+    share = longest[f"{largest}_ms"] / longest["step_ms"]
+    return f"{longest['method']}'s traced step: {share:.0%} is {largest.replace('_', ' ')}"
 
 
 TRACED_STEPS = FigureSpec(

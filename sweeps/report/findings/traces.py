@@ -6,7 +6,7 @@ import pandas as pd
 
 from sweeps.report.findings.finding import Finding, listed, sentence
 from sweeps.report.tables.report_data import ReportData
-from sweeps.report.tables.traces import PARTS, SETTING, problem, traces
+from sweeps.report.tables.traces import PARTS, SETTING, fastest_and_slowest, problem, traces
 from sweeps.text import number, ranks, span
 
 MOST = 8
@@ -31,13 +31,12 @@ def find(data: ReportData) -> Finding | None:
 
 def _clauses(own: pd.DataFrame) -> list[str]:
     """Of the traces of one problem: the slowest method next to the fastest, or where each step's time goes."""
-    best = own.sort_values("step_ms").drop_duplicates("method")
-    if len(best) > 1:
-        first, last = best.iloc[0], best.iloc[-1]
-        ratio = last["step_ms"] / first["step_ms"]
+    compared = fastest_and_slowest(own)
+    if compared is not None:
+        first, last, ratio = compared
         on = f"{problem(first)}, {ranks(int(first['world_size']))}"
         return [f"{last['method']}'s traced step is {span(ratio, ratio)} than {first['method']}'s ({on})"]
-    return [_goes(row) for _, row in best.iterrows()]
+    return [_goes(row) for _, row in own.sort_values("step_ms").drop_duplicates("method").iterrows()]
 
 
 def _goes(row: pd.Series) -> str:

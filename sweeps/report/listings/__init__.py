@@ -8,17 +8,17 @@ To add one, write its two functions and list it here.
 from pathlib import Path
 
 from sweeps.report.listings.benchmarks import BENCHMARKS, TARGETS
-from sweeps.report.listings.compiled_front import ADDED_TIME, BASELINES, PLANS
 from sweeps.report.listings.errors import ERRORS
 from sweeps.report.listings.forward import FORWARD
-from sweeps.report.listings.largest_batch import LARGEST_BATCH
 from sweeps.report.listings.law import LAW
 from sweeps.report.listings.listing import Listing
 from sweeps.report.listings.memory import MEMORY
 from sweeps.report.listings.models import MODELS
-from sweeps.report.listings.profiles import PROFILES
-from sweeps.report.listings.recomputation import RECOMPUTATION
-from sweeps.report.listings.traces import TRACES
+from sweeps.report.listings.steps.compiled_front import ADDED_TIME, BASELINES, PLANS
+from sweeps.report.listings.steps.largest_batch import LARGEST_BATCH
+from sweeps.report.listings.steps.profiles import PROFILES
+from sweeps.report.listings.steps.recomputation import RECOMPUTATION
+from sweeps.report.listings.steps.traces import TRACES
 from sweeps.report.listings.training_step import TRAINING_STEP
 from sweeps.report.page.page_table import PageTable
 from sweeps.report.problems import attempt

@@ -25,6 +25,16 @@ def traces(runs: pd.DataFrame) -> pd.DataFrame:
     return found[[*columns, *ALSO]]
 
 
+def fastest_and_slowest(own: pd.DataFrame) -> tuple[pd.Series, pd.Series, float] | None:
+    """Of the traces of one problem: the methods with the shortest and the longest step, and the ratio of the two; None
+    where one method has traced it."""
+    best = own.sort_values("step_ms").drop_duplicates("method")
+    if len(best) < 2:
+        return None
+    first, last = best.iloc[0], best.iloc[-1]
+    return first, last, last["step_ms"] / first["step_ms"]
+
+
 def problem(row: pd.Series) -> str:
     """`N=8192 B=4096`, or `resnet152 B=256` of a model."""
     size = f"B={row['B']:.0f}"

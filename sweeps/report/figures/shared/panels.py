@@ -76,12 +76,20 @@ def legend(figure: Figure, handles: Sequence[Artist]) -> None:
     if not handles:
         return
     names = [str(handle.get_label()) for handle in handles]
-    columns = max(1, int(figure.get_figwidth() * 10.5 / (max(map(len, names)) + 5)))
-    shape: dict[str, Any] = {"loc": "outside lower left", "ncols": min(columns, len(handles)), "frameon": False}
+    columns = next(
+        n for n in range(len(names), 0, -1) if n == 1 or _row_width(names, n) <= 10.5 * figure.get_figwidth()
+    )
+    shape: dict[str, Any] = {"loc": "outside lower left", "ncols": columns, "frameon": False}
     # matplotlib leaves out a label that begins with "_": each gets its text once it is in the legend
     drawn = figure.legend(handles=handles, labels=["x"] * len(names), **shape)
     for text, name in zip(drawn.get_texts(), names, strict=True):
         text.set_text(name)
+
+
+def _row_width(names: Sequence[str], columns: int) -> int:
+    """In letters, of a legend that fills column after column, each as wide as its longest name."""
+    rows = -(-len(names) // columns)
+    return sum(max(map(len, names[start : start + rows])) + 5 for start in range(0, len(names), rows))
 
 
 def method_handles(colours: dict[str, str], order: Iterable[str], *, line: bool = True) -> list[Artist]:

@@ -1,0 +1,1 @@
+"""Tables of whole training steps: their memory, their plans, where their time goes."""
