@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from blockshock.cli.main import main
 from blockshock.ranks import start_forking_server
@@ -23,8 +23,11 @@ from blockshock.ranks.forking import PHASES_OF_STEPS
 from blockshock.ranks.pool import RankPool
 from tests.import_graph import PACKAGES, ROOT
 
-settings.register_profile("shared_machine", deadline=None)  # a slow example on a busy machine is no failure
-settings.load_profile("shared_machine")
+# A slow example on a busy machine is no failure, and the same examples in each run: a commit passes or it does not.
+# `pytest --hypothesis-profile=fresh` looks further.
+settings.register_profile("fresh", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("same_everywhere", settings.get_profile("fresh"), derandomize=True)
+settings.load_profile("same_everywhere")
 
 
 # What `make quick` leaves out beside the tests that are marked themselves: these files start sweeps, ranks, SLURM or a
@@ -53,7 +56,12 @@ LONGEST = (
 
 def pytest_configure(config: pytest.Config) -> None:
     """Each of pytest-xdist's workers has cores of its own, and so have the jobs that it starts. A job runs a thread for
-    each of its cores: where two jobs share them, threads wait for each other, and a step took twice the CPU's time."""
+    each of its cores: where two jobs share them, threads wait for each other, and a step took twice the CPU's time.
+
+    What a shell starts in the background ignores SIGINT, and so does all that it starts: no test could interrupt it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = getattr(config, "workerinput", None)
     if worker:
         cores, number = sorted(os.sched_getaffinity(0)), int(worker["workerid"].removeprefix("gw"))
@@ -77,8 +85,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_runtest_setup() -> None:
     """Tests' tensors are small: threads that wait for each other take three times as long on two busy cores. Each time,
-    since a job in this process sets its own number."""
+    since a job in this process sets its own number. What a test draws is the same whatever ran before it."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

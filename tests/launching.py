@@ -54,7 +54,7 @@ def counts(folder: Path) -> Counter:
     return Counter(status["status"] for status in statuses(folder).values())
 
 
-def wait_until(true: Callable[[], object], seconds: float = 100, seen: Callable[[], object] | None = None) -> None:
+def wait_until(true: Callable[[], object], seconds: float = 200, seen: Callable[[], object] | None = None) -> None:
     """`seen`: what a failure shows of where things stand."""
     deadline = time.monotonic() + seconds
     while not true():

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -13,7 +12,7 @@ import pytest
 from filelock import FileLock
 
 from sweeps import load_runs
-from tests.launching import NO_SLURM, slurm_answers
+from tests.launching import NO_SLURM, slurm_answers, wait_until
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("model.N=64", "model.B=8", "hardware=cpu")
@@ -500,7 +499,7 @@ def test_ranks_that_torchrun_has_started_are_joined(tmp_path):
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "blockshock",
         *SMALL, f"experiment.output_dir={tmp_path}",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     (status,) = statuses(tmp_path)  # one folder, though two processes ran Hydra
     assert status["status"] == "ok"
@@ -529,7 +528,7 @@ def test_a_world_size_other_than_torchruns_is_refused(tmp_path):
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "blockshock",
         *SMALL, f"experiment.output_dir={tmp_path}", "hardware.world_size=4",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode != 0
     assert "torchrun or srun has started 2 ranks" in done.stderr
     assert statuses(tmp_path) == []
@@ -542,7 +541,7 @@ def test_a_rank_that_fails_under_torchrun_fails_the_job(tmp_path):
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "blockshock",
         *SMALL, f"experiment.output_dir={tmp_path}/o", f"hydra.searchpath=[file://{tmp_path}/conf]", "method=broken",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode != 0
     (status,) = statuses(tmp_path)
     assert (status["status"], status["reason"]) == ("failed", "rank 1: ZeroDivisionError: division by zero")
@@ -558,7 +557,7 @@ def test_it_runs_from_an_installed_wheel_in_any_folder(tmp_path, installed_wheel
     )
     arguments = ["-m", *SMALL, "experiment.name=wheel"]
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=200,
         env={**os.environ, "PYTHONPATH": site},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -573,19 +572,16 @@ def test_an_interrupt_ends_every_rank_and_keeps_what_had_finished(tmp_path, inte
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
     command = [sys.executable, "-m", "blockshock", *sweep, *options, f"experiment.output_dir={tmp_path}/o"]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 100
-    while [s["status"] for s in statuses(tmp_path)].count("running") == 0 or len(statuses(tmp_path)) < 2:
-        assert time.monotonic() < deadline, statuses(tmp_path)
-        time.sleep(0.1)
+    wait_until(lambda: sorted(s["status"] for s in statuses(tmp_path)) == ["ok", "running"], 200)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(interrupt)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=100)
     assert process.returncode == 1
     assert "interrupted; what had finished is kept" in err
     assert "Traceback" not in err
     found = sorted((s["status"], s["reason"]) for s in statuses(tmp_path))
     assert found == [("failed", "interrupted"), ("ok", "")]
-    psutil.wait_procs(children, timeout=20)
+    psutil.wait_procs(children, timeout=200)
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
 
 
@@ -607,7 +603,7 @@ def test_an_interrupt_that_an_import_swallows_is_not_lost(tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *SMALL]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stdout) == (1, "swallowed\n")
     assert done.stderr == "blockshock: interrupted; what had finished is kept\n"
     assert not list(tmp_path.rglob("status.json"))
@@ -627,6 +623,6 @@ def test_an_interrupt_while_pytorch_is_imported_shows_nothing_of_pytorchs(tmp_pa
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *SMALL]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "blockshock: interrupted; what had finished is kept\n"

@@ -251,9 +251,15 @@ def test_stack_and_operators_share_a_clock() -> None:
         time.sleep(0.03)
 
     def sleepy_tanh() -> None:
-        time.sleep(0.03)
+        until_seen()
         torch.tanh(torch.ones(8))
-        time.sleep(0.03)
+        until_seen()
+
+    def until_seen() -> None:
+        """One look may have begun before; the second sees who waits here."""
+        looks = sampled.samples + 2
+        while sampled.samples < looks:
+            time.sleep(0.001)
 
     collector, exact, sampled = KernelDataCollector(device="cpu"), StacktraceCollector(), StacktraceCollector()
     with collector:

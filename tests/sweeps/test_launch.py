@@ -26,8 +26,8 @@ def test_a_sweep_of_6_survives_sigkill_of_a_job_and_of_its_launcher(tmp_path):
     wait_until(lambda: counts(tmp_path)["ok"] >= 3)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
-    _, alive = psutil.wait_procs(children, timeout=20)
+    process.communicate(timeout=100)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]  # no job outlives its launcher
     found = statuses(tmp_path)
     (killed,) = [s for s in found.values() if s["config_hash"] == victim["config_hash"]]

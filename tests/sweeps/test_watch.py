@@ -44,7 +44,7 @@ while True:
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR2"])
 def test_a_signal_that_another_librarys_thread_takes_is_heard(tmp_path, name):
     command = [sys.executable, "-c", EARLY_THREADS, str(tmp_path / "job"), name]
-    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=200)
     status = RunFolder(tmp_path / "job").status()
     expected = ("timeout", "its process hung") if name == "SIGUSR2" else ("failed", "interrupted")
     assert (status["status"], status["reason"]) == expected
@@ -88,7 +88,7 @@ def test_a_signal_in_a_jobs_first_moments_is_not_lost(tmp_path, monkeypatch, mod
     )
     wait_until((tmp_path / f"{module}.here").exists)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=200)
     assert process.returncode == 1
     assert out.splitlines()[-1] == "blockshock ends: failed: interrupted"
 
@@ -179,7 +179,7 @@ def test_a_job_near_its_limit_is_requeued_though_libraries_have_threads_and_then
     options = ["hydra/launcher=slurm", "hydra.launcher.wait=false", "hydra.launcher.max_requeues=1"]
     threads = {name: value for name, value in environment(tmp_path).items() if name != "OMP_NUM_THREADS"}
     command = [sys.executable, "-m", "blockshock", "-m", *options, *mine, *arguments]
-    subprocess.run(command, cwd=tmp_path, env=threads | {"OPENBLAS_NUM_THREADS": "4"}, check=True, timeout=120)
+    subprocess.run(command, cwd=tmp_path, env=threads | {"OPENBLAS_NUM_THREADS": "4"}, check=True, timeout=200)
     sweep = tmp_path / "outputs" / "sweeps" / "limit"
     (id_,) = Manifest.read(sweep).slurm.values()
 
