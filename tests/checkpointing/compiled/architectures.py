@@ -111,8 +111,8 @@ def loss_fn(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     return (outputs if isinstance(outputs, Tensor) else outputs[0]).square().mean()
 
 
-def built(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The model in training mode and a batch."""
+def built(name: str, layers: int) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The model in training mode, of so many layers if it has layers, and a batch."""
     if name in TIMM:
         import timm
 
@@ -120,13 +120,13 @@ def built(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
         size = TIMM[name].get("img_size", 64)
         images = torch.randn(ROWS, 3, size, size, generator=torch.Generator().manual_seed(0))
         return timm.create_model(name, num_classes=10, **TIMM[name]).train(), {"x": images}
-    return whole_step.tiny(name, LAYERS), whole_step.inputs_of(name, ROWS, LENGTH // (1 + (name in RECURRENT)))
+    return whole_step.tiny(name, layers), whole_step.inputs_of(name, ROWS, LENGTH // (1 + (name in RECURRENT)))
 
 
-def prove(name: str, remedy: str = "") -> Row:
+def prove(name: str, remedy: str = "", layers: int = LAYERS) -> Row:
     """Prove one architecture, after `remedy`: a flag of Dynamo, or `FREEZE`, a method of speech models."""
     started = time.perf_counter()
-    model, batch = built(name)
+    model, batch = built(name, layers)
     if remedy == FREEZE:
         model.feature_extractor._freeze_parameters()
     flags = {remedy: True} if hasattr(torch._dynamo.config, remedy) else {}

@@ -57,7 +57,7 @@ def recorded(name: str) -> RecordedGraph:
 
 def problem_of(recorded_graph: RecordedGraph, monkeypatch: Any) -> PlanningProblem:
     """The planners' question, with times by a roofline. The tensors are of the device "meta" in the place of "cuda"."""
-    _on_meta(monkeypatch)
+    on_meta(monkeypatch)
     step = JointStep.of(
         recorded_graph.module,
         recorded_graph.num_fwd_outputs,
@@ -72,7 +72,7 @@ def candidate_of(
     recorded_graph: RecordedGraph, chunks: int | None, monkeypatch: Any, kernel: bool = False
 ) -> Candidate:
     """The graph with its loss in chunks, and what inductor then saves by itself."""
-    _on_meta(monkeypatch)
+    on_meta(monkeypatch)
     graph = recorded_graph
     return candidate(graph.module, [], graph.num_fwd_outputs, graph.static_inputs, True, kernel, chunks)
 
@@ -83,7 +83,8 @@ def chunked_problem_of(recorded_graph: RecordedGraph, step: JointStep) -> Planni
     return planning_problem(step, _seconds, _moving, recorded_graph.static_bytes, pinned)
 
 
-def _on_meta(monkeypatch: Any) -> None:
+def on_meta(monkeypatch: Any) -> None:
+    """The tensors count as a GPU's."""
     monkeypatch.setattr(joint_step, "_device", lambda graph: torch.device("meta"))
     monkeypatch.setattr(joint_step, "default_rounding", lambda device: 512)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ from torch import Tensor, nn
 
 import checkpointing
 from checkpointing import BudgetError, CheckpointingError, decide, plan_of
-from checkpointing.compiled.loss.choice import candidate, choose, guessed
+from checkpointing.compiled.loss.choice import Candidate, candidate, choose, guessed
 from checkpointing.decide import lowest_plan
 from checkpointing.planners.schedule import make_schedule, unchanged_peak
 from tests.checkpointing.compiled.loss.test_chunked_loss import Head, batch, loss_of
-from tests.checkpointing.compiled.recorded_graphs import candidate_of, chunked_problem_of, problem_of, recorded
+from tests.checkpointing.compiled.recorded_graphs import candidate_of, chunked_problem_of, on_meta, problem_of, recorded
 from tests.checkpointing.compiled.training import train
 
 MIB = 2**20
@@ -65,6 +66,13 @@ def test_a_model_without_such_a_loss_says_why() -> None:
     assert plan_of(model).loss.startswith("the loss is not in chunks: ")
 
 
+@cache
+def made(name: str, chunks: int | None) -> Candidate:
+    """Once for all tests: what inductor saves takes it seconds to choose."""
+    with pytest.MonkeyPatch.context() as patch:
+        return candidate_of(recorded(name), chunks, patch)
+
+
 def in_the_docs() -> list[list[str]]:
     """The rows of the table of lowest plans: model, static, gradients, chunks, in one piece, in chunks, set by."""
     page = (Path(__file__).parents[4] / "docs" / "checkpointing.md").read_text()
@@ -82,7 +90,7 @@ def test_the_lowest_plans_of_full_size_models_are_those_of_the_docs(
     name = {"GPT-2": "gpt2", "BERT": "bert", "Llama": "llama"}[row[0].split()[0]]
     static, gradients, chunks, in_one_piece, in_chunks = map(int, row[1:6])
     graph = recorded(name)
-    plain, step = problem_of(graph, monkeypatch), candidate_of(graph, chunks, monkeypatch).step
+    plain, step = problem_of(graph, monkeypatch), made(name, chunks).step
     kernels = {node for node in step.gradients if node in step.kernels.of}
     assert round(plain.static_bytes / MIB) == static
     assert round(sum(map(step.size, kernels)) / MIB) == gradients
@@ -99,10 +107,11 @@ def test_gpt2_is_in_chunks_where_that_is_faster_than_recomputing_more(monkeypatc
 
     def chosen(budget: int) -> tuple[int | None, str]:
         one, why = choose(
-            lambda n: candidate_of(graph, n, monkeypatch),
+            lambda chunks: made("gpt2", chunks),
             lambda step: chunked_problem_of(graph, step),
             lambda _: budget,
             lambda schedule: schedule.peak,
+            guess=lambda one, chunks: guessed(graph.num_fwd_outputs, graph.static_inputs, True, False, one, chunks),
         )
         return one.chunks, why
 
@@ -114,12 +123,13 @@ def test_gpt2_is_in_chunks_where_that_is_faster_than_recomputing_more(monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "chunks"), [("gpt2", 8), ("bert", 2), ("llama", 4)])
+@pytest.mark.parametrize(("name", "chunks"), [("gpt2", 16), ("bert", 8), ("llama", 8)])
 def test_a_guess_predicts_what_the_compilers_own_choice_does(
     name: str, chunks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    on_meta(monkeypatch)
     graph = recorded(name)
-    in_one_piece, exact = (candidate_of(graph, count, monkeypatch) for count in (None, chunks))
+    in_one_piece, exact = made(name, None), made(name, chunks)
     guess = guessed(graph.num_fwd_outputs, graph.static_inputs, True, False, in_one_piece, chunks)
     assert guess is not None
     assert (guess.chunks, guess.said) == (exact.chunks, exact.said)
