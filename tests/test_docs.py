@@ -74,6 +74,7 @@ PYTHON = [snippet for snippet in ALL if snippet.language == "python"]
 SHELL = [snippet for snippet in ALL if snippet.language in ("", "bash", "sh")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("snippet", SHELL, ids=str)
 def test_printed_commands_pass_their_checks(snippet: Snippet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     printed = commands(snippet)

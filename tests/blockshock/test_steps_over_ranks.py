@@ -128,6 +128,7 @@ def test_a_profile_over_ranks_is_signed_off_on_every_rank(cli, tmp_path):
     assert "_c10d_functional.all_reduce" in nodes
 
 
+@pytest.mark.slow
 def test_models_that_no_method_of_layers_builds_are_traced_as_well(cli):
     few = ["phase.trace_iters=1", "phase.stacks=none", "phase.timed_iters=1", "hydra.run.dir=run"]
     done = cli("hardware=cpu", "phase=trace", "method=keep_all", "workload=tiny_resnet152", *few)

@@ -3,7 +3,7 @@
 import random
 import re
 import time
-from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -39,14 +39,17 @@ BUDGETS = 6
 NOTHING = 1e-9  # seconds, of whole milliseconds
 
 
-def few_decisions(wanted: int, first_seed: int) -> Iterator[Case]:
+@cache
+def few_decisions(wanted: int, first_seed: int) -> list[tuple[Case, list[Judged]]]:
+    """Small steps with all of their plans."""
+    found: list[tuple[Case, list[Judged]]] = []
     seed = first_seed
-    while wanted:
+    while len(found) < wanted:
         case = small_case(seed, 3 + seed % 6, random_times(seed))
         if 3 <= len(case.problem.candidates) + len(case.problem.keepable) <= MOST_DECISIONS:
-            wanted -= 1
-            yield case
+            found.append((case, all_plans(case)))
         seed += 1
+    return found
 
 
 def budgets_of(case: Case, plans: list[Judged]) -> list[int]:
@@ -60,8 +63,7 @@ def budgets_of(case: Case, plans: list[Judged]) -> list[int]:
 # the forward can do without, in-place chains. The others are as they come.
 @pytest.mark.parametrize("first_seed", [0, 68, 103, 138, 149, 186])
 def test_optimal_equals_brute_force(first_seed: int) -> None:
-    for case in few_decisions(2, first_seed):
-        plans = all_plans(case)
+    for case, plans in few_decisions(2, first_seed):
         assert judge(case, case.problem.default_kept).peak == unchanged_peak(case.problem)
         for budget in budgets_of(case, plans):
             best, found = cheapest(plans, budget), optimal(case.problem, budget)
@@ -80,8 +82,8 @@ def test_optimal_equals_brute_force(first_seed: int) -> None:
 @pytest.mark.parametrize("first_seed", [0, 68, 138])
 def test_the_linear_program_is_below_every_plan(first_seed: int) -> None:
     """The bound that a plan for a large step is measured by."""
-    for case in few_decisions(2, first_seed):
-        plans, values = all_plans(case), find_values(case.problem)
+    for case, plans in few_decisions(2, first_seed):
+        values = find_values(case.problem)
         for budget in budgets_of(case, plans):
             best = cheapest(plans, budget)
             if best is not None and values.of:

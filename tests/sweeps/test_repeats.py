@@ -66,18 +66,18 @@ def test_a_sweep_repeats_every_job_in_a_fresh_process_interleaved_and_resumes(tm
         (["hydra.sweeper.repeats=2", "hydra.launcher.reuse_ranks=true"], "set hydra.launcher.reuse_ranks=false"),
     ],
 )
-def test_bad_repeats_are_one_line_and_nothing_starts(arguments, told, tmp_path):
-    code, err = run(tmp_path, *QUICK, "model.N=4", "model.B=8", *arguments)
-    assert code == 2
-    assert told in err
-    assert len(err.strip().splitlines()) == 1
+def test_bad_repeats_are_one_line_and_nothing_starts(cli, arguments, told, tmp_path):
+    done = cli(*QUICK, "model.N=4", "model.B=8", *arguments)
+    assert done.code == 2
+    assert told in done.err
+    assert len(done.err.strip().splitlines()) == 1
     assert not list(tmp_path.rglob("status.json"))
 
 
-def test_a_negative_repeat_of_a_single_run_is_one_line(tmp_path):
-    code, err = run(tmp_path, "hardware=cpu", "experiment.repeat=-1")
-    assert code == 2
-    assert err.strip().splitlines() == ["blockshock: experiment.repeat=-1: must be at least 0"]
+def test_a_negative_repeat_of_a_single_run_is_one_line(cli):
+    done = cli("hardware=cpu", "experiment.repeat=-1")
+    assert done.code == 2
+    assert done.err.strip().splitlines() == ["blockshock: experiment.repeat=-1: must be at least 0"]
 
 
 def repeated(write_run, record, times: list[float]) -> None:

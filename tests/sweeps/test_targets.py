@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeps import load_runs
@@ -144,6 +144,7 @@ def forwards(draw: st.DrawFn) -> pd.DataFrame:
     return pd.DataFrame(draw(st.permutations(lines)))
 
 
+@settings(max_examples=30)
 @given(forwards())
 def test_the_worst_cell_and_the_share_are_those_of_the_ratios_by_hand(table):
     time = {(r.world_size, r.N, r.B, r.method): r.p50_us for r in table.itertuples()}
@@ -157,6 +158,7 @@ def test_the_worst_cell_and_the_share_are_those_of_the_ratios_by_hand(table):
         assert share["measured"] == sum(ratio <= 0.9 for ratio in by_hand) / len(by_hand)
 
 
+@settings(max_examples=30)
 @given(forwards(), st.sampled_from(CELLS))
 def test_a_cell_measured_on_a_slower_machine_leaves_every_verdict_as_it_was(table, cell):
     slower = table.copy()
