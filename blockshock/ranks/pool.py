@@ -10,6 +10,7 @@ next job.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing.connection as mpc
 import socket
@@ -71,6 +72,9 @@ class RankPool:
                 theirs.close()
                 self._ranks.append(_Rank(process, ours))
         self.alive = True
+        # At exit, multiprocessing asks its daemons to end by the signal that ranks ignore, and waits: for ever where a
+        # second interrupt has cut `close` short.
+        atexit.register(self.kill)
 
     def __enter__(self) -> RankPool:
         return self
@@ -148,3 +152,4 @@ class RankPool:
             rank.process.kill()
         for rank in self._ranks:
             rank.process.join()
+        atexit.unregister(self.kill)

@@ -132,7 +132,11 @@ def step_as_dense(info: RankInfo, config: dict[str, Any], say: Any) -> Outcome:
     errors = {name: float((found[name] - p).detach().norm()) / max(moved.values()) for name, p in after.items()}
     errors["loss"] = abs(loss - float(expected.detach()))
     worst = distributed.max_over_ranks(list(errors.values()))
-    return Outcome(value={"errors": dict(zip(errors, worst, strict=True)), "moved": max(moved.values())})
+    plan = step.compiled_plan if hasattr(step, "compiled_plan") else None
+    ranks = compare_ranks(task.model, plan)
+    recomputed = 0 if plan is None else int((plan.table()["decision"] == "recompute").sum())
+    errors = dict(zip(errors, worst, strict=True))
+    return Outcome(value={"errors": errors, "moved": max(moved.values()), "ranks": ranks, "recomputed": recomputed})
 
 
 def before_pairs(job: Any) -> Any:

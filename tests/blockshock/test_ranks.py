@@ -1,5 +1,6 @@
 """Ranks start, work together, and never outlive their job."""
 
+import json
 import os
 import signal
 import subprocess
@@ -103,6 +104,13 @@ def test_ranks_of_a_pool_that_is_left_by_an_exception_are_killed_at_once():
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert {rank.process.exitcode for rank in pools[0]._ranks} == {-signal.SIGKILL}
+
+
+def test_a_program_that_leaves_its_ranks_open_ends_all_the_same():
+    """As one does that is interrupted again while it ends them."""
+    code = "from blockshock.ranks import RankPool; pool = RankPool(2); print([r.process.pid for r in pool._ranks])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60, check=True)
+    assert not any(is_alive(pid) for pid in json.loads(done.stdout))
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

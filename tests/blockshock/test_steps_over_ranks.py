@@ -77,6 +77,25 @@ def test_ranks_recompute_by_one_plan_and_send_nothing_twice(cli, tmp_path, metho
         assert not [name for name in again if name.startswith(("all_reduce", "wait_tensor", "reduce_scatter"))]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("layers", "method", "options"),
+    [
+        ("block_shock", "recompute_compiled", ["method.execution=inductor", "method.memory_budget=0.9"]),
+        ("dense_tp_row", "torch_compile", ["method.backend=inductor"]),
+    ],
+)
+def test_fused_kernels_over_ranks_leave_the_dense_models_parameters_by_one_plan(pools, layers, method, options):
+    options = [*options, "workload.layers=mlp+attention"]
+    found = pools(2).run(model_tasks.step_as_dense, config(*given(layers, method, *options, model="tiny_vit"))).value
+    assert found["moved"] > 1e-3
+    assert max(found["errors"].values()) <= 1e-12, found["errors"]
+    assert found["ranks"]["alike"]
+    if method == "recompute_compiled":
+        assert found["ranks"]["plans_alike"]
+        assert found["recomputed"] > 0
+
+
 def test_ranks_that_differ_are_told_apart(pools):
     found = pools(2).run(model_tasks.tell_apart, config(*given("dense_tp_row", "keep_all"))).value
     assert found["same"]["alike"]
