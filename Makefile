@@ -45,7 +45,7 @@ artifact: $(VENV)/.installed ## check the numbers of README and docs: from the r
 FIGURES = $(BIN)/blockshock-report outputs/reference/$(1) --out docs/figures/$(1) --figures
 figures: $(VENV)/.installed ## draw docs/figures again from the committed records
 	$(call FIGURES,hypotheses_h200) hypotheses,throughput,training_step
-	$(call FIGURES,bench_h200) bench_forward,bench_product,bench_all_reduce,bench_train,bench_host,bench_law
+	$(call FIGURES,bench_h200) bench_forward_over_row,bench_product,bench_all_reduce,bench_train_over_row,bench_host,bench_law
 	$(call FIGURES,checkpoint_h200) pareto,recomputation_memory,recomputation_time
 	$(call FIGURES,compiled_front_h200) compiled_front
 	$(call FIGURES,profile_h200) batch_peak_memory_resnet152,batch_step_time_resnet152

@@ -72,13 +72,13 @@ def cut(found: list[tuple[str, pd.DataFrame]], title: str, most: int = 6) -> tup
 
 
 def legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """Below all axes, in as many columns as the width holds."""
+    """Below all axes, in as few rows as the width allows."""
     if not handles:
         return
     names = [str(handle.get_label()) for handle in handles]
-    columns = next(
-        n for n in range(len(names), 0, -1) if n == 1 or _row_width(names, n) <= 10.5 * figure.get_figwidth()
-    )
+    widest = 10.5 * figure.get_figwidth()
+    rows = next(n for n in range(1, len(names) + 1) if n == len(names) or _row_width(names, n) <= widest)
+    columns = -(-len(names) // rows)
     shape: dict[str, Any] = {"loc": "outside lower left", "ncols": columns, "frameon": False}
     # matplotlib leaves out a label that begins with "_": each gets its text once it is in the legend
     drawn = figure.legend(handles=handles, labels=["x"] * len(names), **shape)
@@ -86,9 +86,8 @@ def legend(figure: Figure, handles: Sequence[Artist]) -> None:
         text.set_text(name)
 
 
-def _row_width(names: Sequence[str], columns: int) -> int:
-    """In letters, of a legend that fills column after column, each as wide as its longest name."""
-    rows = -(-len(names) // columns)
+def _row_width(names: Sequence[str], rows: int) -> int:
+    """In letters, of a legend of so many rows: it fills column after column, each as wide as its longest name."""
     return sum(max(map(len, names[start : start + rows])) + 5 for start in range(0, len(names), rows))
 
 
