@@ -45,6 +45,7 @@ _CALLED = frozenset(
         "embedding_dense_backward",
         "index_put",
         "_unsafe_index_put",
+        "_unsafe_masked_index_put_accumulate",
         "scatter",
         "scatter_add",
         "scatter_reduce",
@@ -57,7 +58,11 @@ _CALLED = frozenset(
     )
     if hasattr(aten, name)
 )
-_ADDED_IN_PLACE = frozenset((aten.index_put, aten._unsafe_index_put))  # inductor writes over a first argument that dies
+_ADDED_IN_PLACE = frozenset(  # inductor writes over a first argument that dies
+    getattr(aten, name)
+    for name in ("index_put", "_unsafe_index_put", "_unsafe_masked_index_put_accumulate")
+    if hasattr(aten, name)
+)
 _GATHERS = frozenset((aten.embedding, aten.index, aten._unsafe_index, aten.gather, aten.index_select))
 _UNSAFE_VIEWS = frozenset((aten._unsafe_view, aten.reshape))  # views that their schema does not call views
 _MOST_OPERATORS = 30  # where inductor's configuration leaves it to inductor

@@ -68,6 +68,8 @@ def _bound(family: str, name: str, named: Mapping[str, Any], smallest: int) -> i
             return (named["self"].shape or (1,))[named["dim"]]
         case "scatter" | "scatter_add" | "scatter_reduce", "index":
             return (named["self"].shape or (1,))[named["dim"]]
+        case "add_rows", "indices":
+            return named["total"].shape[0]
         case "row_statistics" | "row_gradient", "labels":
             return named["vocabulary"]
         case "take" | "put", "index":

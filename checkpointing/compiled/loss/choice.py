@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import fx
 
+from checkpointing.compiled.embedding.gradients import with_gradients_by_row
 from checkpointing.compiled.joint_step import JointStep
 from checkpointing.compiled.loss.chunked_loss import with_chunked_losses
 from checkpointing.compiled.partition import IN_FORWARD, DefaultSplit, default_split
@@ -49,9 +50,13 @@ def candidate(
     kernel: bool | None,
     chunks: int | None,
 ) -> Candidate:
-    """`joint`, which stays as it is, with its loss in `chunks`, by the kernel if there is one."""
+    """`joint`, which stays as it is, with its loss in `chunks`, by the kernel if there is one.
+
+    Where the compiler adds gradients of embeddings to whole matrices of zeros (`fused`), rows are added.
+    """
     changed, said = with_chunked_losses(joint, chunks, kernel if fused else False)
-    default = default_split(changed, inputs, num_fwd_outputs, static, fused)
+    by_row = with_gradients_by_row(changed) if fused else changed
+    default = default_split(by_row, inputs, num_fwd_outputs, static, fused)
     step = JointStep.of(default.joint, num_fwd_outputs, static, fused, default.saved)
     return Candidate(None if changed is joint else chunks, said, default, step)
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx
 from torch._higher_order_ops.auto_functionalize import auto_functionalized
 
+from checkpointing.compiled.embedding.operators import add_rows_
 from checkpointing.compiled.loss.new_nodes import NewNodes
 from checkpointing.compiled.loss.row_kernel.operators import row_gradient_
 
@@ -30,7 +31,8 @@ _OPERATORS.define("matmul_after(Tensor left, Tensor right, Tensor? bias, Tensor[
 _OPERATORS.define("add_matmul_(Tensor(a!) total, Tensor left, Tensor right) -> ()")
 matmul_after = torch.ops.checkpointing.matmul_after.default
 add_matmul_ = torch.ops.checkpointing.add_matmul_.default
-WRITTEN: dict[Any, str] = {add_matmul_: "total", row_gradient_: "logits"}  # operator → the argument that it writes to
+# operator → the argument that it writes to
+WRITTEN: dict[Any, str] = {add_matmul_: "total", row_gradient_: "logits", add_rows_: "total"}
 
 
 def _matmul(left: Tensor, right: Tensor, bias: Tensor | None, after: Sequence[Tensor]) -> Tensor:

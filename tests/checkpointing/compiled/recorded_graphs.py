@@ -19,6 +19,7 @@ import torch._inductor.inductor_prims  # registers the operators that the graphs
 from torch import fx
 
 from checkpointing.compiled import joint_step
+from checkpointing.compiled.embedding.operators import add_rows_
 from checkpointing.compiled.joint_problem import planning_problem
 from checkpointing.compiled.joint_step import JointStep
 from checkpointing.compiled.loss.choice import Candidate, candidate
@@ -97,10 +98,13 @@ def _seconds(node: fx.Node) -> float:
     """Of a called operator: its operations at `RATE`, or its bytes, whichever takes longer."""
     tensors = [source.meta["val"] for source in node.all_input_nodes if isinstance(source.meta["val"], torch.Tensor)]
     moved = sum(t.numel() * t.element_size() for t in tensors) / BANDWIDTH
-    return LAUNCH_S + max(moved, _operations(str(node.target), tensors) / RATE)
+    return LAUNCH_S + max(moved, _operations(node, tensors) / RATE)
 
 
-def _operations(target: str, tensors: list[torch.Tensor]) -> float:
+def _operations(node: fx.Node, tensors: list[torch.Tensor]) -> float:
+    target = str(node.target)
+    if add_rows_ in node.args:
+        return 0.0
     if "mm" in target or "functionalized" in target:
         matrices = [t for t in tensors if t.dim() >= 2]
         if len(matrices) < 2:  # logits that their gradient replaces

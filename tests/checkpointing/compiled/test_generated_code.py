@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch._inductor.async_compile import AsyncCompile
+from torch.nn.functional import cross_entropy, linear
 
 import checkpointing
 from checkpointing.compiled import compiled_step
@@ -51,3 +53,25 @@ def test_no_buffer_of_a_planned_step_waits_for_one_in_its_place(codes: Sequence[
     assert waiting(unplanned)  # as inductor does by itself
     assert not waiting(planned)
     assert "# reuse" in planned  # where a kernel reads what it writes over
+
+
+def test_a_tied_embeddings_gradient_is_added_where_that_of_the_logits_is(codes: Sequence[str]) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(97, 16, dtype=torch.bfloat16)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return linear(self.embedding(ids).tanh(), self.embedding.weight)
+
+    def loss(model: nn.Module, ids: Tensor) -> Tensor:
+        return cross_entropy(model(ids).float(), ids)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, backend=checkpointing.backend(1.0), dynamic=False)
+    compiled(Tied(), torch.arange(40))
+    [code] = codes
+    added = re.findall(r"checkpointing\.add_rows_\.default\((\w+), ", code)
+    assert len(added) == 1
+    assert re.search(rf"return \(.*\b{added[0]}\b", code)  # the gradient itself, and no copy of it
+    assert "((97, 16), (16, 1), torch.float32)" not in code

@@ -109,14 +109,29 @@ class _Emitted:
         """[rows], of `stats` [3, rows]."""
         total: fx.Node | float = 0.0
         for monomial, given in row.terms:
-            term = self._emit(given)
+            product: fx.Node | float = 1.0
             for name in monomial:
-                term = self._call("mul", self.new.add(aten.select.int, stats, 0, _STATISTICS[name]), term)
-            total = self._call("add", term, total)
+                product = self._call("mul", self.new.add(aten.select.int, stats, 0, _STATISTICS[name]), product)
+            total = self._call("add", self._times(product, given), total)
         if isinstance(total, fx.Node) and total.meta["val"].dim():
             return total
         zeros = self.new.add(aten.full.default, [self.count], 0.0, dtype=torch.float32, device=self.device)
         return self.new.add(aten.add.Tensor, zeros, total)
+
+    def _times(self, product: fx.Node | float, given: Given) -> fx.Node | float:
+        """Their product, or zero where a condition of `given` leaves the product out: it may be infinite there."""
+        kind, *operands = given if isinstance(given, tuple) else (None,)
+        if product == 1:
+            return self._emit(given)
+        if kind == "where":
+            condition, *branches = operands
+            chosen = [0.0 if branch == 0 else self._times(product, branch) for branch in branches]
+            return self.new.add(aten.where.self, self._flat(condition), *map(self._tensor, chosen))
+        if kind in ("mul", "div") and _chooses(operands[0]):
+            return self._call(kind, self._times(product, operands[0]), self._emit(operands[1]))
+        if kind == "mul" and _chooses(operands[1]):
+            return self._call(kind, self._times(product, operands[1]), self._emit(operands[0]))
+        return self._call("mul", product, self._emit(given))
 
     def _emit(self, given: Given) -> fx.Node | float:
         if given not in self._made:
@@ -167,3 +182,8 @@ class _Emitted:
         whole = self.place.whole(node)
         count = whole.meta["val"].numel()
         return self.new.view(self.new.contiguous(whole), (count,) if count > 1 else ())
+
+
+def _chooses(given: Given) -> bool:
+    """Whether a condition decides between two values in it."""
+    return isinstance(given, tuple) and (given[0] == "where" or any(map(_chooses, given[1:])))

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch._functorch.aot_autograd import aot_function
 from torch._inductor.decomposition import select_decomp_table
 
+from checkpointing.compiled.embedding.gradients import with_gradients_by_row
 from checkpointing.compiled.loss.chunked_loss import with_chunked_losses
 from checkpointing.compiled.loss.loss_region import LossRegion, below_tangents, find_loss, linear_layers
 from checkpointing.compiled.loss.nll_sums import sum_apart
@@ -63,6 +64,8 @@ def traced(
         traced_loss.joint = joint
         if chunks is not None:
             joint, traced_loss.said = with_chunked_losses(joint, chunks, kernel)
+        if decomposed:
+            joint = with_gradients_by_row(joint)
         halves = default_split(
             joint, joint_inputs, num_fwd_outputs, list(static_lifetime_input_indices or ()), decomposed
         )

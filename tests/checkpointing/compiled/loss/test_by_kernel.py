@@ -187,6 +187,31 @@ def test_all_rows_ignored_have_the_mean_of_nothing() -> None:
         assert torch.equal(found.nan_to_num(), expected.nan_to_num())
 
 
+@pytest.mark.parametrize("smoothed", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_rows_that_are_masked_may_have_infinite_logits(smoothed: bool, scaled: bool) -> None:
+    """Of a masked row torch takes zero, and not zero times its infinity. (The gradient of each is no number.)"""
+
+    def loss(hidden: Tensor, weight: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
+        log_softmax = torch.where(counts[:, None], linear(hidden, weight).log_softmax(1), 0)
+        by_row = -log_softmax.gather(1, labels[:, None])[:, 0] - (0.1 * log_softmax.sum(1) if smoothed else 0)
+        return by_row.div(3).sum() if scaled else by_row.mean()
+
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(shape, generator=generator) for shape in ((8, 4), (7, 4)))
+    hidden[5] = float("inf")
+    labels, counts = torch.randint(7, (8,), generator=generator), torch.arange(8) != 5
+    inputs = [hidden.requires_grad_(), weight.requires_grad_(), labels, counts]
+    step = traced(loss, inputs, 3, decomposed=True, kernel=True)
+    found, gradients = step.run()
+    assert step.said.endswith(BY_KERNEL)
+    true = loss(hidden.double(), weight.double(), labels, counts)
+    assert true.isfinite()
+    assert torch.allclose(found.double(), true)
+    exact = torch.autograd.grad(loss(*inputs), inputs[:2])
+    assert all(torch.allclose(a, b, atol=1e-6, equal_nan=True) for a, b in zip(gradients, exact, strict=True))
+
+
 @pytest.mark.parametrize("label", [37, 40, -3])
 def test_labels_out_of_range_are_the_error_that_torch_has(label: int) -> None:
     options = Options(6, 3, 37, torch.bfloat16)
