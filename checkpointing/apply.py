@@ -18,6 +18,7 @@ from checkpointing.decide import decide_checkpoints
 from checkpointing.operators.determinism import unsteady_operators
 from checkpointing.planners.problem import problem_of
 from checkpointing.replan import within_budget
+from checkpointing.rewriting.passes import check_passes, with_passes
 from checkpointing.rewriting.rewrite import CheckpointedStep, rewrite_graph_with_recomputation
 from checkpointing.rewriting.training_state import preserved
 from profiler import GraphProfiler, Region, trace_train_step
@@ -33,6 +34,7 @@ def apply_activation_checkpointing(
     solver: str = "optimal",
     warmup_iters: int = 1,
     profile_iters: int = 3,
+    passes: Sequence[str] = (),
 ) -> CheckpointedStep:
     """One training step of `model` that stays within `memory_budget` and adds as little time as it can.
 
@@ -40,10 +42,13 @@ def apply_activation_checkpointing(
     fraction of the activation memory; on a GPU the allocator's peak is measured and the plan tightened where it is
     above. Where several ranks train one model, rank 0 plans for all. Profiling takes training steps, whose effect
     is undone: the model, the optimizer and the random generators are afterwards as they were. The unchanged step has to
-    fit in memory once. Raises BudgetError, IllegalPlanError, and what `trace_train_step` raises.
+    fit in memory once. `passes` names changes that round otherwise than eager (`rewriting.passes`): the step is then
+    bitwise that of the same passes without a plan. Raises BudgetError, IllegalPlanError, CheckpointingError for another
+    pass, and what `trace_train_step` raises.
     """
     budget.check(memory_budget)
-    step = trace_train_step(model, loss_fn, optimizer, batch)
+    check_passes(passes)
+    step = with_passes(trace_train_step(model, loss_fn, optimizer, batch), passes)
     profiler = GraphProfiler(step)
     with preserved(step, batch):
         profiler.run(*batch, warmup_iters=warmup_iters, profile_iters=profile_iters)
