@@ -19,7 +19,7 @@ WIDTH, CLASSES = 16, 5
 
 
 class Encoder(nn.Module):
-    def __init__(self, count: int = 3) -> None:
+    def __init__(self, count: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH), nn.Dropout(0.1))
@@ -34,13 +34,22 @@ class Encoder(nn.Module):
 
 
 class Classifier(nn.Module):
-    def __init__(self) -> None:
+    """Two encoders, each of one layer: what a loop is about does not take more, and compiling takes half as long."""
+
+    def __init__(self, layers: int = 1) -> None:
         super().__init__()
-        self.encoder = Encoder()
-        self.head = nn.Sequential(Encoder(), nn.Linear(WIDTH, CLASSES))
+        self.encoder = Encoder(layers)
+        self.head = nn.Sequential(Encoder(layers), nn.Linear(WIDTH, CLASSES))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.encoder(x))
+
+
+class Deep(Classifier):
+    """For what treats layers differently."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=3)
 
 
 def batches(count: int, rows: int = 256) -> list[tuple[Tensor, Tensor]]:

@@ -19,6 +19,7 @@ from checkpointing.compiled import compiled_step
 from checkpointing.errors import GraphBreakError
 from tests.checkpointing.loops.loop import (
     Classifier,
+    Deep,
     assert_trains_as_unplanned,
     backend,
     batches,
@@ -69,7 +70,7 @@ def test_forward_hooks_of_modules_are_part_of_the_step() -> None:
 
 
 def test_a_backward_hook_of_an_inner_module_is_a_graph_break_that_is_said() -> None:
-    model = model_of()
+    model = model_of(Deep)
     assert isinstance(model, Classifier)
     model.encoder.layers[1].register_full_backward_hook(lambda module, inner, outer: None)
     with pytest.raises(GraphBreakError, match="several graphs"):
@@ -233,7 +234,7 @@ def test_weight_norm_spectral_norm_and_tied_weights() -> None:
         layers[2][0].weight = model.head[0].layers[2][0].weight  # type: ignore[index, union-attr]
         return train(model, by)
 
-    assert_trains_as_unplanned(loop, model_of())
+    assert_trains_as_unplanned(loop, model_of(Deep))
 
 
 def test_a_model_in_bfloat16() -> None:

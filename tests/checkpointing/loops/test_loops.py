@@ -17,6 +17,7 @@ from profiler.models import build
 from tests.checkpointing.compiled.training import TINY
 from tests.checkpointing.loops.loop import (
     Classifier,
+    Deep,
     assert_trains_as_unplanned,
     backend,
     batches,
@@ -101,7 +102,7 @@ def test_learning_rate_and_momentum_schedules_move_between_steps() -> None:
 
 
 def test_a_frozen_parameter_stays_and_gets_no_gradient() -> None:
-    model = model_of()
+    model = model_of(Deep)
     assert isinstance(model, Classifier)
     for parameter in [*model.encoder.layers[0].parameters(), model.head[1].weight]:
         parameter.requires_grad_(False)
@@ -118,7 +119,7 @@ def test_a_parameter_frozen_between_steps_changes_the_plan_and_not_the_numbers()
             parameter.requires_grad_(False)
         return losses + plain_loop(loss_of)(model, by)
 
-    trained = assert_trains_as_unplanned(loop, model_of())
+    trained = assert_trains_as_unplanned(loop, model_of(Deep))
     assert len(checkpointing.plans_of(trained)) == 2
 
 
@@ -173,7 +174,7 @@ def test_two_parts_have_budgets_of_their_own_in_one_step() -> None:
             losses.append(loss.detach())
         return losses
 
-    trained = assert_trains_as_unplanned(loop, model_of(), (backend(0.85), backend(0.9)))
+    trained = assert_trains_as_unplanned(loop, model_of(Deep), (backend(0.85), backend(0.9)))
     assert isinstance(trained, Classifier)
     plans = [plan_of(trained.encoder), plan_of(trained.head)]
     assert [round(plan.budget_bytes / plan.unplanned_peak_bytes, 3) for plan in plans] == [0.85, 0.9]

@@ -17,6 +17,7 @@ from checkpointing import plan_of
 from checkpointing.compiled.memory.optimizer_memory import missing_optimizer_state
 from tests.checkpointing.loops.loop import (
     Classifier,
+    Deep,
     assert_trains_as_unplanned,
     backend,
     batches,
@@ -177,7 +178,7 @@ def test_groups_have_their_own_learning_rates_and_one_is_added_between_steps() -
         optimizer.add_param_group({"params": list(model.encoder.parameters()), "lr": 1e-3})
         return losses + train(model, by, make=lambda _: [optimizer])
 
-    assert_trains_as_unplanned(loop, model_of())
+    assert_trains_as_unplanned(loop, model_of(Deep))
 
 
 def test_an_optimizer_per_parameter_steps_within_the_backward() -> None:

@@ -26,7 +26,7 @@ from checkpointing.compiled.costs.costs import Costs
 from checkpointing.compiled.decisions import ranks
 from checkpointing.errors import BudgetError, CheckpointingError, GraphBreakError
 from tests.checkpointing.compiled.training import Blocks, square
-from tests.checkpointing.loops.loop import Classifier, backend, batches, loss_of, model_of
+from tests.checkpointing.loops.loop import Deep, backend, batches, loss_of, model_of
 from tests.profiler.eager_steps import LiveBytes, assert_equal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first test waits for the works of all
@@ -82,7 +82,7 @@ def train_sharded(by: Any, order: str, rank: int) -> dict[str, Any]:
     """Three steps of a model whose parameters are sharded: losses, gradients of the last step as a whole, peak."""
     torch._dynamo.reset()
     modes = watch_halves(live_bytes)
-    model = model_of()
+    model = model_of(Deep)
     if order == "compiled inside":
         model.compile(backend=by, dynamic=False)
         outer = fully_shard(model)
@@ -134,7 +134,7 @@ def test_sharded_ranks_have_one_plan_meet_the_budget_and_have_the_gradients_of_t
 
 
 def blocks_sharded(rank: int) -> str:
-    model: Any = model_of()
+    model: Any = model_of(Deep)
     for module in (model.encoder, model.head[0], model):
         fully_shard(module)
     with pytest.raises(GraphBreakError) as error:
@@ -156,14 +156,14 @@ def told(by: Any, model: nn.Module | None = None) -> tuple[str, str]:
     """The error of a step that is compiled by `by`: its type and text; two empty strings if there is none."""
     torch._dynamo.reset()
     try:
-        train_once(model or model_of(), by)
+        train_once(model or model_of(Deep), by)
     except CheckpointingError as error:
         return type(error).__name__, str(error)
     return "", ""
 
 
 def with_bytes_of_gradients() -> nn.Module:
-    model = model_of()
+    model = model_of(Deep)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     return model
@@ -186,13 +186,13 @@ def disagreements(rank: int) -> dict[str, Any]:
     torch._dynamo.reset()
     Costs.measure = measure  # type: ignore[method-assign]
     with pytest.raises(BudgetError) as lowest:
-        train_once(model_of(), checkpointing.backend("1B", execution="eager", ranks="own"))
+        train_once(model_of(Deep), checkpointing.backend("1B", execution="eager", ranks="own"))
     least = lowest.value.minimum_bytes
     assert least is not None
-    mine = with_bytes_of_gradients() if rank else model_of()
+    mine = with_bytes_of_gradients() if rank else model_of(Deep)
     found["alone"] = told(checkpointing.backend(least, execution="eager", ranks="own"), mine)
     found["one lacks room"] = told(checkpointing.backend(least, execution="eager"), mine)
-    roomy = checkpointing.backend(least + sum(p.nbytes for p in model_of().parameters()), execution="eager")
+    roomy = checkpointing.backend(least + sum(p.nbytes for p in model_of(Deep).parameters()), execution="eager")
     found["both have room"] = told(roomy, mine)
     found["peak"] = roomy.plans[-1].predicted_peak_bytes
 
@@ -204,7 +204,7 @@ def disagreements(rank: int) -> dict[str, Any]:
     logging.getLogger("checkpointing").addHandler(handler)
     torch._dynamo.reset()
     by = backend(0.9)
-    model = Blocks() if rank else model_of()
+    model = Blocks() if rank else model_of(Deep)
     train_once(model, by, [torch.randn(64, 16)] if rank else [], square if rank else loss_of)
     logging.getLogger("checkpointing").removeHandler(handler)
     found["different steps"] = (len(by.plans), messages)
@@ -246,7 +246,7 @@ class Gathered(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.before, self.after = Classifier(), nn.Sequential(nn.Linear(5, 64), nn.GELU(), nn.Linear(64, 5))
+        self.before, self.after = Deep(), nn.Sequential(nn.Linear(5, 64), nn.GELU(), nn.Linear(64, 5))
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = nn.functional.gelu(self.before(x))
