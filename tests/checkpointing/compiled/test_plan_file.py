@@ -102,7 +102,7 @@ def test_other_shapes_are_named(planned: tuple[nn.Module, Path]) -> None:
 
 def test_another_model_is_named(planned: tuple[nn.Module, Path]) -> None:
     model: Any = model_of()
-    model.encoder.layers[1][1] = nn.ReLU()
+    model.encoder.layers[0][1] = nn.ReLU()
     with pytest.raises(IllegalPlanError, match=r"runs aten\.relu\.default where the plan has aten\.gelu\.default"):
         compiled_once(planned[1], model)
 
