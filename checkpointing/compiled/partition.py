@@ -14,12 +14,23 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from checkpointing.compiled.kernels import is_random, is_view
 
 IN_FORWARD = "computed_in_forward"  # metadata of what the forward computes for the backward, though it need not
+
+
+_FROM_SEED = "prims.inductor_random.default"  # random numbers of inductor, which may not be imported yet
+_OF_DRAWN = (  # what makes a mask of numbers
+    torch.ops.aten.gt.Scalar,
+    torch.ops.aten.ge.Scalar,
+    torch.ops.aten.lt.Scalar,
+    torch.ops.aten.le.Scalar,
+    torch.ops.prims.convert_element_type.default,
+)
 
 
 @dataclass(frozen=True)
@@ -115,11 +126,35 @@ def split(
     if random_again:
         forward, backward = torch_partitioners.functionalize_rng_ops(joint, forward, backward, len(symbols))
     backward = torch_partitioners.reordering_to_mimic_autograd_engine(backward)
+    _draw_for_each_reader(backward.graph)
     forward, backward = raise_getitems(forward), raise_getitems(backward)
     return (
         torch_partitioners.thread_graphsafe_rng_from_hops(forward, is_backward=False),
         torch_partitioners.thread_graphsafe_rng_from_hops(backward, is_backward=True),
     )
+
+
+def _draw_for_each_reader(graph: fx.Graph) -> None:
+    """Draw what several operators read of random numbers once for each of them, in place.
+
+    Inductor writes random numbers to memory in float32 where two kernels need them: a dropout mask that is recomputed
+    for the block's own backward would take four bytes per element from one to the other. From one seed come the same
+    numbers each time, in the kernel that reads them.
+    """
+    for drawn in [node for node in graph.nodes if str(node.target) == _FROM_SEED]:
+        chain = [drawn]
+        while len(chain[-1].users) == 1 and (user := next(iter(chain[-1].users))).target in _OF_DRAWN:
+            chain.append(user)
+        for reader in list(chain[-1].users)[1:]:
+            with graph.inserting_before(reader):
+                reader.replace_input_with(chain[-1], _copied_chain(graph, chain))
+
+
+def _copied_chain(graph: fx.Graph, chain: Sequence[fx.Node]) -> fx.Node:
+    of: dict[fx.Node, fx.Node] = {}
+    for node in chain:
+        of[node] = graph.node_copy(node, lambda source: of.get(source, source))
+    return of[chain[-1]]
 
 
 def _read_by_backward(

@@ -75,3 +75,15 @@ def test_a_tied_embeddings_gradient_is_added_where_that_of_the_logits_is(codes: 
     assert len(added) == 1
     assert re.search(rf"return \(.*\b{added[0]}\b", code)  # the gradient itself, and no copy of it
     assert "((97, 16), (16, 1), torch.float32)" not in code
+
+
+def test_a_mask_that_is_recomputed_is_drawn_where_it_is_read(codes: Sequence[str]) -> None:
+    """Each of its readers draws from the seed. (By itself inductor writes the numbers that two kernels read.)"""
+    torch._dynamo.reset()
+    block = nn.Sequential(nn.Linear(16, 48), nn.Dropout(0.1), nn.Linear(48, 32), nn.GELU(), nn.Linear(32, 16))
+    model, x = nn.Sequential(block, nn.Linear(16, 16)).to(torch.bfloat16), torch.randn(64, 16, dtype=torch.bfloat16)
+    backend = checkpointing.backend(1.0, recompute=["0"])
+    torch.compile(square, backend=backend, dynamic=False)(model, x)
+    [code] = codes
+    assert "normalized_rand_cpu(" in code
+    assert "((64, 48), (48, 1), torch.float32)" not in code
