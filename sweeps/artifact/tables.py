@@ -12,9 +12,10 @@ import pandas as pd
 
 from sweeps.report.figures.hypotheses import select as comparisons
 from sweeps.report.records.runs import jobs
-from sweeps.report.tables import compiled_front, targets
-from sweeps.report.tables.recomputation import KEEP_ALL, SETTING
+from sweeps.report.tables import targets
 from sweeps.report.tables.report_data import ReportData
+from sweeps.report.tables.steps import compiled_front
+from sweeps.report.tables.steps.recomputation import KEEP_ALL, SETTING
 from sweeps.report.tables.verdicts import verdicts
 
 OURS, TORCH = "recompute_optimal", "torch_checkpoint"

@@ -194,6 +194,8 @@ def benchmark_rows(world_size: int, sizes: Sequence[tuple[int, int]] = SIZES) ->
                 line |= {"state_bytes": N * N, "dense_state_bytes": 2 * N * N}
             if part == "all_reduce":
                 line |= {"bytes": 2 * N * B, "chosen": name == "one_shot"}
+            if part == "forward":
+                line |= {"copy_gbs": 4000.0, "matmul_tflops": 700.0, "link_gbs": 350.0}
             if part == "forward" and method.startswith("block"):
                 collective = {"implementation": "one_shot", "chunks": 2, "measured_ms": {"nccl/1": 0.04}}
                 line["detail"] = {"kernel": {"name": "sparse_mma", "rows": 64}, "collective": collective}

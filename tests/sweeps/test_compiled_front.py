@@ -12,9 +12,9 @@ from sweeps import load_runs
 from sweeps.report.command import write_report
 from sweeps.report.figures.recomputation.compiled_front import draw
 from sweeps.report.listings.steps.compiled_front import ADDED_TIME, BASELINES, PLANS
-from sweeps.report.tables.compiled_front import added, dominated, envelope, front, time_at
-from sweeps.report.tables.recomputation import recomputed
 from sweeps.report.tables.report_data import read_report_data
+from sweeps.report.tables.steps.compiled_front import added, dominated, envelope, front, time_at
+from sweeps.report.tables.steps.recomputation import recomputed
 from tests.sweeps.conftest import make_compiled, make_planned, write_front
 
 

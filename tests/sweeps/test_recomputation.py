@@ -6,7 +6,7 @@ from sweeps import load_runs
 from sweeps.report.command import write_report
 from sweeps.report.figures.recomputation.methods import select_bars, select_pareto
 from sweeps.report.listings.steps.recomputation import recomputation_table
-from sweeps.report.tables.recomputation import bound, recomputed, smallest
+from sweeps.report.tables.steps.recomputation import bound, recomputed, smallest
 
 
 @pytest.fixture

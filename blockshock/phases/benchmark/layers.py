@@ -7,7 +7,7 @@ compared with float64 before they take turns.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -92,7 +92,7 @@ class Forward(LayerBenchmark):
         for built in self.built(execution, admitted):
             built.layer.requires_grad_(False)
             x = built.layer.shard_input(built.problem.inputs())
-            yield built.entry(partial(_without_gradients, built.layer, x))
+            yield built.entry(partial(_without_gradients, built.layer, x), **asdict(execution.rates))
 
 
 @dataclass

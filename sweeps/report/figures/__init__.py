@@ -10,8 +10,9 @@ To add one, write the two functions and list it here.
 
 from sweeps.report.figures.accuracy import DRIFT, ERRORS
 from sweeps.report.figures.all_reduce import ALLREDUCE
-from sweeps.report.figures.benchmark_maps import BENCHMARK_MAPS
-from sweeps.report.figures.benchmark_times import BENCHMARK_ALL_REDUCE, BENCHMARK_HOST, BENCHMARK_LAW
+from sweeps.report.figures.benchmarks.benchmark_maps import BENCHMARK_MAPS
+from sweeps.report.figures.benchmarks.benchmark_times import BENCHMARK_ALL_REDUCE, BENCHMARK_HOST, BENCHMARK_LAW
+from sweeps.report.figures.benchmarks.phase_diagram import PHASE_DIAGRAM
 from sweeps.report.figures.hypotheses import HYPOTHESES
 from sweeps.report.figures.law import LAW
 from sweeps.report.figures.recomputation import RECOMPUTATION_FIGURES
@@ -23,7 +24,7 @@ from sweeps.report.figures.traced_steps import TRACED_STEPS
 from sweeps.report.figures.training_step import TRAINING_STEP
 from sweeps.report.tables.report_data import ReportData
 
-BENCHMARK_FIGURES = (*BENCHMARK_MAPS, BENCHMARK_ALL_REDUCE, BENCHMARK_LAW, BENCHMARK_HOST)
+BENCHMARK_FIGURES = (PHASE_DIAGRAM, *BENCHMARK_MAPS, BENCHMARK_ALL_REDUCE, BENCHMARK_LAW, BENCHMARK_HOST)
 FIGURES = (
     HYPOTHESES,
     THROUGHPUT,

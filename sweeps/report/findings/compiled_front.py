@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from sweeps.report.findings.finding import Finding, listed, sentence
-from sweeps.report.tables.compiled_front import AT, OURS, added, dominated, front
-from sweeps.report.tables.recomputation import MIB
 from sweeps.report.tables.report_data import ReportData
+from sweeps.report.tables.steps.compiled_front import AT, OURS, added, dominated, front
+from sweeps.report.tables.steps.recomputation import MIB
 from sweeps.text import counted, number
 
 MOST = 8

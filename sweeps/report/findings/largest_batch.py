@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from sweeps.report.findings.finding import Finding, sentence
-from sweeps.report.tables.largest_batch import next_to_torch_compile
 from sweeps.report.tables.report_data import ReportData
+from sweeps.report.tables.steps.largest_batch import next_to_torch_compile
 from sweeps.text import number
 
 GB, OURS, MOST = 1e9, "recompute_compiled", 12

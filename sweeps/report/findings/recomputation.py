@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from sweeps.report.findings.finding import Finding, listed, sentence, share_span
-from sweeps.report.tables.compiled_front import METHODS as COMPILED
-from sweeps.report.tables.recomputation import KEEP_ALL, MIB, SETTING
 from sweeps.report.tables.report_data import ReportData
+from sweeps.report.tables.steps.compiled_front import METHODS as COMPILED
+from sweeps.report.tables.steps.recomputation import KEEP_ALL, MIB, SETTING
 from sweeps.text import counted, number, times
 
 HALF = 0.505  # a plan for half reaches it within half a percent

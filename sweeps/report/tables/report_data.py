@@ -16,10 +16,10 @@ import pandas as pd
 from sweeps.report.problems import attempt
 from sweeps.report.records.load import load_runs
 from sweeps.report.tables.benchmarks import benchmarks, latest, over_repeats, targets
-from sweeps.report.tables.largest_batch import largest_batches
 from sweeps.report.tables.law import law
 from sweeps.report.tables.layers import drift, results
-from sweeps.report.tables.recomputation import recomputed
+from sweeps.report.tables.steps.largest_batch import largest_batches
+from sweeps.report.tables.steps.recomputation import recomputed
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from sweeps.report.figures.shared.figure import FigureSpec
 from sweeps.report.figures.shared.labels import Label, place
 from sweeps.report.figures.shared.panels import canvas, cut, legend
 from sweeps.report.figures.shared.style import BLUE, INK, ORANGE, PINK, SKY, VERMILION, VIOLET
-from sweeps.report.tables.compiled_front import (
+from sweeps.report.tables.report_data import ReportData
+from sweeps.report.tables.steps.compiled_front import (
     AUTOMATIC,
     BLOCKS,
     BUDGET,
@@ -25,7 +26,6 @@ from sweeps.report.tables.compiled_front import (
     envelope,
     front,
 )
-from sweeps.report.tables.report_data import ReportData
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

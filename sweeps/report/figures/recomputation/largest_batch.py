@@ -11,8 +11,8 @@ from sweeps.report.figures.shared.figure import FigureSpec
 from sweeps.report.figures.shared.labels import Label, place
 from sweeps.report.figures.shared.panels import canvas, cut, legend
 from sweeps.report.figures.shared.style import BLUE, INK, VERMILION, palette
-from sweeps.report.tables.recomputation import SETTING
 from sweeps.report.tables.report_data import ReportData
+from sweeps.report.tables.steps.recomputation import SETTING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,9 +13,9 @@ from sweeps.report.figures.shared.figure import FigureSpec
 from sweeps.report.figures.shared.labels import Label, place
 from sweeps.report.figures.shared.panels import canvas, cut, legend
 from sweeps.report.figures.shared.style import RECOMPUTATION, palette
-from sweeps.report.tables.compiled_front import METHODS as COMPILED
-from sweeps.report.tables.recomputation import KEEP_ALL, SETTING, bound, smallest
 from sweeps.report.tables.report_data import ReportData
+from sweeps.report.tables.steps.compiled_front import METHODS as COMPILED
+from sweeps.report.tables.steps.recomputation import KEEP_ALL, SETTING, bound, smallest
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -6,9 +6,9 @@ import pandas as pd
 
 from sweeps.report.listings.listing import Listing, without_empty_columns
 from sweeps.report.listings.steps.recomputation import plain
-from sweeps.report.tables.compiled_front import BLOCKS, BUDGET, KEYS, added, dominated, front, higher_peaks, plans
-from sweeps.report.tables.recomputation import MIB, MS
 from sweeps.report.tables.report_data import ReportData
+from sweeps.report.tables.steps.compiled_front import BLOCKS, BUDGET, KEYS, added, dominated, front, higher_peaks, plans
+from sweeps.report.tables.steps.recomputation import MIB, MS
 from sweeps.text import number, times
 
 

@@ -6,8 +6,8 @@ import pandas as pd
 
 from sweeps.report.listings.listing import Listing, without_empty_columns
 from sweeps.report.listings.steps.recomputation import plain
-from sweeps.report.tables.largest_batch import next_to_torch_compile
 from sweeps.report.tables.report_data import ReportData
+from sweeps.report.tables.steps.largest_batch import next_to_torch_compile
 from sweeps.text import number, times
 
 GB = 1e9

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from sweeps.report.listings.listing import Listing, without_empty_columns
-from sweeps.report.tables.recomputation import MIB, MS, SETTING
 from sweeps.report.tables.report_data import ReportData
+from sweeps.report.tables.steps.recomputation import MIB, MS, SETTING
 from sweeps.text import bounds, number, times
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from sweeps.report.tables.recomputation import SETTING, WAY
+from sweeps.report.tables.steps.recomputation import SETTING, WAY
 
 PHASE = "largest_batch"
 # Column -> where a record (or its configuration) has it. The batch is a result here, and the memory a setting.

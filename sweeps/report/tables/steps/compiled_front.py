@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sweeps.report.tables.recomputation import SETTING
+from sweeps.report.tables.steps.recomputation import SETTING
 
 METHODS = ("recompute_compiled", "torch_compile")
 OURS, PLAIN, BUDGET, BLOCKS = "ours", "torch.compile", "activation_memory_budget", "checkpointed blocks"

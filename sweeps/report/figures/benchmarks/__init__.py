@@ -1,0 +1,1 @@
+"""Benchmarks: contenders that took turns, and where splits break even."""

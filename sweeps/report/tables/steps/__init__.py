@@ -1,0 +1,1 @@
+"""Training steps of whole models: compiled, recomputed, and how large a batch fits."""
