@@ -40,7 +40,14 @@ SLOW = {
     *("test_forecast", "test_memory_model", "test_profile", "test_recompute", "test_traced_step_equals_eager"),
     *("test_traces_docs", "test_browser", "test_launch", "test_report", "test_slurm"),
     *("test_any_application", "test_hydra_launcher_suite", "test_recompute_compiled"),
-    *("test_models_over_ranks", "test_windows", "test_row_kernel"),
+    *(
+        "test_models_over_ranks",
+        "test_windows",
+        "test_row_kernel",
+        "test_collectives",
+        "test_findings",
+        "test_benchmarks",
+    ),
     *("test_architectures", "test_chunks", "test_obstacles", "test_by_kernel", "test_contrast", "test_long_report"),
 }
 

@@ -312,6 +312,7 @@ EQUAL = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("make", EQUAL, ids=lambda make: make.__name__)
 def test_the_step_trains_as_in_eager(make: Callable[[], Made]) -> None:
