@@ -19,19 +19,20 @@ def select(data: ReportData) -> pd.DataFrame:
 
 
 def show(rows: pd.DataFrame) -> pd.DataFrame:
-    shown = rows[["method", "workload", "B", "world_size"]].astype(str)
-    shown = shown.rename(columns={"world_size": "P", "workload": "model"})
+    shown = rows[["method"]].astype(str)
+    shown["model"] = rows["workload"].str.replace("(its ", "(").str.replace(" over ranks)", ")")
     shown["step, ms"] = rows["step_p50_ms"].map(number)
-    shown["95% interval, ms"] = bounds(rows, "step_lo_ms", "step_hi_ms")
     shown["× row-parallel"] = rows["step_speedup_row"].map(times)
     shown["peak per rank, MiB"] = rows["step_memory_peak_bytes"].map(mebibytes)
-    shown["weights, MiB"] = rows["weight_bytes_per_rank"].map(mebibytes)
-    shown["forward sends"] = rows["forward_collectives"]
-    shown["backward sends"] = rows["backward_collectives"]
     trained = zip(rows["train_loss"], rows["train_steps"], strict=True)
     shown["loss (steps)"] = ["" if pd.isna(loss) else f"{loss:.4f} ({steps:.0f})" for loss, steps in trained]
     for column, name in (("loss_distance", "from float64"), ("dense_loss_distance", "dense from float64")):
         shown[name] = ["" if pd.isna(distance) else f"{distance:.1e}" for distance in rows[column]]
+    shown["forward sends"] = rows["forward_collectives"]
+    shown["backward sends"] = rows["backward_collectives"]
+    shown["95% interval, ms"] = bounds(rows, "step_lo_ms", "step_hi_ms")
+    shown["weights, MiB"] = rows["weight_bytes_per_rank"].map(mebibytes)
+    shown = shown.join(rows[["B", "world_size"]].astype(str).rename(columns={"world_size": "P"}))
     shown = shown.join(setting_columns(rows, TRAINING).drop(columns="workload", errors="ignore"))
     return without_empty_columns(shown)
 
