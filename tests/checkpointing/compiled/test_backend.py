@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from functools import cache
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from checkpointing.decide import lowest_plan
 from checkpointing.errors import GraphBreakError
 from profiler.models import build
 from tests.checkpointing.compiled.random_models import RandomModel, random_batch
-from tests.checkpointing.compiled.training import TINY, Blocks, CountedHalves, square, train, train_tiny
+from tests.checkpointing.compiled.training import TINY, Blocks, CountedHalves, Trained, square, train, train_tiny
 from tests.profiler.eager_steps import assert_equal
 
 
@@ -36,12 +37,17 @@ def planned(memory_budget: float | str, **options: Any) -> Any:
     return checkpointing.backend(memory_budget, execution=options.pop("execution", "eager"), **options)
 
 
+@cache
+def unplanned(name: str) -> Trained:
+    return train_tiny(name, "aot_eager")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "solver"), [*((name, "optimal") for name in TINY), ("tiny_gpt2", "greedy"), ("tiny_resnet152", "greedy")]
 )
 def test_three_steps_are_bitwise_those_of_the_unplanned_step(name: str, solver: str) -> None:
-    expected = train_tiny(name, "aot_eager")
+    expected = unplanned(name)
     found = train_tiny(name, planned(0.97 if name == "tiny_resnet152" else 0.92, solver=solver))
     assert not plan_of(found.model).is_empty
     assert [loss.item() for loss in found.losses] == [loss.item() for loss in expected.losses]
@@ -64,12 +70,12 @@ def _apply(model: nn.Module, x: Tensor) -> Tensor:
 
 
 @pytest.mark.slow
-def test_eleven_budgets_are_met_and_a_lower_one_never_counts_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_six_budgets_are_met_and_a_lower_one_never_counts_more(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = CountedHalves(monkeypatch)
     model, batch = blocks(rows=256, count=6)
     need = plan_of(train(model, square, batch, planned(1.0), steps=1).model).unplanned_peak_bytes
     counts = []
-    for fraction in [1.0 - 0.025 * step for step in range(11)]:
+    for fraction in [1.0 - 0.05 * step for step in range(6)]:
         model, batch = blocks(rows=256, count=6)
         budget = int(need * fraction)
         trained = train(model, square, batch, planned(budget), steps=1)
@@ -88,7 +94,7 @@ class Normed(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.blocks = nn.Sequential(
-            *(nn.Sequential(nn.Linear(32, 32), nn.BatchNorm1d(32), nn.GELU()) for _ in range(6))
+            *(nn.Sequential(nn.Linear(32, 32), nn.BatchNorm1d(32), nn.GELU()) for _ in range(3))
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,6 +103,7 @@ class Normed(nn.Module):
 
 def _gpt2() -> tuple[nn.Module, Any, tuple[Tensor, ...]]:
     task = build("tiny_gpt2", batch_size=4, seq_len=32, dropout=0.0)
+    del task.model.get_submodule("transformer.h")[1:]  # type: ignore[index]
     return task.model, task.loss_fn, task.batch
 
 
