@@ -84,7 +84,7 @@ def _unknown_key(key: str, overrides: list[str]) -> str:
         else:
             problem = f"{group}={chosen} has no such key"
         return f"{given}: {problem} ({', '.join(having)} {'has' if len(having) == 1 else 'have'} it)"
-    known = [*leaf_keys(cfg), *GROUPS, "hardware", "sweep"]
+    known = [*leaf_keys(cfg), *GROUPS, "hardware", "sweep", *(_keys_of(group) if group in GROUPS else [])]
     return f"{given}: unknown key{nearest(key, known, _NEAR)} (all keys: blockshock --cfg job)"
 
 
@@ -107,6 +107,17 @@ def _having(group: str, key: str) -> list[str]:
     names = {key, key.removeprefix(f"{group}.")}
     files = {path.stem: OmegaConf.load(path) for path in sorted((CONF / group).glob("*.yaml"))}
     return [choice for choice, cfg in files.items() if isinstance(cfg, DictConfig) and names & set(leaf_keys(cfg))]
+
+
+def _keys_of(group: str) -> list[str]:
+    """Every key that some choice of `group` has: a sweep's jobs may have another choice than its configuration."""
+    files = [OmegaConf.load(path) for path in sorted((CONF / group).glob("*.yaml"))]
+    return [
+        f"{group}.{key.removeprefix(f'{group}.')}"
+        for cfg in files
+        if isinstance(cfg, DictConfig)
+        for key in leaf_keys(cfg)
+    ]
 
 
 def leaf_keys(config: DictConfig, prefix: str = "") -> list[str]:

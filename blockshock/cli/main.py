@@ -21,6 +21,7 @@ from blockshock.cli import resolvers
 from blockshock.cli.hydra_errors import UserErrors, explain, is_users
 from blockshock.cli.pipes import closed_pipe_ends_quietly, leave_closed_pipe
 from blockshock.cli.startup import check_packages, hide_working_directory_from_children, versions
+from blockshock.cli.sweep_keys import left_to_jobs
 from blockshock.config import CONF
 from blockshock.errors import REFUSED, ConfigError, JobFailed, writable
 from blockshock.run_folder import contents
@@ -31,7 +32,7 @@ from blockshock.run_folder.naming import config_hash
 
 def main() -> None:
     """Run Hydra; turn what a user got wrong into one line and exit status 2 (HYDRA_FULL_ERROR=1 shows the trace)."""
-    global _show_trace
+    global _show_trace, _typed
     if "--version" in sys.argv[1:]:
         print(versions())
         sys.exit(0)
@@ -47,6 +48,8 @@ def main() -> None:
         resolvers.use_run_id(resolvers.new_run_id())
         if ranks.launched():
             resolvers.use_run_id(ranks.share_run_id(resolvers.run_id()))  # before Hydra names a folder with it
+        _typed = sys.argv[1:]
+        sys.argv[1:] = left_to_jobs(_typed)
         with closed_pipe_ends_quietly():
             _app()
     except JobFailed as error:
@@ -62,13 +65,14 @@ def main() -> None:
 
 
 _show_trace = False
+_typed: list[str] = []  # the command line's arguments as its user gave them
 
 
 def refuse(error: Exception) -> None:
     """One line on stderr, exit status 2."""
     if _show_trace:
         traceback.print_exception(error)
-    overrides = [argument for argument in sys.argv[1:] if "=" in argument]
+    overrides = [argument for argument in _typed or sys.argv[1:] if "=" in argument]
     print(f"blockshock: {printable(explain(error, overrides))}", file=sys.stderr)
     sys.exit(REFUSED)
 
@@ -105,6 +109,7 @@ class RefuseEarly(Callback):
             refuse(error)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        sys.argv[1:] = _typed or sys.argv[1:]  # Hydra has read them
         try:
             _heed_interrupt()
             if ranks.launched():

@@ -15,6 +15,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, read_write
 
+from blockshock.cli.sweep_keys import as_typed
 from blockshock.errors import ConfigError, at_least
 from sweeps.launchers.launchers import LAUNCHERS
 
@@ -72,6 +73,7 @@ class GridSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         assert self.hydra_context is not None
+        arguments = as_typed(arguments)
         self.parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         _refuse_repeated(self.parser.parse_overrides(arguments))
         if not isinstance(self.launcher, JobLauncher):

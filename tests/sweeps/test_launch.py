@@ -1,5 +1,6 @@
 """Sweeps by the local launcher, as a user starts them: killed, resumed, out of memory, out of disk, with plugins."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from blockshock.cli.sweep_keys import as_typed, left_to_jobs
 from blockshock.run_folder.folder import RunFolder
 from sweeps import load_runs
 from tests.launching import QUICK, ROOT, counts, environment, run, start, statuses, wait_until, write_method
@@ -387,9 +390,9 @@ def test_jobs_that_share_one_reading_of_the_files_are_composed_as_hydra_composes
 
 
 def test_composing_many_jobs_says_how_far_it_is(cli, monkeypatch):
-    monkeypatch.setattr("sweeps.launchers.sweep.compose.SAID", 2)
+    monkeypatch.setattr("sweeps.launchers.sweep.compose.SAID", 1)
     done = cli("-m", "hardware=cpu", "method=dense_single", "model.N=4,8,12", "hydra.launcher.dry_run=true")
-    assert done.err.splitlines() == [f"composing and checking the jobs: {i} of 3" for i in (0, 2)]
+    assert done.err.splitlines() == [f"composing and checking the jobs: {i} of 3" for i in (1, 2)]
     assert "dry run: 3 jobs, none started" in done.out
 
 
@@ -478,6 +481,77 @@ def test_every_preset_plans_jobs_and_any_key_overrides_it(cli, monkeypatch, pres
     jobs = planned(cli, monkeypatch, f"+sweep={preset}", f"{key}={value}", *few)
     assert jobs
     assert {job[group][key.split(".")[1]] for job in jobs} == {value}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "values"),
+    [
+        (["+sweep=largest_batch", "phase.memory=3MB"], "phase.memory", {"3MB"}),
+        (["+sweep=largest_batch", "phase.at_most=8"], "phase.at_most", {8}),
+        (["+sweep=compiled_front", "phase.verify=false"], "phase.verify", {False}),
+        (
+            ["workload=tiny_gpt2,tiny_bert", "method=keep_all", "phase=checkpoint", "workload.seq_len=8"],
+            "workload.seq_len",
+            {8},
+        ),
+        (
+            ["workload=tiny_gpt2", "method=keep_all", "phase=checkpoint,profile", "++phase.verify=false"],
+            "phase.verify",
+            {False},
+        ),
+        (
+            [
+                "phase=checkpoint",
+                "workload=tiny_gpt2",
+                "method=recompute_greedy,recompute_optimal",
+                "method.memory_budget='1MB'",
+            ],
+            "method.memory_budget",
+            {"1MB"},
+        ),
+        (["+sweep=memory_budget", "method.memory_budget=${model.B}"], "method.memory_budget", {64}),
+        (["+sweep=compiled_front", "workload.batch_size=4,8", "phase.verify=true"], "workload.batch_size", {4, 8}),
+    ],
+)
+def test_a_key_that_only_the_jobs_have_is_theirs(cli, tmp_path, monkeypatch, arguments, key, values):
+    """Hydra first composes a configuration with the default phase, method and workload, which has no such key."""
+    jobs = planned(cli, monkeypatch, *arguments, "hydra.launcher.skip_unsupported=true")
+    group, name = key.split(".")
+    assert {job[group][name] for job in jobs} == values
+    (manifest,) = (json.loads(path.read_text()) for path in tmp_path.rglob("sweep.json"))
+    assert manifest["arguments"][3:-1] == arguments  # as they were typed, for the resume
+
+
+@pytest.mark.parametrize("value", ["null", "", "'a, b'", r"'it\'s'", "${model.B}", "[1,2]", "{a: 1}", "1e-3", r"a\,b"])
+def test_what_hydra_is_given_instead_is_a_sweep_and_becomes_what_was_typed(value):
+    typed = ["-m", "phase=checkpoint,profile", f"phase.verify={value}", f"+phase.more={value}", "model.B=8"]
+    given = left_to_jobs(typed)
+    assert as_typed(given) == typed
+    assert [argument for argument in given if argument not in typed] == given[2:4]
+    assert all(override.is_sweep_override() for override in OverridesParser.create().parse_overrides(given[2:4]))
+    assert left_to_jobs(typed[1:]) == typed[1:]  # no sweep
+    assert left_to_jobs([*typed, "hydra/sweeper=basic"]) == [*typed, "hydra/sweeper=basic"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["+sweep=compiled_front", "phase.verfy=false"],
+            "phase.verfy=false: unknown key; did you mean 'phase.verify'?",
+        ),
+        (
+            ["+sweep=first_picture", "phase.verify=false"],
+            "phase.verify=false: not every phase of this sweep has that key",
+        ),
+        (["+sweep=compiled_front", "phase.verify=}"], "phase.verify=}"),
+    ],
+)
+def test_a_key_that_no_job_has_is_still_rejected(cli, arguments, expected):
+    done = cli("-m", *arguments)
+    assert done.code == 2
+    assert expected in done.err
+    assert "choice(" not in done.err
 
 
 def test_jobs_that_share_ranks_go_on_in_new_ones_after_a_sigkill(tmp_path):

@@ -135,7 +135,8 @@ def compose(
     jobs = []
     try:
         for i, overrides in enumerate(job_overrides):
-            if i % SAID == 0 and len(job_overrides) > SAID:
+            # once the first was not rejected
+            if len(job_overrides) > SAID and i and (i == 1 or i % SAID == 0):
                 print(f"composing and checking the jobs: {i} of {len(job_overrides)}", file=sys.stderr)
             jobs.append(_compose(hydra_context, config, list(overrides), first + i, application, elsewhere))
     finally:
