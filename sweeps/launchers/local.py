@@ -45,6 +45,7 @@ class LocalRunner:
     def __init__(self, options: LocalLauncherConf, hydra: Hydra, sweep: Sweep) -> None:
         self.options, self.hydra, self.sweep = options, hydra, sweep
         self.running: list[LocalProcess] = []
+        self._turns: TemporaryDirectory[str] | None = None  # once jobs share a GPU
         self._alone: set[str] = set()  # names of jobs that failed beside others, and run again by themselves
 
     def check(self, jobs: Sequence[PlannedJob]) -> None:
@@ -82,8 +83,6 @@ class LocalRunner:
         executor = submitit.LocalExecutor(folder, python=job_process.interpreter())
         waiting = self._batches(jobs)
         running = self.running
-        shared = TemporaryDirectory(prefix="block-shock-turns-", ignore_cleanup_errors=True)
-        self._shared = Path(shared.name)
         try:
             next_try = 0.0  # asking NVML who uses the GPUs has its price
             while running or (waiting and not self.sweep.stopped):
@@ -101,7 +100,8 @@ class LocalRunner:
                 time.sleep(POLL_S)
         finally:
             self._end_all()
-            shared.cleanup()
+            if self._turns is not None:
+                self._turns.cleanup()
             if folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
         return True
@@ -194,7 +194,8 @@ class LocalRunner:
 
     def _turns_on(self, gpu: int) -> str:
         """The folder where jobs that share a GPU find each other."""
-        folder = self._shared / str(gpu)
+        self._turns = self._turns or TemporaryDirectory(prefix="block-shock-turns-", ignore_cleanup_errors=True)
+        folder = Path(self._turns.name) / str(gpu)
         folder.mkdir(exist_ok=True)
         return str(folder)
 
