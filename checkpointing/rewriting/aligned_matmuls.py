@@ -3,8 +3,8 @@
     step = with_aligned_matmuls(trace_train_step(...))      # GPT-2's vocabulary: 50304 in the place of 50257
 
 16-bit matmuls take several times as long where the rows of an operand are no whole units of 16 bytes. Long dimensions
-that are none are padded with zeros, and the padding is cut off the result, so that nothing else in the graph sees it: a
-padded weight is shared by the matmuls that read it. Another size is another kernel, which rounds otherwise.
+of other sizes are padded with zeros and the result is cut, so that nothing else in the graph sees it: a padded weight
+is shared by the matmuls that read it. Another size is another kernel, which rounds otherwise.
 """
 
 from __future__ import annotations
