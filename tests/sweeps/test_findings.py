@@ -8,7 +8,7 @@ from sweeps.report.command import report_in_short, write_report
 from sweeps.report.findings import FINDINGS, findings
 from sweeps.report.findings.title import title
 from sweeps.report.tables.report_data import read_report_data
-from tests.sweeps.conftest import benchmark_rows, write_front, writer
+from tests.sweeps.conftest import benchmark_rows, make_largest, write_front, writer
 
 
 def found(folder) -> dict[str, str]:
@@ -46,6 +46,23 @@ def test_a_tie_is_an_answer_and_medians_alone_say_that_they_are(record, tmp_path
     alone("b", [record("phase1_forward", "block_shock", forward=2.0, world_size=2)])
     assert "100% slower" in found(tmp_path / "alone")["layers"]
     assert "too few repeats for intervals" in found(tmp_path / "alone")["layers"]
+
+
+def test_largest_batches_give_the_whole_range_and_no_ratio_of_a_search_that_was_cut_off(write_run, tmp_path):
+    """In 80 GB both searches end at 128, the largest batch allowed, and ours is the slower one."""
+    measured = {24: (12, 30, 400.0, 900.0), 40: (20, 70, 500.0, 1000.0), 80: (128, 128, 800.0, 720.0)}
+    for memory, (theirs, ours, slow, fast) in measured.items():
+        for method, batch, rate in (("torch_compile", theirs, slow), ("recompute_compiled", ours, fast)):
+            line = make_largest(method, memory, batch)
+            line["largest_batch"] |= {"samples_per_s": rate, "is_bound": batch == 128}
+            write_run(f"{method}{memory}", [line])
+    said = found(tmp_path)["largest-batch"]
+    assert (
+        "at 0.90 to 2.25 times torch.compile's throughput in 24 to 80 GB, with batches 2.5 to 3.5 times as large"
+        in said
+    )
+    (own,) = (f for f in findings(read_report_data([tmp_path]), []) if f.name == "finding-largest-batch")
+    assert set(own.numbers["largest batch"]) == {"12", "30", "20", "70", "128 or more"}
 
 
 def test_layers_without_a_rival_say_which_method_is_the_fastest(write_run, record, tmp_path):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from sweeps.report.findings.finding import Finding, sentence
+from sweeps.report.findings.finding import Finding, listed, sentence
 from sweeps.report.tables.report_data import ReportData
-from sweeps.report.tables.steps.largest_batch import next_to_torch_compile
+from sweeps.report.tables.steps.largest_batch import batch_text, next_to_torch_compile
 from sweeps.text import number
 
 GB, OURS, MOST = 1e9, "recompute_compiled", 12
@@ -24,7 +24,7 @@ def find(data: ReportData) -> Finding | None:
             "method": rows["variant"],
             "model": rows["model"].astype(str),
             "memory, GB": (rows["limit_bytes"] / GB).map(number),
-            "largest batch": rows["batch_size"].map("{:.0f}".format),
+            "largest batch": batch_text(rows),
             "samples per s": rows["samples_per_s"].map(number),
             "step, ms": rows["step_p50_ms"].map(number),
         }
@@ -33,13 +33,18 @@ def find(data: ReportData) -> Finding | None:
 
 
 def _next_to_torch_compile(ours: pd.DataFrame) -> str:
-    """In the memory where the batches differ the most."""
-    ratio = (ours["batch_size"] / ours["alone_batch"]).to_numpy()
-    best = ours.iloc[int(ratio.argmax())]
-    return (
-        f"in {best['limit_bytes'] / GB:g} GB {best['model']} trains with a batch of {best['batch_size']:.0f} under a "
-        f"memory budget, {ratio.max():.1f} times torch.compile's, at {best['over_alone']:.2f} times its throughput"
-    )
+    """Over every memory in which both were measured."""
+    models = listed(sorted(set(ours["model"].astype(str))))
+    faster, limits = _range(ours["over_alone"], "{:.2f}"), _range(ours["limit_bytes"] / GB, "{:g}")
+    batches = ours["batch_over_alone"].dropna()
+    larger = f", with batches {_range(batches, '{:.1f}')} times as large" if len(batches) else ""
+    train = "trains" if ours["model"].nunique() == 1 else "train"
+    return f"with a memory budget {models} {train} at {faster} times torch.compile's throughput in {limits} GB{larger}"
+
+
+def _range(values: pd.Series, form: str) -> str:
+    low, high = form.format(values.min()), form.format(values.max())
+    return low if low == high else f"{low} to {high}"
 
 
 def _the_largest(table: pd.DataFrame) -> str:

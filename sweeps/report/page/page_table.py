@@ -49,7 +49,8 @@ class PageTable:
         names = [str(name) for name in self.shown if name not in self.same]
         numbers = {name: _numbers(self.shown[name]) for name in names}
         measured = [name for name in names if numbers[name] and name not in CHOICES]
-        main = next((name for name in measured if name.endswith(UNITS)), next(iter(measured), None))
+        rates = [name for name in measured if name.endswith(RATE)]
+        main = next((name for name in (*rates, *measured) if name.endswith((RATE, *UNITS))), next(iter(measured), None))
         return [Column(name, numbers[name], name in CHOICES or not numbers[name], name == main) for name in names]
 
     def body(self, most: int, named: bool = False) -> Markup:
@@ -74,6 +75,7 @@ class PageTable:
 
 CHOICES = {"N", "K", "B", "P", "budget", "threads per rank"}
 UNITS = (", ms", "µs", "measured")
+RATE = " per s"  # what says more than the time of a step whose batch is the result
 JUDGED = ("pass", "met", "missed")
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 from sweeps.report.listings.listing import Listing, without_empty_columns
 from sweeps.report.listings.steps.recomputation import plain
 from sweeps.report.tables.report_data import ReportData
-from sweeps.report.tables.steps.largest_batch import next_to_torch_compile
+from sweeps.report.tables.steps.largest_batch import batch_text, next_to_torch_compile
 from sweeps.text import number, times
 
 GB = 1e9
@@ -23,10 +23,7 @@ def show(table: pd.DataFrame) -> pd.DataFrame:
         "method": table["variant"],
         "model": table["model"],
         "memory, GB": (table["limit_bytes"] / GB).map(number),
-        "largest batch": [
-            f"{size:.0f}" + (" or more" if bound else "")
-            for size, bound in zip(table["batch_size"], table["is_bound"], strict=True)
-        ],
+        "largest batch": batch_text(table),
         "samples per s": table["samples_per_s"].map(number),
         "tokens per s": table["tokens_per_s"].map(number),
         "× torch.compile's": table["over_alone"].map(times),

@@ -45,11 +45,22 @@ def largest_batches(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def next_to_torch_compile(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` with `alone_batch`, the batch of torch.compile alone in the same memory, and `over_alone`, the throughput
-    over its, where that was measured."""
+    """`table` with `alone_batch`, the batch of torch.compile alone in the same memory, `over_alone`, the throughput
+    over its, and `batch_over_alone`, the batch over its, where those were measured. A search that ended at the largest
+    batch allowed does not know the latter."""
     alone = table[(table["method"] == "torch_compile") & (table["options"] == "")]
     keys = ["model", "device", "dtype", "torch", "host", "seq_len", "autocast", "optimizer", "limit_bytes"]
-    names = {"samples_per_s": "alone_per_s", "batch_size": "alone_batch"}
+    names = {"samples_per_s": "alone_per_s", "batch_size": "alone_batch", "is_bound": "alone_bound"}
     alone = alone.drop_duplicates(keys)[[*keys, *names]].rename(columns=names)
     table = table.merge(alone, on=keys, how="left")
-    return table.assign(over_alone=table["samples_per_s"] / table.pop("alone_per_s"))
+    known = table["is_bound"].eq(0) & table.pop("alone_bound").eq(0)
+    return table.assign(
+        over_alone=table["samples_per_s"] / table.pop("alone_per_s"),
+        batch_over_alone=(table["batch_size"] / table["alone_batch"]).where(known),
+    )
+
+
+def batch_text(table: pd.DataFrame, more: str = " or more") -> list[str]:
+    """The batches; with `more` where the search ended at the largest batch allowed."""
+    pairs = zip(table["batch_size"], table["is_bound"], strict=True)
+    return [f"{size:.0f}{more if bound == 1 else ''}" for size, bound in pairs]
