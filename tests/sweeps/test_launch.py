@@ -510,7 +510,6 @@ def test_every_preset_plans_jobs_and_any_key_overrides_it(cli, monkeypatch, pres
             {"1MB"},
         ),
         (["+sweep=memory_budget", "method.memory_budget=${model.B}"], "method.memory_budget", {64}),
-        (["+sweep=compiled_front", "workload.batch_size=4,8", "phase.verify=true"], "workload.batch_size", {4, 8}),
     ],
 )
 def test_a_key_that_only_the_jobs_have_is_theirs(cli, tmp_path, monkeypatch, arguments, key, values):
