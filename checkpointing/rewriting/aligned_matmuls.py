@@ -46,10 +46,14 @@ def with_aligned_matmuls(step: TracedStep) -> TracedStep:
 def _is_unaligned(node: fx.Node) -> bool:
     if node.target not in (aten.mm.default, aten.addmm.default) or node.kwargs:
         return False
-    left, right = (source.meta["val"] for source in node.args[-2:])  # type: ignore[union-attr]
-    bias = node.args[0].meta["val"] if len(node.args) == 3 else None  # type: ignore[union-attr]
-    fits = bias is None or bias.shape == right.shape[1:]
+    *bias, left, right = (source.meta["val"] for source in _operands(node))
+    fits = not bias or bias[0].shape == right.shape[1:]
     return fits and left.element_size() == right.element_size() == 2 and any(map(_missing, (*left.shape, *right.shape)))
+
+
+def _operands(node: fx.Node) -> tuple[fx.Node, ...]:
+    """Of a matmul: its bias, if it has one, and both matrices."""
+    return tuple(source for source in node.args if isinstance(source, fx.Node))
 
 
 def _missing(size: int) -> int:
@@ -74,9 +78,7 @@ class _Aligned:
         return made
 
     def _matmul(self, node: fx.Node) -> fx.Node:
-        *bias, left, right = node.args
-        operands = [self._pad(source, node) for source in (*bias, left, right)]  # type: ignore[arg-type]
-        padded = self._add(node, node.target, *operands)
+        padded = self._add(node, node.target, *(self._pad(source, node) for source in _operands(node)))
         value, made = node.meta["val"], padded.meta["val"]
         sizes = reversed(list(zip(made.shape, value.shape, strict=True)))
         cut = [m for whole, size in sizes for m in (0, size - whole)]  # as negative padding, the last dimension first
