@@ -37,7 +37,7 @@ def launch(total: Tensor, sorted: Tensor, order: Tensor, rows: Tensor, exact: to
         EXACT=tl.float64 if exact == torch.float64 else tl.float32, debug=True, **shape,
     )  # fmt: skip
     if pieces > 1:
-        _across[grid](total, sorted, open_, last, count, width, total.stride(0), **shape)
+        _across[grid](total, sorted, open_, last, count, width, pieces, total.stride(0), **shape)
 
 
 @triton.jit
@@ -76,9 +76,12 @@ def _pieces(
 
 @triton.jit
 def _across(
-    total, sorted, open, last, count, width, total_stride, PIECE: tl.constexpr, COLUMNS: tl.constexpr
+    total, sorted, open, last, count, width, pieces, total_stride, PIECE: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
-    """What begins in this piece and goes on in the next."""
+    """What begins in this piece and goes on in the next.
+
+    Loops over tensors have their bounds first: Triton 3.6 can't compile one that ends by a condition.
+    """
     piece = tl.program_id(0)
     start = piece * PIECE
     end = start + PIECE  # the first position of the next piece
@@ -87,13 +90,15 @@ def _across(
     if end < count:
         place = tl.load(sorted + end - 1)
         began_here = (tl.load(sorted + start) != place) | (tl.load(sorted + start - 1) != place)
-        goes_on = (tl.load(sorted + end) == place) & began_here
-        if goes_on:
+        if (tl.load(sorted + end) == place) & began_here:
+            final, beyond = piece + 1, pieces  # the last piece that begins with this place is from final up to beyond
+            while beyond - final > 1:
+                middle = (final + beyond) // 2
+                same = tl.load(sorted + middle * PIECE) == place
+                final = tl.where(same, middle, final)
+                beyond = tl.where(same, beyond, middle)
             sums = tl.load(open + piece * width + column, mask=inside, other=0.0)
-            while goes_on:
-                piece += 1
-                end = tl.minimum(end + PIECE, count)
-                goes_on = tl.load(sorted + end) == place
-                part = piece * width + column
-                sums += tl.load(tl.where(goes_on, open, last) + part, mask=inside, other=0.0)
+            for part in range(piece + 1, final):
+                sums += tl.load(open + part * width + column, mask=inside, other=0.0)
+            sums += tl.load(last + final * width + column, mask=inside, other=0.0)
             _add(total, place, total_stride, column, inside, sums)
