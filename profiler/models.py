@@ -11,7 +11,8 @@ the model, so that forward and loss are two regions of the step.
 """
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,7 +160,8 @@ def build(
         raise MissingPackageError(f"model {name!r} needs transformers: pip install 'block-shock[models]'")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = (TEXT | VISION)[kind](tiny=tiny, dropout=dropout)
+        with _drawn_once():
+            model = (TEXT | VISION)[kind](tiny=tiny, dropout=dropout)
         config: Any = model.config
         if kind in TEXT:
             vocabulary = config.vocab_size
@@ -175,6 +177,28 @@ def build(
     if first.dtype != dtype or first.device.type != torch.device(device).type:  # fake parameters cannot be moved
         model = model.to(device=device, dtype=dtype)
     return TrainingTask(model.train(), _LOSSES[kind], tuple(t.to(device) for t in batch))
+
+
+@contextmanager
+def _drawn_once() -> Iterator[None]:
+    """PyTorch's layers draw no weights meanwhile: transformers draws all of them afterwards, and one draw of Llama's
+    takes a core twenty seconds."""
+    layers: tuple[Any, ...] = (nn.Linear, nn.Embedding, nn.Conv2d)
+    own = [vars(layer).get("reset_parameters") for layer in layers]
+    for layer in layers:
+        layer.reset_parameters = _draw_nothing
+    try:
+        yield
+    finally:
+        for layer, method in zip(layers, own, strict=True):
+            if method is None:  # its base class's
+                del layer.reset_parameters
+            else:
+                layer.reset_parameters = method
+
+
+def _draw_nothing(layer: nn.Module) -> None:
+    """In place of `reset_parameters`."""
 
 
 def _no_dropout(dropout: float | None, name: str) -> None:

@@ -28,7 +28,7 @@ def test_sums_are_rounded_once_and_the_same_in_every_run(
     shape: tuple[int, int, int], dtype: torch.dtype, used: int
 ) -> None:
     total, indices, rows = drawn(shape, dtype, min(used, shape[0]))
-    exact, sizes = total.double(), total.double().abs()
+    exact, sizes = total.double().clone(), total.double().abs()
     exact.index_add_(0, indices, rows.double())
     sizes.index_add_(0, indices, rows.double().abs())
     found, again = total.clone(), total.clone()
