@@ -36,9 +36,7 @@ class _GatherColumns(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
         ctx.group, ctx.width = group, local.shape[1]
-        ranks = dist.get_world_size(group)
-        stacked = _gathered(local.contiguous(), group)
-        return stacked.view(ranks, len(local), -1).transpose(0, 1).reshape(len(local), -1)
+        return join_columns(_gathered(local.contiguous(), group), len(local))
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -71,6 +69,11 @@ def _gathered(own: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     with region("allgather"):
         all_gather(stacked, own, group)
     return stacked
+
+
+def join_columns(stacked: torch.Tensor, rows: int) -> torch.Tensor:
+    """(P·B, n) of `rows` = B -> (B, P·n)."""
+    return stacked.view(len(stacked) // rows, rows, -1).transpose(0, 1).reshape(rows, -1)
 
 
 def _stacked(blocks: tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -64,7 +64,7 @@ def clocks() -> Finding:
     """Readable, so that a record can say what a time was measured at."""
     if not torch.cuda.is_available():
         return Finding(MISSING, NO_GPU)
-    found = nvml.clocks(torch.device("cuda", 0))
+    found = nvml.readings(nvml.handle_of(torch.device("cuda", 0)))
     if not found:
         return Finding(LIMITED, "can't be read", "ask for access to NVML: records then say what clocks they ran at")
     busy = [

@@ -19,7 +19,8 @@ from blockshock.config import Job
 from blockshock.dtypes import DTYPES
 from blockshock.jobs import correctness
 from blockshock.masks import prunes
-from blockshock.measure import calibration, nvml, roofline, timing
+from blockshock.measure import calibration, roofline, timing
+from blockshock.measure.clocks import ClockLog
 from blockshock.measure.roofline import Cost
 from blockshock.measure.summarize import summarize_blocks
 from blockshock.methods import ParallelModule
@@ -86,8 +87,8 @@ class Execution:
         phase = self.job.phase
         peak = self._peak_memory(step)
         timer = timing.Timer(phase.timing, self.device, phase.flush_l2)
-        clocks: dict[str, float] = {}
-        timer.while_running = lambda: clocks.update(nvml.clocks(self.device))
+        clocks = ClockLog(self.device)
+        timer.while_running = clocks.sample
         log.info(
             "timing %d blocks of %d iterations (%s) after %d to warm up",
             phase.blocks,
@@ -110,7 +111,7 @@ class Execution:
             "flush_l2": phase.flush_l2,
             "memory_peak_bytes": peak,
             "memory_peak_kind": "allocated on the GPU" if self.device.type == "cuda" else "resident set of the rank",
-            "clocks": clocks,
+            "clocks": clocks.summary(),
         }
         return timings, fields
 

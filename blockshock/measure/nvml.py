@@ -13,17 +13,38 @@ except ImportError:  # not on Linux, or not installed: the records then say noth
     pynvml = None
 
 
-def _handle(device: torch.device) -> Any:
-    pynvml.nvmlInit()
-    return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+POWER_CAP = "power cap"
+# The bits of nvmlDeviceGetCurrentClocksEventReasons (nvml.h) that mean less than the clock asked for. Idle (1), set
+# clocks (2, 256) and sync boost (16) are no throttling.
+_LIMITS = {
+    0x04: POWER_CAP,
+    0x20: "thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x08: "hardware slowdown",
+    0x80: "power brake",
+}
+SLOWDOWNS = tuple(name for name in _LIMITS.values() if name != POWER_CAP)
 
 
-def clocks(device: torch.device) -> dict[str, float]:
-    """SM and memory clock in MHz, power in W, temperature in °C of a CUDA device, now; empty without NVML."""
+def handle_of(device: torch.device) -> Any:
+    """NVML's handle of a CUDA device; None on a CPU and where NVML is missing."""
     if pynvml is None or device.type != "cuda":
+        return None
+    try:
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    except pynvml.NVMLError:
+        return None
+
+
+def readings(handle: Any) -> dict[str, float]:
+    """SM and memory clock in MHz, temperature in °C, power in W (on recent GPUs averaged over a second), now.
+
+    Empty for no handle and where NVML doesn't answer.
+    """
+    if handle is None:
         return {}
     try:
-        handle = _handle(device)
         return {
             "sm_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
             "memory_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
@@ -32,6 +53,25 @@ def clocks(device: torch.device) -> dict[str, float]:
         }
     except pynvml.NVMLError:
         return {}
+
+
+def clock_limits(handle: Any) -> frozenset[str] | None:
+    """What holds the clock down now: POWER_CAP, which is usual in large matmuls, and SLOWDOWNS by heat or hardware.
+
+    None for no handle and where NVML doesn't say.
+    """
+    if handle is None:
+        return None
+    # drivers before 535 have the older name only
+    ask = getattr(pynvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
+    for each in (ask, getattr(pynvml, "nvmlDeviceGetCurrentClocksThrottleReasons", None)):
+        try:
+            bits = each(handle) if each else None
+        except pynvml.NVMLError:
+            continue
+        if bits is not None:
+            return frozenset(name for bit, name in _LIMITS.items() if bits & bit)
+    return None
 
 
 def capability() -> tuple[int, int] | None:

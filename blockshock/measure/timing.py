@@ -17,12 +17,10 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from typing import Any, Protocol
 
 import torch
-
-from blockshock.ranks import distributed
 
 REGIONS = (
     "build",
@@ -188,7 +186,7 @@ class Timer:
         return _by_region([r.sums() for r in recorders])
 
     def _replay(self, outer: str, step: Callable[[], Any], warmup_iters: int, iters: int) -> Samples:
-        _warm_up(step, warmup_iters)
+        warm_up(step, warmup_iters)
         marked = self._replayed(CapturedLoop(self, outer, step, iters, inner=True))
         inner = {name: values for name, values in marked.items() if name != outer}
         if not inner:
@@ -201,39 +199,6 @@ class Timer:
         synchronize(self.device)
         loop.replay()
         self.while_running()
-        synchronize(self.device)
-        return loop.samples()
-
-    def interleaved(
-        self, steps: dict[str, Callable[[], Any]], warmup_iters: int, iters: int, rounds: int
-    ) -> dict[str, list[list[float]]]:
-        """Milliseconds of several steps that are to be compared: {name: [one list a round]}.
-
-        In turn, `rounds` times: what drifts, such as a clock that falls as the chip gets warm, touches all alike. In
-        mode `cuda_graph` each step is a captured loop; a first round warms up and is not counted. A collective.
-        """
-        if self.mode != "cuda_graph":
-            runs = {name: partial(self.measure, "total_step", step, 0, iters) for name, step in steps.items()}
-            for step in steps.values():
-                _warm_up(step, warmup_iters)
-        else:
-            runs = {}
-            for name, step in steps.items():
-                _warm_up(step, warmup_iters)
-                runs[name] = partial(self._round, CapturedLoop(self, "total_step", step, iters, inner=False))
-        by_step: dict[str, list[list[float]]] = {name: [] for name in steps}
-        order = list(runs.items())
-        for turn in range(rounds + 1):
-            for name, run in order:
-                distributed.barrier()
-                samples = distributed.max_over_ranks(run()["total_step"])
-                if turn:
-                    by_step[name].append(samples)
-            order.append(order.pop(0))  # so that none always follows the one that heats most
-        return by_step
-
-    def _round(self, loop: CapturedLoop) -> Samples:
-        loop.replay()
         synchronize(self.device)
         return loop.samples()
 
@@ -263,7 +228,7 @@ class CapturedLoop:
         return _by_region([recorder.sums() for recorder in self._recorders])
 
 
-def _warm_up(step: Callable[[], Any], iters: int) -> None:
+def warm_up(step: Callable[[], Any], iters: int) -> None:
     """On the stream of captures, as a graph's warm-up should be."""
     if not torch.cuda.is_available():
         for _ in range(iters):

@@ -19,6 +19,7 @@ from blockshock.measure.roofline import Cost
 from blockshock.ranks import distributed
 
 if TYPE_CHECKING:
+    from blockshock.collectives.parts import Parts
     from blockshock.problem import Problem
 
 
@@ -61,6 +62,11 @@ class ParallelModule(nn.Module, ABC):
         """How many collectives of a kind `forward`, `backward` and `input_grad` (what `assemble_input_grad` joins)
         start, whatever the number of chunks in which each is sent. Nothing that is missing is sent."""
         return {}
+
+    def parts(self, x: torch.Tensor) -> Parts | None:
+        """The forward of `shard_input`'s `x` in parts that can be timed one by one; None where it is of other parts
+        than a matmul and a collective. Every rank must call it, without gradients."""
+        return None
 
     def flop_formulas(self) -> dict[Any, Callable[..., int]]:
         """FLOPs of the layer's operators that PyTorch's own counter does not know, by operator."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from blockshock.collectives.gradients import gather_columns, sum_gradient
+from blockshock.collectives.parts import Parts, gather_parts
 from blockshock.measure.roofline import Cost, all_gather, all_reduce
 from blockshock.methods import ParallelLinear, ring_roundings
 from blockshock.methods.dense_single import dense_costs
@@ -55,6 +57,10 @@ class DenseTpColumnLinear(ParallelLinear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = sum_gradient(x, dist.group.WORLD)
         return gather_columns(nn.functional.linear(x, self.weight), dist.group.WORLD)
+
+    def parts(self, x: torch.Tensor) -> Parts:
+        assert dist.group.WORLD is not None
+        return gather_parts(x, partial(nn.functional.linear, weight=self.weight), dist.group.WORLD)
 
     def place_weight(self, parts: list[torch.Tensor]) -> torch.Tensor:
         full = parts[0].new_zeros(self.outputs, parts[0].shape[1])

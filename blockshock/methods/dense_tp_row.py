@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from blockshock.collectives.choice import CollectiveOptions, check_collective, choose
+from blockshock.collectives.parts import Parts, sum_parts
 from blockshock.errors import ConfigError
 from blockshock.measure.roofline import Cost, all_reduce
 from blockshock.methods import ParallelLinear, ring_roundings
@@ -85,6 +86,9 @@ class DenseTpRowLinear(ParallelLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return dense_linear(x, self.weight, self.collective.total)
+
+    def parts(self, x: torch.Tensor) -> Parts | None:
+        return sum_parts(self.collective.total, x, partial(matmul, weight=self.weight))
 
     def assemble_input_grad(self, dx: torch.Tensor) -> torch.Tensor:
         full = dx.new_zeros(len(dx), self.features)

@@ -89,6 +89,9 @@ class TorchSemiStructuredLinear(MaskedSplitLinear):
         total = self.collective.total
         return _SemiStructuredLinear.apply(x, self.weights[half], self.masks[half], lambda: self._sparse(half), total)
 
+    def parts(self, x: torch.Tensor) -> None:
+        """PyTorch compresses inside its matmul."""
+
     def _sparse(self, half: int) -> SparseSemiStructuredTensor:
         if self.compressed:
             return self.compressed[half]

@@ -20,6 +20,7 @@ from blockshock.jobs.correctness import CheckFailed
 from blockshock.jobs.eager_match import compare_with_eager
 from blockshock.jobs.execution import Execution
 from blockshock.measure import timing
+from blockshock.measure.clocks import ClockLog
 from blockshock.measure.summarize import summarize
 from blockshock.measure.turns import aside, jobs_that_share, turn
 from blockshock.phases import OptimizerOptions
@@ -72,7 +73,8 @@ class CheckpointStep(OptimizerOptions):
         with aside(), measured_in(turn):
             float(step(*problem.batch))  # compiles, where the step is compiled; reading the loss waits for the device
         first_s = time.perf_counter() - started
-        samples, memory = self._measure(execution, lambda: step(*problem.batch))
+        clocks = ClockLog(execution.device)
+        samples, memory = self._measure(execution, lambda: step(*problem.batch), clocks)
         if plan is not None:
             memory |= {
                 "baseline_peak_bytes": plan.unchanged_peak_bytes,
@@ -101,6 +103,7 @@ class CheckpointStep(OptimizerOptions):
             timing_mode=self.timing,
             memory_peak_bytes=memory["peak_bytes"],
             memory=memory,
+            clocks=clocks.summary(),
             device_ms=_device_ms(step, problem.batch, execution.device),
             step={"variant": getattr(step, "variant", ""), "first_s": _undisturbed(first_s)},
             plan=_compiled_plan_fields(planned, job.method.solver) if planned else _plan_fields(plan) if plan else None,
@@ -114,9 +117,12 @@ class CheckpointStep(OptimizerOptions):
             raise CheckFailed(f"the ranks differ: {', '.join(ranks['differing'][:3])}")
         return summarize(samples)["p50_ms"]
 
-    def _measure(self, execution: Execution, step: Callable[[], object]) -> tuple[list[float], dict[str, Any]]:
+    def _measure(
+        self, execution: Execution, step: Callable[[], object], clocks: ClockLog
+    ) -> tuple[list[float], dict[str, Any]]:
         """Milliseconds of each step, and on a GPU the allocator's bytes between steps and at the peak: the largest."""
         timer = timing.Timer(self.timing, execution.device)
+        timer.while_running = clocks.sample
         distributed.barrier()
         cuda = execution.device.type == "cuda"
         for _ in range(self.warmup_iters):

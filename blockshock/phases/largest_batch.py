@@ -18,6 +18,7 @@ from blockshock.dtypes import DTYPES
 from blockshock.errors import ConfigError, at_least, one_of
 from blockshock.jobs.execution import Execution
 from blockshock.measure import timing
+from blockshock.measure.clocks import ClockLog
 from blockshock.measure.summarize import summarize
 from blockshock.measure.turns import aside, jobs_that_share, turn
 from blockshock.phases import OptimizerOptions
@@ -36,6 +37,7 @@ class Tried:
     samples_ms: tuple[float, ...] = ()
     tokens: int | None = None  # of the batch; None for images
     variant: str = ""
+    clocks: ClockLog | None = None
 
 
 @dataclass
@@ -100,6 +102,7 @@ class LargestBatch(OptimizerOptions):
             timing_mode=self.timing,
             memory_peak_bytes=best.peak_bytes,
             step={"variant": best.variant},
+            clocks=best.clocks.summary() if best.clocks else None,
             largest_batch={
                 "limit_bytes": limit,
                 "batch_size": best.batch_size,
@@ -155,12 +158,13 @@ class LargestBatch(OptimizerOptions):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
             torch.cuda.reset_peak_memory_stats(device)
-        timer = timing.Timer(self.timing, device)
+        timer, clocks = timing.Timer(self.timing, device), ClockLog(device)
+        timer.while_running = clocks.sample
         samples = timer.measure("total_step", lambda: step(*problem.batch), self.warmup_iters, self.timed_iters)
         first = problem.batch[0]
         tokens = None if first.is_floating_point() else first.numel()
         peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else counted_bytes(step, problem)
-        return Tried(size, True, peak, tuple(samples["total_step"]), tokens, getattr(step, "variant", ""))
+        return Tried(size, True, peak, tuple(samples["total_step"]), tokens, getattr(step, "variant", ""), clocks)
 
 
 def counted_bytes(step: Any, problem: Any) -> int:

@@ -22,6 +22,7 @@ from blockshock.jobs.correctness import CheckFailed
 from blockshock.jobs.eager_match import compare_with_eager
 from blockshock.jobs.execution import Execution
 from blockshock.measure import timing
+from blockshock.measure.clocks import ClockLog
 from blockshock.measure.summarize import summarize
 from blockshock.phases import OptimizerOptions
 from blockshock.ranks import distributed
@@ -75,7 +76,8 @@ class ProfileStep(OptimizerOptions):
         step = job.method.build_step(problem, optimizer)
         match = compare_with_eager(execution, step, problem.batch) if self.check_eager else None
         execution.log("timing %d traced steps", self.timed_iters)
-        step_ms, step_peak = self._time(execution, lambda: step(*problem.batch))
+        clocks = ClockLog(execution.device)
+        step_ms, step_peak = self._time(execution, lambda: step(*problem.batch), clocks)
         profiler = GraphProfiler(step)
         execution.log("profiling %d steps", self.profile_iters)
         profiler.run(*problem.batch, warmup_iters=self.warmup_iters, profile_iters=self.profile_iters)
@@ -107,6 +109,7 @@ class ProfileStep(OptimizerOptions):
                 "matches_eager": match,
                 "sign_off": [dataclasses.asdict(check) for check in checks],
             },
+            clocks=clocks.summary(),
             ranks=ranks,
         )
         if ranks is not None and not ranks["alike"]:
@@ -116,9 +119,13 @@ class ProfileStep(OptimizerOptions):
             raise CheckFailed(f"sign-off: {failed[0].name}: found {failed[0].found}, expected {failed[0].expected}")
         return summarize(step_ms)["p50_ms"]
 
-    def _time(self, execution: Execution, step: Callable[[], object]) -> tuple[list[float], int | None]:
+    def _time(
+        self, execution: Execution, step: Callable[[], object], clocks: ClockLog | None = None
+    ) -> tuple[list[float], int | None]:
         """Milliseconds of each of `timed_iters` steps, the slowest rank's, and this rank's peak (None on a CPU)."""
         timer = timing.Timer(self.timing, execution.device)
+        if clocks:
+            timer.while_running = clocks.sample
         cuda = execution.device.type == "cuda"
         step()
         if cuda:

@@ -13,11 +13,14 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from blockshock.cli.main import CONF
+from blockshock.measure import nvml
+from blockshock.measure.clocks import ClockLog
 from blockshock.measure.timing import Timer, region
 from blockshock.problem import Problem
 from blockshock.ranks import distributed
 from blockshock.ranks.launched import RankInfo
 from blockshock.ranks.outcome import Outcome
+from tests.blockshock.fake_nvml import HEAT, POWER, FakeNvml
 
 CPU = torch.device("cpu")
 
@@ -126,3 +129,14 @@ def train_beside_dense(info: RankInfo, spec: dict[str, Any], say: Any) -> Outcom
 def print_and_crash(info: RankInfo, say: Any) -> Outcome:
     sys.stderr.write("last words\n")
     raise RuntimeError("crash")
+
+
+def clocks_of_two(info: RankInfo, say: Any) -> Outcome:
+    """The summary over two ranks, of which one is slow by heat in one of two samples and the other at its power cap."""
+    join(info)
+    mine = [((1980, 690_000, 80, POWER),), ((1410, 700_000, 50, HEAT), (1410, 700_000, 50, 0))][info.rank]
+    vars(nvml).update(pynvml=FakeNvml(*mine), handle_of=lambda device: "handle")
+    log = ClockLog(CPU)
+    for _ in range(2):
+        log.sample()
+    return Outcome(value=log.summary())

@@ -10,6 +10,7 @@ The weight is a DTensor made of the shards that the ranks hold, so that nothing 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +21,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, parallelize_module
 
+from blockshock.collectives.parts import Parts, functional_parts
 from blockshock.errors import ConfigError
 from blockshock.methods import ParallelLinear
+from blockshock.ranks.distributed import local_part
 
 if TYPE_CHECKING:
     from blockshock.config import Job
@@ -48,6 +51,13 @@ class PlannedLinear(ParallelLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return _waited_for(self.linear(x))
+
+    def parts(self, x: torch.Tensor) -> Parts:
+        weight = self.linear.weight
+        assert isinstance(weight, torch.Tensor)
+        assert dist.group.WORLD is not None
+        multiply = partial(nn.functional.linear, weight=local_part(weight))
+        return functional_parts(x, multiply, dist.group.WORLD, gathers=self.plan == "ColwiseParallel")
 
     def describe(self) -> dict[str, Any]:
         return {"plan": self.plan}

@@ -20,6 +20,7 @@ import torch
 
 from blockshock.collectives.choice import CollectiveOptions, check_collective, choose
 from blockshock.collectives.gradients import gather_columns, sum_gradient
+from blockshock.collectives.parts import Parts, sum_parts
 from blockshock.errors import ConfigError, one_of
 from blockshock.masks import reject_pruning
 from blockshock.measure.roofline import Cost, all_gather, all_reduce, matmul
@@ -135,6 +136,9 @@ class HalvesLinear(ParallelLinear, ABC):
     @abstractmethod
     def dense_half(self, part: torch.Tensor, half: int) -> torch.Tensor:
         """A stored half, or its gradient, as a dense tensor of the rank's rows and columns."""
+
+    def parts(self, x: torch.Tensor) -> Parts | None:
+        return sum_parts(self.collective.total, x, self.matmul) if self.gather_group is None else None
 
     def assemble_input_grad(self, dx: torch.Tensor) -> torch.Tensor:
         full = dx.new_zeros(len(dx), self.inputs)

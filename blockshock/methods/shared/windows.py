@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from blockshock.collectives.choice import check_collective, choose
+from blockshock.collectives.parts import Parts, sum_parts
 from blockshock.errors import ConfigError
 from blockshock.kernels import check_kernel, make, packed_linear
 from blockshock.masks.window import WindowMask, take_window
@@ -101,6 +102,9 @@ class WindowsLinear(ParallelLinear):
         for other in ys[1:]:
             y = y + other
         return y
+
+    def parts(self, x: Tensor) -> Parts | None:
+        return sum_parts(self.collective.total, x, self.matmul)
 
     def matmul(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         return self.kernels[0].matmul(x, self.weights[0], out)

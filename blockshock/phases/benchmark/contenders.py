@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from blockshock.collectives.parts import Parts
 from blockshock.errors import ConfigError, WrongValue
 from blockshock.jobs.correctness import CheckFailed
 from blockshock.ranks.outcome import last_line
@@ -30,6 +31,7 @@ class Entry:
     step: Step
     variant: str = ""
     about: dict[str, Any] = field(default_factory=dict)
+    parts: Parts | None = None  # are timed as well, in turns of their own
 
 
 class ContenderFailed(RuntimeError):

@@ -7,7 +7,7 @@ compared with float64 before they take turns.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -88,11 +88,16 @@ class Forward(LayerBenchmark):
     PART: ClassVar[str] = "forward"
     acts_on: ClassVar[str] = "built"
 
+    time_parts: bool = False
+
     def entries(self, execution: Execution, admitted: Admitted[LayerContender]) -> Iterator[Entry]:
         for built in self.built(execution, admitted):
-            built.layer.requires_grad_(False)
-            x = built.layer.shard_input(built.problem.inputs())
-            yield built.entry(partial(_without_gradients, built.layer, x), **asdict(execution.rates))
+            layer = built.layer.requires_grad_(False)
+            x = layer.shard_input(built.problem.inputs())
+            about = {**asdict(execution.rates), "roofline": execution.roofline([layer.costs()["forward"]], None)}
+            with naming(built.key), torch.no_grad():
+                parts = layer.parts(x) if self.time_parts else None
+            yield replace(built.entry(partial(_without_gradients, layer, x), **about), parts=parts)
 
 
 @dataclass

@@ -12,8 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from blockshock.collectives.parts import Parts
 from blockshock.errors import ConfigError, at_least
 from blockshock.jobs.execution import Execution
+from blockshock.measure.interleaved import Turns, interleaved
 from blockshock.measure.timing import Timer
 from blockshock.methods.contenders import Contenders
 from blockshock.phases.benchmark.contenders import Admitted, Entry, Step, blame
@@ -91,37 +93,70 @@ class Benchmark(ABC):
         return {**common, "mask": "", "kernel": ""} | entry.about
 
     def _take_turns(self, execution: Execution, entries: list[Entry]) -> list[dict[str, Any]]:
-        """Per entry: the median, and the median of each round, in µs. A collective.
+        """Per entry: the median, and the median of each round, in µs, and the clocks of those rounds; the same of its
+        parts. A collective.
 
         Eager times have the host's part in them: steps follow one another without a flush of the L2 cache between,
         which would give the host time to run ahead.
         """
         device = execution.device
         gpu = device.type == "cuda"
-        steps = {str(place): _named_step(entry) for place, entry in enumerate(entries)}
+        steps = {str(place): _named_step(entry.contender, entry.step) for place, entry in enumerate(entries)}
+        parts, regions = _steps_of_parts(entries)
         timer = Timer("cuda_graph" if gpu else "sync", device, self.FLUSH_L2)
-        rounds = timer.interleaved(steps, self.warmup_iters, self.timed_iters, self.rounds)
-        eager: dict[str, list[list[float]]] = {}
+        turns = interleaved(timer, steps | parts, self.warmup_iters, self.timed_iters, self.rounds, regions)
+        eager: dict[str, Turns] = {}
         if self.eager and gpu:
-            eager = Timer("cuda_events", device).interleaved(steps, 2, self.timed_iters, 2)
+            eager = interleaved(Timer("cuda_events", device), steps, 2, self.timed_iters, 2)
         times = []
-        for place, blocks in rounds.items():
-            found: dict[str, Any] = {
-                "p50_us": _median_us(blocks),
-                "rounds_us": [round(1e3 * statistics.median(block), 3) for block in blocks],
-            }
-            if place in eager:
-                found["eager_p50_us"] = _median_us(eager[place])
+        for place, entry in enumerate(entries):
+            found = {**_times("", turns[str(place)]), "clocks": turns[str(place)].clocks}
+            if str(place) in eager:
+                found["eager_p50_us"] = _median_us(eager[str(place)].rounds)
+            if entry.parts:
+                found["parts"] = _fields_of_parts(entry.parts, str(place), turns)
             times.append(found)
         return times
 
 
-def _named_step(entry: Entry) -> Step:
+EMPTY = "empty"  # a step that does nothing: what the clock itself takes
+
+
+def _steps_of_parts(entries: list[Entry]) -> tuple[dict[str, Step], dict[str, str]]:
+    """Steps of the entries' parts, by "place/part", with EMPTY; and the regions that are a collective's time."""
+    steps: dict[str, Step] = {}
+    regions = {}
+    for place, entry in enumerate(entries):
+        if not entry.parts:
+            continue
+        steps[f"{place}/matmul"] = _named_step(entry.contender, entry.parts.matmul)
+        alone = {"collective": entry.parts.collective}
+        for name, work in (alone | {"inside": entry.step} if entry.parts.inside else alone).items():
+            steps[f"{place}/{name}"] = _named_step(entry.contender, work)
+            regions[f"{place}/{name}"] = entry.parts.region
+    return (steps | {EMPTY: lambda: None} if steps else {}), regions
+
+
+def _fields_of_parts(parts: Parts, place: str, turns: dict[str, Turns]) -> dict[str, Any]:
+    found: dict[str, Any] = {"chunks": parts.chunks, **_times("empty_", turns[EMPTY])}
+    for name in ("matmul", "collective", "inside"):
+        if f"{place}/{name}" in turns:
+            own = turns[f"{place}/{name}"]
+            found |= {**_times(f"{name}_", own), f"{name}_clocks": own.clocks}
+    return found
+
+
+def _times(prefix: str, turns: Turns) -> dict[str, Any]:
+    each = [round(1e3 * statistics.median(block), 3) for block in turns.rounds]
+    return {f"{prefix}p50_us": _median_us(turns.rounds), f"{prefix}rounds_us": each}
+
+
+def _named_step(contender: str, work: Step) -> Step:
     def step() -> Any:
         try:  # costs the host nothing, which a context manager would
-            return entry.step()
+            return work()
         except Exception as error:  # whatever it raises: the job's one line must say whose it is
-            raise blame(entry.contender, error) from error
+            raise blame(contender, error) from error
 
     return step
 
