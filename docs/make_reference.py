@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import make_columns
@@ -24,6 +25,7 @@ REFERENCE = Path(__file__).parent / "reference"
 GROUPS = ("hardware", "phase", "method", "mask", "workload", "sweep")
 LINE = re.compile(r"( *)(\w+):(?: ([^#]*?))?(?: +# (.*))?$")
 INTERNAL = {"_target_", "name", "defaults", "kind"}  # what a class, a file or Hydra sets
+OF_PARTS = {"part", "contenders"}  # and, in conf/phase/part, a section of its own
 HEAD = """# Every choice and every key
 
 Look up what a choice or a key means, and its default. `group=choice` chooses, `key=value` sets, `blockshock --cfg job`
@@ -49,8 +51,9 @@ def keys() -> str:
         parts.extend(f"| `{path.stem}` | {_title(path)} |\n" for path in _options(group))
     parts.append("\n### `phase/part`, of `phase=benchmark`\n\n| phase/part= | |\n|---|---|\n")
     parts.extend(f"| `{path.stem}` | {_title(path)} |\n" for path in _options("phase/part"))
-    for group in ("phase", "method", "mask", "workload"):
-        parts.append(f"\n## Keys of `{group}`\n\n{_table(_merged(_of_group(group)))}")
+    for group, further in (("phase", "phase/part"), ("method", ""), ("mask", ""), ("workload", "")):
+        found = chain(_of_group(group), _of_group(further) if further else ())
+        parts.append(f"\n## Keys of `{group}`\n\n{_table(_merged(found))}")
     contender = _table(_of_class(Contender, "phase.contenders.NAME"))
     parts.append(f"\nOf each contender of `phase=benchmark`:\n\n{contender}")
     parts.append(f"\n## Keys of every launcher\n\n{_table(_of_class(LauncherConf, 'hydra.launcher'))}")
@@ -96,6 +99,7 @@ def _core() -> list[Key]:
 
 def _of_group(group: str) -> Iterator[Key]:
     """The keys of every option of a group. A file that is a whole configuration has them under the group's name."""
+    top, _, inner = group.partition("/")
     for path in _options(group):
         text = path.read_text()
         indented = "# @package _global_" in text
@@ -106,9 +110,11 @@ def _of_group(group: str) -> Iterator[Key]:
                 continue
             indent, name, default, comment = found.groups()
             if indented and not indent:
-                inside = name == group
-            elif inside and len(indent) == 2 * indented and name not in INTERNAL:
-                yield _key(path, f"{group}.{name}", default or "", comment, path.stem)
+                inside = name == top
+            elif inside and len(indent) == 2 * indented and name not in INTERNAL | (OF_PARTS if inner else set()):
+                yield _key(
+                    path, f"{top}.{name}", default or "", comment, f"{inner}={path.stem}" if inner else path.stem
+                )
 
 
 def _key(path: Path, name: str, default: str, comment: str | None, choice: str = "") -> Key:

@@ -7,7 +7,7 @@ import pytest
 
 from sweeps import load_runs
 from sweeps.report.figures.benchmarks.phase_diagram import PHASE_DIAGRAM
-from sweeps.report.tables.phase_diagram import FAMILIES, HALVES, phase_diagram, s_even
+from sweeps.report.tables.diagram.phase_diagram import FAMILIES, HALVES, phase_diagram, s_even
 from sweeps.report.tables.report_data import read_report_data
 
 RATES = {"copy_gbs": 4000.0, "matmul_tflops": 700.0, "link_gbs": 350.0}

@@ -10,6 +10,7 @@ from sweeps.report.figures import FigureSpec, ReportData
 from sweeps.report.page.page import DrawnFigure
 from sweeps.report.problems import attempt
 from sweeps.report.spreadsheet import write_csv
+from sweeps.report.tables.clocks import remark_of_any
 
 
 def draw(data: ReportData, folder: Path, problems: list[str], specs: Sequence[FigureSpec]) -> list[DrawnFigure]:
@@ -49,7 +50,8 @@ def _draw(spec: FigureSpec, data: ReportData, folder: Path) -> DrawnFigure | Non
     figure.set_layout_engine("none")  # it is laid out now, and that takes as long as drawing
     figure.savefig(png, dpi=150)
     write_csv(selected, csv)
-    return DrawnFigure(spec.name, spec.title, spec.reading, svg, csv, " ".join(figure.get_suptitle().split()))
+    reading = spec.reading + remark_of_any(selected)
+    return DrawnFigure(spec.name, spec.title, reading, svg, csv, " ".join(figure.get_suptitle().split()))
 
 
 def _files(folder: Path, name: str) -> tuple[Path, Path, Path]:

@@ -18,6 +18,7 @@ from sweeps.report.figures.shared.panels import (
     rank_handles,
 )
 from sweeps.report.figures.shared.style import marker, palette
+from sweeps.report.tables import clocks
 from sweeps.report.tables.report_data import ReportData
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def select(measured: ReportData) -> pd.DataFrame:
     data = measured.table
     data = data[(data["forward_p50_ms"] > 0) & (data["forward_floor_ms"] > 0)]
     kept = ["method", "world_size", "N", "K", "B", "kernel", "mask", "forward_floor_ms", "forward_p50_ms", "bound"]
-    return data[[*kept, *KEYS]]
+    return data[[*kept, *(f"forward_{name}" for name in clocks.MARKED), *KEYS]]
 
 
 def floor(data: pd.DataFrame) -> Figure:

@@ -23,6 +23,7 @@ from sweeps.report.figures.shared.panels import (
     size_axis,
 )
 from sweeps.report.figures.shared.style import marker, palette
+from sweeps.report.tables import clocks
 from sweeps.report.tables.layers import TRAINING
 from sweeps.report.tables.report_data import ReportData
 from sweeps.text import ranks, span
@@ -36,7 +37,7 @@ def select_speedup(measured: ReportData, speedup: str, baseline: str) -> pd.Data
     data = measured.table[measured.table[speedup].notna() & (measured.table["method"] != baseline)]
     best = fastest(data, "forward_p50_ms", [*KEYS, "N", "K", "B", "world_size", "method"])
     kept = ["method", "world_size", "N", "K", "B", "kernel", "mask", speedup, f"{speedup}_lo", f"{speedup}_hi"]
-    best = most_sizes(best[[*kept, *KEYS]])
+    best = most_sizes(best[[*kept, *(f"forward_{name}" for name in clocks.MARKED), *KEYS]])
     several = best.groupby(["method", "world_size", "K", *KEYS] if _k(best) else ["method", "world_size", *KEYS])
     return best[several["N"].transform("size") > 1]
 
@@ -69,7 +70,7 @@ def select_scaling(measured: ReportData, name: str, prefix: str) -> pd.DataFrame
     data = measured.table[measured.table[speedup].notna()]
     best = fastest(data, f"{name}_p50_ms", [*keys, "N", "K", "B", "world_size", "method"])
     kept = ["method", "world_size", "N", "K", "B", "kernel", "mask", speedup, f"{speedup}_lo", f"{speedup}_hi"]
-    best = best[[*kept, *keys]].rename(columns={speedup: "speedup"})
+    best = best[[*kept, *(f"{name}_{column}" for column in clocks.MARKED), *keys]].rename(columns={speedup: "speedup"})
     best = best.rename(columns={f"{speedup}_lo": "speedup_lo", f"{speedup}_hi": "speedup_hi"})
     return best[best.groupby([*keys, "N", "K", "B"])["world_size"].transform("nunique") > 1]
 

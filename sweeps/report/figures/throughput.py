@@ -21,6 +21,7 @@ from sweeps.report.figures.shared.panels import (
     size_axis,
 )
 from sweeps.report.figures.shared.style import dashes, marker, palette
+from sweeps.report.tables import clocks
 from sweeps.report.tables.report_data import ReportData
 from sweeps.text import number, ranks
 
@@ -36,7 +37,7 @@ def select(measured: ReportData) -> pd.DataFrame:
     operations = 2e-9 * best["B"] * best["N"] * best["K"]  # in units of TFLOP·ms/s
     best = best.assign(tflops_lo=operations / best["forward_hi_ms"], tflops_hi=operations / best["forward_lo_ms"])
     kept = ["method", "world_size", "N", "K", "B", "kernel", "mask", "forward_p50_ms", "tflops", "tflops_lo"]
-    return best[[*kept, "tflops_hi", "forward_repeated", *KEYS]]
+    return best[[*kept, "tflops_hi", "forward_repeated", *(f"forward_{name}" for name in clocks.MARKED), *KEYS]]
 
 
 def throughput(data: pd.DataFrame) -> Figure:

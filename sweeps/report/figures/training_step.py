@@ -9,6 +9,7 @@ import pandas as pd
 from sweeps.report.figures.shared.figure import FigureSpec, fastest, in_rows
 from sweeps.report.figures.shared.panels import KEYS, canvas, cut, legend, name_rows, panels
 from sweeps.report.figures.shared.style import INSIDE, PARTS
+from sweeps.report.tables import clocks
 from sweeps.report.tables.layers import COLLECTIVES, TRAINING
 from sweeps.report.tables.report_data import ReportData
 from sweeps.text import ranks, span
@@ -24,6 +25,7 @@ def select(measured: ReportData) -> pd.DataFrame:
     inside = best[[f"step_{name}_p50_ms" for name in COLLECTIVES]].sum(axis=1, min_count=1)
     kept = ["method", "world_size", "N", "K", "B", "kernel", "mask", "step_p50_ms"]
     kept += [f"step_{part}_p50_ms" for part in PARTS]  # the rest included
+    kept += [f"step_{name}" for name in clocks.MARKED]
     best = best.assign(collectives_ms=inside)[[*kept, "collectives_ms", *KEYS, *TRAINING]]
     # One number of ranks: that of the most methods, of equals the smallest. A step on one rank is no rival of two.
     counts = best.groupby("world_size")["method"].nunique()

@@ -6,7 +6,16 @@ for finding in findings(read_report_data(folders), problems=[]):
 To add one, write a function `find(ReportData) -> Finding | None` and list it here.
 """
 
-from sweeps.report.findings import benchmarks, compiled_front, largest_batch, layers, profiles, recomputation, traces
+from sweeps.report.findings import (
+    benchmarks,
+    compiled_front,
+    largest_batch,
+    layers,
+    phase_diagram,
+    profiles,
+    recomputation,
+    traces,
+)
 from sweeps.report.findings.finding import Finding
 from sweeps.report.problems import attempt
 from sweeps.report.tables.report_data import ReportData
@@ -14,6 +23,7 @@ from sweeps.report.tables.report_data import ReportData
 FINDINGS = {
     "layers": layers.find,
     "benchmarks": benchmarks.find,
+    "the phase diagram": phase_diagram.find,
     "compiled training": compiled_front.find,
     "the largest batch": largest_batch.find,
     "recomputation": recomputation.find,

@@ -14,6 +14,7 @@ from sweeps.report.listings.law import LAW
 from sweeps.report.listings.listing import Listing
 from sweeps.report.listings.memory import MEMORY
 from sweeps.report.listings.models import MODELS
+from sweeps.report.listings.phase_diagram import FORWARD_PARTS, PHASE_DIAGRAM
 from sweeps.report.listings.steps.compiled_front import ADDED_TIME, BASELINES, PLANS
 from sweeps.report.listings.steps.largest_batch import LARGEST_BATCH
 from sweeps.report.listings.steps.profiles import PROFILES
@@ -25,7 +26,19 @@ from sweeps.report.problems import attempt
 from sweeps.report.tables.report_data import ReportData
 
 OF_STEPS = (BASELINES, ADDED_TIME, PLANS, LARGEST_BATCH, RECOMPUTATION, PROFILES, TRACES)
-LISTINGS = (FORWARD, TRAINING_STEP, MODELS, LAW, MEMORY, ERRORS, *OF_STEPS, TARGETS, BENCHMARKS)
+LISTINGS = (
+    FORWARD,
+    TRAINING_STEP,
+    MODELS,
+    LAW,
+    MEMORY,
+    ERRORS,
+    *OF_STEPS,
+    PHASE_DIAGRAM,
+    FORWARD_PARTS,
+    TARGETS,
+    BENCHMARKS,
+)
 
 
 def write_listings(data: ReportData, folder: Path, problems: list[str]) -> list[PageTable]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from sweeps.report.listings.listing import Listing, without_empty_columns
+from sweeps.report.tables import clocks
 from sweeps.report.tables.benchmarks import CELL, SETTING, clock
 from sweeps.report.tables.report_data import ReportData
 from sweeps.text import errors, number
@@ -52,7 +53,7 @@ def benchmark_table(table: pd.DataFrame) -> pd.DataFrame:
         "relative error": errors(table["relative_error"]),
         "its options": table["kernel_options"],
     }
-    return without_empty_columns(pd.DataFrame(columns))
+    return without_empty_columns(pd.DataFrame(columns).join(clocks.as_text(table)))
 
 
 def _ratio(value: float) -> str:
@@ -69,7 +70,8 @@ def select_benchmarks(data: ReportData) -> pd.DataFrame:
 
 def remark(table: pd.DataFrame) -> str:
     on_cpu = table["device"].eq("cpu").any()
-    return " The targets are for GPUs: times on a CPU only show that it works, and are not judged." if on_cpu else ""
+    said = " The targets are for GPUs: times on a CPU only show that it works, and are not judged." if on_cpu else ""
+    return said + clocks.remark(table)
 
 
 TARGETS = Listing(

@@ -6,6 +6,7 @@ import pandas as pd
 
 from sweeps.report.listings.listing import Listing, without_empty_columns
 from sweeps.report.listings.overview import key_columns, setting_columns
+from sweeps.report.tables import clocks
 from sweeps.report.tables.comparisons import ALIKE
 from sweeps.report.tables.layers import COLLECTIVES, COLUMNS
 from sweeps.report.tables.report_data import ReportData
@@ -43,13 +44,12 @@ def show(rows: pd.DataFrame) -> pd.DataFrame:
         shown[title] = rows[f"forward_{name}_p50_ms"].map(number)
     if rows["backward_input_p50_ms"].notna().any():
         shown["backward to X, ms"] = rows["backward_input_p50_ms"].map(number)
-    return without_empty_columns(shown)
+    return without_empty_columns(shown.join(clocks.as_text(rows, "forward_")))
 
 
 def remark(rows: pd.DataFrame) -> str:
-    if (rows["roofline_fraction"] > 1).any():
-        return "; above 100% the data was served from a cache, not from the memory that was calibrated."
-    return "."
+    said = "; above 100% the data was served from a cache, not from the memory that was calibrated."
+    return (said if (rows["roofline_fraction"] > 1).any() else ".") + clocks.remark(rows, "forward_")
 
 
 FORWARD = Listing(

@@ -17,6 +17,7 @@ import pandas as pd
 
 from sweeps.report.page.page_table import PageTable
 from sweeps.report.spreadsheet import write_csv
+from sweeps.report.tables.benchmarks import ROUNDS
 from sweeps.report.tables.report_data import ReportData
 from sweeps.text import markdown
 
@@ -86,7 +87,7 @@ def write_table(base: Path, shown: pd.DataFrame, numbers: pd.DataFrame) -> tuple
 def text_lists(table: pd.DataFrame) -> pd.DataFrame:
     """Repeats as `0.5;0.6;0.4`, which a spreadsheet can split; without the run folders, which are this machine's."""
     table = table.drop(columns=[name for name in ("folder", "forward_folder", "step_folder") if name in table])
-    lists = [name for name in ("forward_ms", "local_ms", "step_ms", "rounds_us") if name in table]
+    lists = [name for name in table if name in ("forward_ms", "local_ms", "step_ms", *ROUNDS)]
     as_text = {name: table[name].map(lambda v: ";".join(map(repr, v)) if isinstance(v, list) else "") for name in lists}
     return table.assign(**as_text)
 

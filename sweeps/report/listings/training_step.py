@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pandas as pd
 
 from sweeps.report.listings.forward import INTERVALS, SPEEDUPS
 from sweeps.report.listings.listing import Listing, without_empty_columns
 from sweeps.report.listings.overview import key_columns, setting_columns
+from sweeps.report.tables import clocks
 from sweeps.report.tables.comparisons import ALIKE
 from sweeps.report.tables.layers import COLLECTIVES, COLUMNS, PARTS, TRAINING
 from sweeps.report.tables.report_data import ReportData
@@ -35,7 +38,7 @@ def show(rows: pd.DataFrame) -> pd.DataFrame:
         shown[f"{title}, ms"] = rows[f"step_{part}_p50_ms"].map(number)
     shown["rows/s"] = rows["step_rows_per_s"].map(number)
     shown["of the roofline"] = percent(rows["step_roofline_fraction"])
-    return without_empty_columns(shown)
+    return without_empty_columns(shown.join(clocks.as_text(rows, "step_")))
 
 
 TRAINING_STEP = Listing(
@@ -46,6 +49,7 @@ TRAINING_STEP = Listing(
     "minus its parts. Collectives are included in forward and backward. rows/s: rows of X per second.",
     select,
     show,
+    partial(clocks.remark, prefix="step_"),
     best=(("step_p50_ms", "step, ms"),),
     among=(*ALIKE, "backend", "world_size", *TRAINING),
 )

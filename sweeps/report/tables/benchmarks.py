@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from sweeps.report.tables import clocks
 from sweeps.report.tables.targets import verdicts
 
 PHASES = ("benchmark", "bench")  # the second: `python -m blockshock.bench`, which measured many cells in one folder
@@ -33,7 +34,17 @@ NUMBERS = ["p50_us", "eager_p50_us", "relative_error", "dense_relative_error", "
 NUMBERS += ["state_bytes", "dense_state_bytes", "matmul_tflops", "link_gbs", "energy_kept"]
 WAY = ["contender", "chosen_kernel", "kernel_options", "collective", "chunks"]
 RATIOS = ["baseline", "baseline_us", "ratio", "ratio_lo", "ratio_hi"]
-COLUMNS = ["run", *CELL, *TEXTS, *WAY, *NUMBERS, *RATIOS, "rounds_us", "chosen", "folder", "repeat"]
+CLOCKS = list(clocks.COLUMNS)
+# Of forwards whose parts were timed alone (phase.time_parts), and where records hold them.
+PARTS_OF = {
+    "parts_chunks": "parts.chunks",
+    **{f"{name}_us": f"parts.{name}_p50_us" for name in ("empty", "matmul", "collective", "inside")},
+    "matmul_sm_mhz": "parts.matmul_clocks.sm_mhz",
+    "floor_ms": "roofline.floor_ms",
+    "bound": "roofline.bound",
+}
+ROUNDS = ["rounds_us", *(f"{name}_rounds_us" for name in ("empty", "matmul", "collective"))]
+COLUMNS = ["run", *CELL, *TEXTS, *WAY, *NUMBERS, *RATIOS, *CLOCKS, *PARTS_OF, *ROUNDS, "chosen", "folder", "repeat"]
 
 
 def benchmarks(runs: pd.DataFrame) -> pd.DataFrame:
@@ -50,6 +61,10 @@ def benchmarks(runs: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=COLUMNS)
     ended = rows.groupby("folder", sort=False)["timestamp_unix"].max().rank(method="first").astype(int)
     table = rows.reindex(columns=[*CELL, *TEXTS, *NUMBERS, "rounds_us", "chosen", "folder"])
+    of_parts = rows.reindex(columns=[*PARTS_OF.values(), *(f"parts.{name}" for name in ROUNDS[1:])])
+    table[[*PARTS_OF, *ROUNDS[1:]]] = of_parts.to_numpy()
+    measured = [name for name in PARTS_OF if name != "bound"]
+    table[measured] = table[measured].apply(pd.to_numeric)
     table["run"] = rows["folder"].map(ended)
     told = rows["config.experiment.repeat"] if "config.experiment.repeat" in rows else pd.Series(0, index=rows.index)
     table["repeat"] = pd.to_numeric(told).fillna(0).astype(int)
@@ -64,7 +79,7 @@ def benchmarks(runs: pd.DataFrame) -> pd.DataFrame:
     table["contender"] = [f"{method}/{variant}".rstrip("/") for method, variant in pairs]
     said = rows["baseline"] if "baseline" in rows else pd.Series(None, index=rows.index, dtype=object)
     table["_divisor"] = said.where(said.notna(), table["part"].map(BASELINES))
-    table = pd.concat([table, _choices(rows)], axis=1).merge(
+    table = pd.concat([table, _choices(rows), clocks.clock_columns(rows)], axis=1).merge(
         _baselines(table), on=["run", *CELL, "quantity"], how="left"
     )
     table["baseline"] = table["baseline"].fillna("")
@@ -98,6 +113,7 @@ def over_repeats(table: pd.DataFrame) -> pd.DataFrame:
     last = rows.drop_duplicates(same, keep="last").set_index(same)
     for name in ("p50_us", "eager_p50_us", "baseline_us", "ratio"):
         last[name] = groups[name].median()
+    last[CLOCKS] = clocks.over_repeats(rows, same)[CLOCKS]
     last["ratio_lo"], last["ratio_hi"] = groups["ratio"].min(), groups["ratio"].max()
     return pd.concat([table[~several], last.reset_index()[list(table)]]).sort_index(kind="stable")
 

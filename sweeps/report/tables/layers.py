@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from sweeps.report.tables import clocks
 from sweeps.report.tables.comparisons import SYSTEM, compare, repeats, with_repeats
 
 DENSE = ("dense_single", "dense_tp_row", "dense_tp_column", "dtensor_row", "dtensor_column")
@@ -78,7 +79,7 @@ COLUMNS = (
     *("method", "kernel", "mask", "options", "workload", "N", "K", "B", "dtype", "world_size", "device", "backend"),
     *("threads_per_rank", *SYSTEM, "timing_mode", "flush_l2", *TRAINING),
     *("forward_p50_ms", "forward_lo_ms", "forward_hi_ms", "forward_repeated", "forward_ms"),
-    *("local_ms", "link_gbs"),
+    *("local_ms", "link_gbs", *(f"forward_{name}" for name in clocks.COLUMNS)),
     *("speedup", "speedup_lo", "speedup_hi", "speedup_row", "speedup_row_lo", "speedup_row_hi"),
     *("tflops", "forward_floor_ms", "roofline_fraction", "bound"),
     *(f"forward_{name}_p50_ms" for name in COLLECTIVES),
@@ -88,7 +89,7 @@ COLUMNS = (
     *("step_speedup", "step_speedup_lo", "step_speedup_hi"),
     *("step_speedup_row", "step_speedup_row_lo", "step_speedup_row_hi", "step_rows_per_s"),
     *(f"step_{part}_p50_ms" for part in (*PARTS, *COLLECTIVES)),
-    *("step_rest_p50_ms", "step_floor_ms", "step_roofline_fraction"),
+    *("step_rest_p50_ms", "step_floor_ms", "step_roofline_fraction", *(f"step_{name}" for name in clocks.COLUMNS)),
     *("weight_bytes_per_rank", "gradient_bytes_per_rank", "optimizer_bytes_per_rank"),
     *("forward_memory_peak_bytes", "step_memory_peak_bytes", "memory_peak_kind"),
     *("forward_folder", "step_folder"),  # of several runs the first
@@ -190,6 +191,7 @@ def _forward(records: pd.DataFrame) -> pd.DataFrame:
     found = _medians(records, TIMED, columns)
     texts = {"bound": "roofline.bound", "memory_peak_kind": "memory_peak_kind", "forward_folder": "folder"}
     found = found.merge(_firsts(records, TIMED, texts), on=list(TIMED), how="left")
+    found = found.merge(_clocks(records, TIMED, "forward"), on=list(TIMED), how="left")
     found = with_repeats(found, repeats(records, list(TIMED), "forward"), "forward")
     local = with_repeats(found, repeats(records, list(TIMED), "forward", COLLECTIVES), "local")
     alone = (found["world_size"] == 1).astype(bool)
@@ -217,6 +219,7 @@ def _training(records: pd.DataFrame) -> pd.DataFrame:
     found["step_rest_p50_ms"] = (found["step_p50_ms"] - parts).clip(lower=0.0)
     texts = {"_kind": "memory_peak_kind", "step_folder": "folder"}
     found = found.merge(_firsts(records, TRAINED, texts), on=list(TRAINED), how="left")
+    found = found.merge(_clocks(records, TRAINED, "step"), on=list(TRAINED), how="left")
     return with_repeats(found, repeats(records, list(TRAINED), "total_step"), "step")
 
 
@@ -262,6 +265,11 @@ def _medians(records: pd.DataFrame, keys: dict[str, str], columns: dict[str, str
 def _firsts(records: pd.DataFrame, keys: dict[str, str], columns: dict[str, str]) -> pd.DataFrame:
     found = records[list(keys)].assign(**{new: _column(records, old) for new, old in columns.items()})
     return found.drop_duplicates(list(keys))
+
+
+def _clocks(records: pd.DataFrame, keys: dict[str, str], name: str) -> pd.DataFrame:
+    found = clocks.over_repeats(records[list(keys)].join(clocks.clock_columns(records)), list(keys))
+    return found.add_prefix(f"{name}_").reset_index()
 
 
 def _in_order(table: pd.DataFrame, then: list[str] | None = None) -> pd.DataFrame:

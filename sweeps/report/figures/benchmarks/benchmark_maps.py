@@ -12,6 +12,7 @@ import pandas as pd
 from sweeps.report.figures.shared.figure import FigureSpec
 from sweeps.report.figures.shared.heat_map import colour_bar, most_sizes, ratio_map
 from sweeps.report.figures.shared.panels import canvas
+from sweeps.report.tables import clocks
 from sweeps.report.tables.benchmarks import CELL, RATIOS, SETTING
 from sweeps.report.tables.report_data import ReportData
 from sweeps.report.tables.targets import BLOCKS, FIXED, JUDGED, OURS, WORST_CELL
@@ -42,7 +43,7 @@ def select(measured: ReportData, part: str) -> pd.DataFrame:
     table = measured.benchmarks
     drawn = table["contender"].astype(str).str.fullmatch(DRAWN[part]) & table["method"].ne(table["baseline"])
     data = table[table["part"].eq(part) & drawn & table["ratio"].notna() & table["K"].eq(table["N"])]
-    data = data[[*CELL, "contender", "quantity", "p50_us", *RATIOS]]
+    data = data[[*CELL, "contender", "quantity", "p50_us", *RATIOS, *clocks.MARKED]]
     limit, whose = WORST_CELL.get(part, (np.nan, ()))
     judged = data["contender"].isin(list(whose)) & data["device"].ne("cpu")
     names = [*FIRST[part], *sorted(set(data["contender"]) - set(FIRST[part]))]
@@ -63,7 +64,7 @@ def select_over_row(measured: ReportData, part: str) -> pd.DataFrame:
     names = [*LAYERS, *sorted(set(data["contender"]) - set(LAYERS))]
     data = data.assign(_place=data["contender"].map({name: place for place, name in enumerate(names)}))
     data = data.sort_values([*SETTING, "_place", "world_size", "N", "B"])
-    return data[[*CELL, "contender", "quantity", "p50_us", "baseline", "row_us", "ratio", "limit"]]
+    return data[[*CELL, "contender", "quantity", "p50_us", "baseline", "row_us", "ratio", "limit", *clocks.MARKED]]
 
 
 def maps(data: pd.DataFrame, title: str) -> Figure:
@@ -86,7 +87,9 @@ def maps(data: pd.DataFrame, title: str) -> Figure:
             axis.remove()
             continue
         cells = rows.pivot_table(index="N", columns="B", values="ratio").sort_index(ascending=False)
-        ratio_map(axis, cells, ends, "{:.3f}", less_is_better=True)
+        held = rows.assign(_mark=[clocks.mark(*pair) for pair in rows[list(clocks.SHARES)].to_numpy()])
+        marks = held.pivot_table(index="N", columns="B", values="_mark", aggfunc="max").reindex_like(cells)
+        ratio_map(axis, cells, ends, "{:.3f}", less_is_better=True, marks=marks)
         limits = rows.pivot_table(index="N", columns="B", values="limit", dropna=False)
         _outline(axis, cells > limits.reindex_like(cells))
         one = rows.iloc[0]
@@ -94,7 +97,8 @@ def maps(data: pd.DataFrame, title: str) -> Figure:
         several = [ranks(one["world_size"])] if data["world_size"].nunique() > 1 or one["world_size"] > 1 else []
         name = one["contender"].removesuffix("/auto").replace("/", ", ")
         axis.set_title(textwrap.fill(", ".join([name, *several, *extra]), 44), fontsize="small")
-    colour_bar(figure, ends, "time over the baseline's (logarithmic; blue is faster)", less_is_better=True)
+    label = "; ".join(["time over the baseline's (logarithmic; blue is faster)", *clocks.marks_of(data)])
+    colour_bar(figure, ends, label, less_is_better=True)
     return figure
 
 

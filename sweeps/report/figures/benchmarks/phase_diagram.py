@@ -11,8 +11,9 @@ import pandas as pd
 from sweeps.report.figures.shared.figure import FigureSpec
 from sweeps.report.figures.shared.panels import canvas, legend, size_axis
 from sweeps.report.figures.shared.style import BLUE, VERMILION
+from sweeps.report.tables import clocks
 from sweeps.report.tables.benchmarks import SETTING
-from sweeps.report.tables.phase_diagram import (
+from sweeps.report.tables.diagram.phase_diagram import (
     FAMILIES,
     FASTER,
     HALVES,
@@ -82,6 +83,7 @@ def _handles(data: pd.DataFrame) -> list[Any]:
     found: list[Any] = [Line2D([], [], mfc=colour, label=text, **look) for colour, text in seen]
     if np.isinf(data["s_even"]).any():
         found.append(Patch(facecolor=NEVER, edgecolor=HATCH, hatch="///", label="no s is enough: bytes take longer"))
+    found += [Line2D([], [], ls="", label=text) for text in clocks.marks_of(data)]
     return found
 
 
@@ -120,7 +122,8 @@ def _cells(axis: Axes, rows: pd.DataFrame) -> None:
     for row in rows.to_dict("records"):
         s = "" if np.isinf(row["s_even"]) else "\ns < 1" if row["s_even"] < 1 else f"\ns {row['s_even']:.2f}"
         place = (row["B"], row["N"])
-        axis.annotate(f"{row['ratio']:.2f}×{s}", place, xytext=(0, -6), textcoords="offset points", **look)
+        sign = clocks.mark(row["power_cap"], row["slowdown"])
+        axis.annotate(f"{row['ratio']:.2f}×{sign}{s}", place, xytext=(0, -6), textcoords="offset points", **look)
 
 
 def _message(data: pd.DataFrame) -> str:

@@ -17,15 +17,22 @@ EVEN = 0.179  # the luminance on which both inks have the same contrast, 4.5
 
 
 def ratio_map(
-    axis: Axes, cells: pd.DataFrame, ends: float, form: str = "{:.2f}×", less_is_better: bool = False
+    axis: Axes,
+    cells: pd.DataFrame,
+    ends: float,
+    form: str = "{:.2f}×",
+    less_is_better: bool = False,
+    marks: pd.DataFrame | None = None,
 ) -> None:
-    """`cells` (N by B) with their numbers; blue is better than 1 and red worse, full at `ends` or 1 / `ends`."""
+    """`cells` (N by B) with their numbers; blue is better than 1 and red worse, full at `ends` or 1 / `ends`. `marks`:
+    what follows the numbers."""
     import seaborn as sns
     from matplotlib.colors import to_rgba_array
 
+    numbers = cells.map(lambda value: "" if pd.isna(value) else form.format(value))
     sns.heatmap(
         np.log2(cells),
-        annot=cells.map(lambda value: "" if pd.isna(value) else form.format(value)),
+        annot=numbers if marks is None else numbers + marks.fillna(""),
         fmt="",
         cmap="RdBu_r" if less_is_better else "RdBu",
         vmin=-math.log2(ends),

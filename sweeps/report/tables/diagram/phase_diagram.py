@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sweeps.report.tables import clocks
 from sweeps.report.tables.benchmarks import CELL, benchmarks
+from sweeps.report.tables.diagram.forward_parts import forward_parts
 from sweeps.report.tables.layers import DENSE
 
 RATES = ("copy_gbs", "matmul_tflops", "link_gbs")
@@ -64,14 +66,27 @@ def _bytes(width: float, of_weight: float, ranks: int, N: Any, K: Any, B: Any, i
 def phase_diagram(runs: pd.DataFrame) -> pd.DataFrame:
     """Columns: CELL, `family`, `contender` (the family's fastest), `p50_us`, `dense`, `dense_us` (the fastest dense
     method), `ratio` with `ratio_lo` and `ratio_hi` (the extremes over processes, else over rounds), `decided`,
-    `s_even`, `energy_kept` of pruned weights, RATES. Empty where no forward was measured with the machine's rates."""
+    `s_even`, `energy_kept` of pruned weights, RATES; the clocks of the contender, with what held down either's; of both
+    `of_predicted` and `why` (forward_parts), and whether both are `within` 5% of what their parts predict (None where
+    these were not timed). Empty where no forward was measured with the machine's rates."""
     if not set(RATES) <= set(runs):
         return pd.DataFrame()
     table = benchmarks(runs)
     table = table[table["part"].eq("forward") & table["matmul_tflops"].notna()]
     table = table[table["method"].isin([*DENSE, "block_shock"]) & table["link_gbs"].gt(0)]
-    found = [row for _, cell in table.groupby(CELL, sort=True) for row in _of_cell(cell)]
-    return pd.DataFrame(found)
+    found = pd.DataFrame([row for _, cell in table.groupby(CELL, sort=True) for row in _of_cell(cell)])
+    return found if found.empty else _with_parts(found, forward_parts(table))
+
+
+def _with_parts(found: pd.DataFrame, parts: pd.DataFrame) -> pd.DataFrame:
+    told = [*CELL, "contender", "predicted_us", "of_predicted", "within", "why"]
+    parts = parts[told] if len(parts) else pd.DataFrame(columns=told)
+    found = found.merge(parts, on=[*CELL, "contender"], how="left")
+    dense = {name: f"dense_{name}" for name in told[len(CELL) + 1 :]} | {"contender": "dense"}
+    found = found.merge(parts.rename(columns=dense), on=[*CELL, "dense"], how="left")
+    both = found[["within", "dense_within"]]
+    found["within"] = both.eq(True).all(axis=1).astype(object).where(both.notna().all(axis=1), None)
+    return found.drop(columns="dense_within")
 
 
 def _of_cell(cell: pd.DataFrame) -> list[dict[str, Any]]:
@@ -104,9 +119,16 @@ def _of_cell(cell: pd.DataFrame) -> list[dict[str, Any]]:
                 "s_even": float(s_even(one, ranks, **size, itemsize=itemsize, rates=rates)),
                 "energy_kept": float(last.loc[last["contender"] == each[-1]["contender"], "energy_kept"].iloc[0]),
                 **rates,
+                **_clocks(last, each[-1]["contender"], each[-1]["dense"]),
             }
         )
     return found
+
+
+def _clocks(run: pd.DataFrame, contender: str, dense: str) -> dict[str, Any]:
+    ours, both = run[run["contender"].eq(contender)].iloc[0], run[run["contender"].isin([contender, dense])]
+    found = {name: ours[name] for name in clocks.NUMBERS} | {name: both[name].max() for name in clocks.SHARES}
+    return {**found, clocks.THROTTLED: clocks.together(both[clocks.THROTTLED])}
 
 
 def _ratio(run: pd.DataFrame, masks: set[str]) -> dict[str, Any] | None:
