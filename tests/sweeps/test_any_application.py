@@ -125,12 +125,13 @@ def test_any_return_value_reaches_the_sweeper_and_how_a_job_ends_has_a_word(tmp_
     write(
         tmp_path,
         "if cfg.lr == 1: return {1, 2}\nif cfg.lr == 2: raise MemoryError('too large')\nos._exit(3)",
-        "import os",
+        "import atexit, os, sys\natexit.register(lambda: print('PyTorch imported:', 'torch' in sys.modules))",
     )
     options = ("hydra.sweep.dir=out", "hydra.launcher.max_parallel=3")
     done = run(tmp_path, *LOCAL, "lr=1,2,3", *options)
     found = statuses(tmp_path)
     assert [found[name]["status"] for name in "012"] == ["ok", "oom", "failed"], (found, done.stderr)
+    assert done.stdout == "PyTorch imported: False\n"  # by the launcher: the application has no use for it
     assert found["1"]["reason"] == "MemoryError: too large"
     assert "without a report" in found["2"]["reason"]
     from sweeps.applications.task_folder import TaskFolder

@@ -86,8 +86,10 @@ class Machine:
                 self.release([gpu])
 
     def release(self, gpus: Iterable[int]) -> None:
-        """Give back what `free` has claimed."""
-        self.claims.release(self.gpus[gpu] for gpu in gpus)
+        """Give back what `free` has claimed. Without GPUs nothing of PyTorch is imported."""
+        names = [self.gpus[gpu] for gpu in gpus]
+        if names:
+            self.claims.release(names)
 
 
 class GpuClaims:
