@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import logging
 import os
 import shutil
@@ -13,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import omegaconf._utils
+import omegaconf.base
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -28,6 +32,11 @@ from tests.import_graph import PACKAGES, ROOT
 settings.register_profile("fresh", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("same_everywhere", settings.get_profile("fresh"), derandomize=True)
 settings.load_profile("same_everywhere")
+
+
+# OmegaConf parses the same interpolations of conf/ anew for each command line: a quarter of the time until a wrong one
+# is rejected. What it makes of a text depends on nothing else.
+omegaconf.base.parse = omegaconf._utils.parse = functools.cache(omegaconf.base.parse)
 
 
 # What `make quick` leaves out beside the tests that are marked themselves: these files start sweeps, ranks, SLURM or a
@@ -54,11 +63,13 @@ SLOW = {
 
 # These come first, the longest of them first, so that both workers end together.
 LONGEST = (
-    *("test_slurm", "test_launch", "test_cli", "test_any_application", "test_hydra_launcher_suite"),
-    *("test_chunked_loss", "test_architectures", "test_backend", "test_largest_batch_phase", "test_optimizers"),
-    *("test_ranks", "test_processes", "test_loops", "test_hooks_and_shapes", "test_checkpoint_phase", "test_report"),
-    *("test_browser", "test_planners", "test_odd_records", "test_choice", "test_models_over_ranks"),
-    *("test_compiled_proof", "test_trainers", "test_examples", "test_windows", "test_chunks", "test_full_size_plans"),
+    *("test_slurm", "test_launch", "test_steps_over_ranks", "test_backend", "test_architectures", "test_cli"),
+    *("test_by_kernel", "test_optimizers", "test_choice", "test_compiled_proof", "test_report", "test_chunked_loss"),
+    *("test_loops", "test_models_over_ranks", "test_hooks_and_shapes", "test_planners", "test_chunks", "test_ranks"),
+    *("test_four_and_eight_ranks", "test_examples", "test_full_size_plans", "test_largest_batch", "test_trainers"),
+    *("test_largest_batch_phase", "test_odd_records", "test_torch_compile", "test_hydra_launcher_suite", "test_pairs"),
+    *("test_browser", "test_triton_kernels", "test_checkpoint_phase", "test_benchmark", "test_recompute_compiled"),
+    *("test_trace_phase", "test_any_application", "test_windows", "test_processes"),
 )
 
 
@@ -91,9 +102,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: (place.get(item.path.stem, len(place)), item.path not in slow))
 
 
-def pytest_runtest_setup() -> None:
+_file: list[Path] = []  # of the test that ran last
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests' tensors are small: threads that wait for each other take three times as long on two busy cores. Each time,
-    since a job in this process sets its own number. What a test draws is the same whatever ran before it."""
+    since a job in this process sets its own number. What a test draws is the same whatever ran before it.
+
+    Before each file, what is there by now (a million objects of modules and of tests) leaves the garbage collector: it,
+    and the search for optimizers that each compilation makes, look at what tests make."""
+    if _file != [item.path]:
+        _file[:] = [item.path]
+        gc.collect()
+        gc.freeze()
     torch.set_num_threads(1)
     torch.manual_seed(0)
 
