@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 from torch.optim import SGD
 
@@ -17,7 +16,15 @@ from checkpointing import plan_of, plans_of
 from checkpointing.compiled import compiled_step
 from checkpointing.compiled.costs.costs import Costs
 from checkpointing.errors import BudgetError, CheckpointingError, DecisionsFileError, IllegalPlanError
-from tests.checkpointing.loops.loop import assert_trains_as_unplanned, backend, batches, loss_of, model_of, train
+from tests.checkpointing.loops.loop import (
+    assert_trains_as_unplanned,
+    backend,
+    batches,
+    in_processes,
+    loss_of,
+    model_of,
+    train,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -67,8 +74,8 @@ def load_in_another_process(_: int, path: Path) -> None:
     plan_of(model).to_json(path.with_name("other-process.json"))
 
 
-def test_another_process_compiles_by_the_file(planned: tuple[nn.Module, Path]) -> None:
-    mp.spawn(load_in_another_process, (planned[1],))
+def test_another_process_compiles_by_the_file(planned: tuple[nn.Module, Path], forking_server: None) -> None:
+    in_processes(load_in_another_process, (planned[1],))
     assert planned[1].with_name("other-process.json").read_text() == planned[1].read_text()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import AdamW, Optimizer
@@ -16,6 +17,12 @@ from tests.profiler.eager_steps import assert_equal
 
 Loop = Callable[[nn.Module, Any], list[Tensor]]  # trains the model by a backend; the losses
 WIDTH, CLASSES = 16, 5
+
+
+def in_processes(work: Callable[..., None], arguments: tuple[Any, ...], count: int = 1) -> None:
+    """Run `work(number, *arguments)` in so many new processes. The server that forks them (conftest's fixture
+    `forking_server`) has imported PyTorch and its compiler, which takes a process of its own five seconds."""
+    mp.start_processes(work, arguments, count, start_method="forkserver")
 
 
 class Encoder(nn.Module):

@@ -9,16 +9,15 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from checkpointing import plan_of
-from tests.checkpointing.loops.loop import backend, batches, loss_of, model_of
+from tests.checkpointing.loops.loop import backend, batches, in_processes, loss_of, model_of
 from tests.profiler.eager_steps import assert_equal
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forking_server")]
 
 STEPS = 4
 
@@ -48,9 +47,9 @@ def train_part(_: int, folder: Path, first: int, last: int) -> None:
 
 def test_a_loop_that_is_resumed_in_a_fresh_process_has_the_same_plan_and_ends_the_same(tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
-    mp.spawn(train_part, (tmp_path / "whole", 0, STEPS), nprocs=1)
+    in_processes(train_part, (tmp_path / "whole", 0, STEPS))
     for first, last in ((0, 2), (2, STEPS)):
-        mp.spawn(train_part, (tmp_path, first, last), nprocs=1)
+        in_processes(train_part, (tmp_path, first, last))
     whole, resumed = (torch.load(folder / f"{STEPS}.pt")["parts"] for folder in (tmp_path / "whole", tmp_path))
     assert_equal(resumed[0], whole[0], "")
     assert resumed[2] == whole[2]
@@ -64,7 +63,7 @@ ORDERS = ("compiled inside", "compiled around")
 
 
 def train_rank(rank: int, folder: Path) -> None:
-    """Every order, planned and not, one after another: a process that starts imports PyTorch again."""
+    """Every order, planned and not, one after another."""
     meeting = folder / "meeting"
     dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=2)
     torch.set_num_threads(1)
@@ -100,10 +99,12 @@ def train_in(order: str, planned: bool, rank: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def data_parallel(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, bool], dict[str, Any]]]:
+def data_parallel(
+    tmp_path_factory: pytest.TempPathFactory, forking_server: None
+) -> list[dict[tuple[str, bool], dict[str, Any]]]:
     """What each of two ranks found, by order and whether it was planned."""
     folder = tmp_path_factory.mktemp("data_parallel")
-    mp.spawn(train_rank, (folder,), nprocs=2)
+    in_processes(train_rank, (folder,), 2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

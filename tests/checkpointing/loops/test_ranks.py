@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -26,18 +25,20 @@ from checkpointing.compiled.costs.costs import Costs
 from checkpointing.compiled.decisions import ranks
 from checkpointing.errors import BudgetError, CheckpointingError, GraphBreakError
 from tests.checkpointing.compiled.training import Blocks, square
-from tests.checkpointing.loops.loop import Deep, backend, batches, loss_of, model_of
+from tests.checkpointing.loops.loop import Deep, backend, batches, in_processes, loss_of, model_of
 from tests.profiler.eager_steps import LiveBytes, assert_equal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first test waits for the works of all
 
 
 @pytest.fixture(scope="module")
-def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[int], Any]], list[Any]]:
+def on_two_ranks(
+    tmp_path_factory: pytest.TempPathFactory, forking_server: None
+) -> Callable[[Callable[[int], Any]], list[Any]]:
     """`on_two_ranks(work)`: what `work(rank)` returned on each of two ranks. Two processes do all the works, one after
-    another: a process that starts imports PyTorch again. `disagreements` is first, since no rank has measured then."""
+    another. `disagreements` is first, since no rank has measured then."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(_on_rank, (folder, (disagreements, both_orders, blocks_sharded, gathering, absence)), nprocs=2)
+    in_processes(_on_rank, (folder, (disagreements, both_orders, blocks_sharded, gathering, absence)), 2)
     return lambda work: [torch.load(folder / f"{work.__name__}-{rank}.pt", weights_only=False) for rank in range(2)]
 
 
