@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -123,7 +123,7 @@ def built(name: str, layers: int) -> tuple[nn.Module, dict[str, Tensor]]:
     return whole_step.tiny(name, layers), whole_step.inputs_of(name, ROWS, LENGTH // (1 + (name in RECURRENT)))
 
 
-def prove(name: str, remedy: str = "", layers: int = LAYERS) -> Row:
+def prove(name: str, remedy: str = "", layers: int = LAYERS, budgets: Sequence[float] = BUDGETS) -> Row:
     """Prove one architecture, after `remedy`: a flag of Dynamo, or `FREEZE`, a method of speech models."""
     started = time.perf_counter()
     model, batch = built(name, layers)
@@ -132,14 +132,14 @@ def prove(name: str, remedy: str = "", layers: int = LAYERS) -> Row:
     flags = {remedy: True} if hasattr(torch._dynamo.config, remedy) else {}
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with torch._dynamo.config.patch(flags):
-        row = _proved(name, model, batch)
+        row = _proved(name, model, batch, budgets)
     assert_equal(model.state_dict(), before, "")
     assert all(parameter.grad is None for parameter in model.parameters())
     return Row(row.name, row.budget, row.recomputed, row.reason, time.perf_counter() - started)
 
 
-def _proved(name: str, model: nn.Module, batch: dict[str, Tensor]) -> Row:
-    for budget in BUDGETS:
+def _proved(name: str, model: nn.Module, batch: dict[str, Tensor], budgets: Sequence[float]) -> Row:
+    for budget in budgets:
         torch._dynamo.reset()
         try:
             proof = prove_compiled(loss_fn, model, (batch,), budget, execution="eager", solver="greedy")
@@ -152,7 +152,7 @@ def _proved(name: str, model: nn.Module, batch: dict[str, Tensor]) -> Row:
         else:
             assert proof.identical
             return Row(name, budget, len(proof.plan.plan.recomputed))
-    return Row(name, BUDGETS[-1], reason=reason)
+    return Row(name, budgets[-1], reason=reason)
 
 
 def has_timm() -> bool:

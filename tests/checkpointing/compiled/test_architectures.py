@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.checkpointing.compiled.architectures import (
+    BUDGETS,
     REJECTED,
     RELATIVES,
     REMEDIED,
@@ -16,6 +17,8 @@ from tests.checkpointing.compiled.architectures import (
 
 QUICK = ("gpt2", "mixtral", "resnet")
 CASES = [(name, "") for name in (*TRANSFORMERS, *(TIMM if has_timm() else ()))] + list(REMEDIED.items())
+# One layer of these needs more than the first budget: what is below its minimum compiles as long as what is proved.
+NEEDS_MORE = {**dict.fromkeys(("fnet", "xlnet", "mamba2", "vit", "wav2vec2"), 0.92), "gpt_oss": 0.97}
 PROVED = [case for case in CASES if case[0] not in RELATIVES]
 
 
@@ -26,7 +29,7 @@ PROVED = [case for case in CASES if case[0] not in RELATIVES]
 def test_an_architecture_under_a_budget_is_bitwise_the_unplanned_step(name: str, remedy: str) -> None:
     """Each with one of its layers, and without relatives: `python -m tests.checkpointing.compiled.architectures` proves
     all of them, with two layers, for the table."""
-    row = prove(name, remedy, layers=1)
+    row = prove(name, remedy, layers=1, budgets=(NEEDS_MORE.get(name, BUDGETS[0]), BUDGETS[-1]))
     assert row.reason == ""
     assert row.recomputed > 0
 
