@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch.nn.functional import cross_entropy
 
 from blockshock.config import load_job
@@ -115,6 +116,7 @@ def step_as_dense(info: RankInfo, config: dict[str, Any], say: Any) -> Outcome:
     """A step of the job's method with layers over ranks, and an eager one of the dense model from the same parameters:
     the largest difference of the parameters afterwards, by their names in the dense model, over the largest change."""
     join(info)
+    torch._inductor.config.cpp.simdlen = 1  # as in tests/checkpointing/conftest.py
     job = load_job(config)
     work = job.workload
     task = work.task(job, CPU)
