@@ -1,6 +1,8 @@
 """A model whose attention projections are a method's pairs is the dense model; heads that ranks can't share are
 rejected."""
 
+from itertools import cycle
+
 import pytest
 
 from blockshock.jobs.correctness import failure
@@ -15,8 +17,7 @@ def limit(model: str) -> float:
     return 1e-7 if model == "tiny_llama" else 1e-12
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "method"), zip(cycle(MODELS), METHODS))  # with MLPs, too: every pair, below
 def test_logits_and_every_gradient_are_the_dense_models_in_float64(pools, model, method):
     given = config(f"workload={model}", f"method={method}", "workload.layers=attention")
     found = pools(2).run(model_tasks.compare_with_dense, given).value

@@ -44,7 +44,7 @@ def test_the_limit_is_the_margin_times_the_roundings_times_what_dense_measures()
 @pytest.mark.parametrize("method", ["dense_single", "masked_split_dense", "block_shock"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_layers_of_few_elements_pass_as_surely_as_large_ones(method, dtype):
-    for seed in range(12):
+    for seed in range(4):
         problem, layer = build(method, dtype=dtype, N=64, K=64, B=1, seed=seed)
         verdicts = check(problem, layer)
         assert failure(verdicts) is None

@@ -155,8 +155,7 @@ def test_a_full_size_model_is_checked_without_memory_for_its_weights():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["dense_tp_row", "block_shock"])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("method", "seed"), [("dense_tp_row", 0), ("block_shock", 1)])
 def test_the_training_loss_is_as_near_to_a_dense_run_as_dense_runs_with_sums_in_other_orders(pools, method, seed):
     given = config("workload=tiny_gpt2", f"method={method}", f"experiment.seed={seed}", "model.dtype=fp32")
     found = pools(2).run(model_tasks.losses_reordered, given, 60, 8).value

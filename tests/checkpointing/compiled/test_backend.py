@@ -43,9 +43,7 @@ def unplanned(name: str) -> Trained:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "solver"), [*((name, "optimal") for name in TINY), ("tiny_gpt2", "greedy"), ("tiny_resnet152", "greedy")]
-)
+@pytest.mark.parametrize(("name", "solver"), [*((name, "optimal") for name in TINY), ("tiny_gpt2", "greedy")])
 def test_three_steps_are_bitwise_those_of_the_unplanned_step(name: str, solver: str) -> None:
     expected = unplanned(name)
     found = train_tiny(name, planned(0.97 if name == "tiny_resnet152" else 0.92, solver=solver))
@@ -55,7 +53,7 @@ def test_three_steps_are_bitwise_those_of_the_unplanned_step(name: str, solver: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 def test_any_small_model_trains_bitwise_as_unplanned(seed: int) -> None:
     batch = random_batch(seed)
     expected = train(RandomModel(seed), _apply, batch, "aot_eager", steps=2)
