@@ -29,6 +29,13 @@ def mixed(tmp_path):
     return tmp_path / "sweep"
 
 
+@pytest.fixture
+def layers(tmp_path):
+    """Its layers alone, for what is no matter of figures."""
+    write_layers(writer(tmp_path / "sweep"))
+    return tmp_path / "sweep"
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """The report of it, which no test changes."""
@@ -55,15 +62,19 @@ def unmeasured(tmp_path_factory):
     return measured(top)
 
 
-def write_mixed(write_run):
-    record, checkpointed = make_record, make_checkpointed
+def write_layers(write_run):
     sparse = {"layer": {"kernel": {"name": "cusparselt"}}}
     for n in (64, 128):
         times = [("dense_single", 1, 1.0, {}), ("dense_tp_row", 2, 0.8, {}), ("block_shock", 2, 0.9, sparse)]
         for method, ranks, time, layer in [*times, ("block_shock", 1, 0.5, sparse)]:
             given = {"N": n, "K": n, "world_size": ranks, "floor": n / 4, "error": 1e-3, "limit": 2e-3, **layer}
             given |= {"allreduce": 0.1 * n} if ranks > 1 else {}
-            write_run(f"{method}{n}x{ranks}", [record("phase1_forward", method, forward=time * n, **given)])
+            write_run(f"{method}{n}x{ranks}", [make_record("phase1_forward", method, forward=time * n, **given)])
+
+
+def write_mixed(write_run):
+    record, checkpointed = make_record, make_checkpointed
+    write_layers(write_run)
     regions = {"forward": 1.0, "backward": 2.0, "opt_step": 0.5, "compress": 0.25, "total_step": 4.0}
     write_run("train", [record("phase3_train_step", "block_shock", **regions)])
     for ranks in (1, 2):
@@ -306,11 +317,11 @@ def run_cli(monkeypatch, *arguments: object) -> int:
     return 0
 
 
-def test_the_command_prints_a_table_and_where_the_report_is(mixed, monkeypatch, capsys):
-    assert run_cli(monkeypatch, mixed) == 0
+def test_the_command_prints_a_table_and_where_the_report_is(layers, monkeypatch, capsys):
+    assert run_cli(monkeypatch, layers) == 0
     out = capsys.readouterr().out
-    assert f"report: {mixed / 'report' / 'report.html'}" in out
-    assert (mixed / "report" / "report.html").exists()
+    assert f"report: {layers / 'report' / 'report.html'}" in out
+    assert (layers / "report" / "report.html").exists()
     assert re.search(r"block_shock +cusparselt +128 +8 +1 +64\.0 +2\.00×", out)
 
 
@@ -340,16 +351,16 @@ def test_bad_input_is_one_line_and_exit_2(case, mixed, write_run, tmp_path, monk
     assert case != "out is a file" or "--out" in lines[0]
 
 
-def test_a_run_that_can_not_be_read_is_named_and_the_others_are_reported(mixed, write_run, monkeypatch, capsys):
+def test_a_run_that_can_not_be_read_is_named_and_the_others_are_reported(layers, write_run, monkeypatch, capsys):
     (write_run("cut") / "status.json").write_text('{"sta')
     (write_run("gone") / "metrics.jsonl").unlink()
     (write_run("wrong") / "env.json").write_text("[]")
-    assert run_cli(monkeypatch, mixed) == 0
+    assert run_cli(monkeypatch, layers) == 0
     said = capsys.readouterr().err.splitlines()
-    assert [line.partition(f"{mixed}/")[2].partition(":")[0] for line in said] == [
+    assert [line.partition(f"{layers}/")[2].partition(":")[0] for line in said] == [
         *("cut/status.json", "gone/metrics.jsonl", "wrong/env.json")
     ]
-    text = (mixed / "report" / "report.html").read_text()
+    text = (layers / "report" / "report.html").read_text()
     assert ">3 unreadable<" in text
     assert "its records are gone" in text
 
