@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -62,6 +61,8 @@ AUTO = CollectiveOptions()
 
 
 class DenseTpRowLinear(ParallelLinear):
+    KERNEL: ClassVar[str] = "dense"
+
     def __init__(self, problem: Problem, weight: torch.Tensor, options: CollectiveOptions = AUTO) -> None:
         super().__init__()
         self.batch, self.outputs, self.features = problem.B, problem.N, problem.K
@@ -69,26 +70,34 @@ class DenseTpRowLinear(ParallelLinear):
         self.ranks, width = distributed.world_size(), problem.K // distributed.world_size()
         self.columns = slice(distributed.rank() * width, (distributed.rank() + 1) * width)
         self.weight = nn.Parameter(weight[:, self.columns].contiguous())  # (N, K/P)
+        self.prepare()
         self.collective = choose(
             options,
-            partial(matmul, weight=self.weight),
+            self.matmul,
             dist.group.WORLD,
             batch=problem.B,
             features=width,
             width=problem.N,
             dtype=problem.dtype,
             device=problem.device,
-            kernel={"name": "dense"},
+            kernel={"name": self.KERNEL},
         )
+
+    def prepare(self) -> None:
+        """What `matmul` needs beside the weight."""
+
+    def matmul(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """This rank's X (B, K/P) -> its partial sums (B, N), into `out` where given."""
+        return matmul(x, out, weight=self.weight)
 
     def shard_input(self, x: torch.Tensor) -> torch.Tensor:
         return x[:, self.columns].contiguous()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return dense_linear(x, self.weight, self.collective.total)
+        return dense_linear(x, self.weight, self.collective.total, multiply=self.matmul)
 
     def parts(self, x: torch.Tensor) -> Parts | None:
-        return sum_parts(self.collective.total, x, partial(matmul, weight=self.weight))
+        return sum_parts(self.collective.total, x, self.matmul)
 
     def assemble_input_grad(self, dx: torch.Tensor) -> torch.Tensor:
         full = dx.new_zeros(len(dx), self.features)

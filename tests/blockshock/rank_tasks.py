@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from blockshock.cli.main import CONF
+from blockshock.jobs import correctness
 from blockshock.measure import nvml
 from blockshock.measure.clocks import ClockLog
 from blockshock.measure.timing import Timer, region
@@ -140,3 +141,27 @@ def clocks_of_two(info: RankInfo, say: Any) -> Outcome:
     for _ in range(2):
         log.sample()
     return Outcome(value=log.summary())
+
+
+def check_method(info: RankInfo, spec: dict[str, Any], say: Any) -> Outcome:
+    """The verdicts on a method's layer."""
+    problem = problem_of(spec, join(info, spec.get("device", "cpu")))
+    layer = method_yaml(spec["method"], **spec.get("options", {})).build(problem, problem.weight())
+    return Outcome(value=correctness.check(problem, layer))
+
+
+@torch.no_grad()
+def fp8_after_an_update(info: RankInfo, spec: dict[str, Any], say: Any) -> Outcome:
+    """Whether what multiplies is the parameter rounded, before and after it is told of an update."""
+    problem = problem_of(spec, join(info))
+    layer = method_yaml("dense_tp_row_fp8").build(problem, problem.weight())
+    storage = layer.weight8.data_ptr()
+    layer.weight.mul_(-3)
+
+    def is_rounded() -> bool:
+        held = layer.weight8.float() * layer.scale
+        return bool((held - layer.weight.float()).norm() < 0.05 * layer.weight.float().norm())
+
+    before = is_rounded()
+    layer.after_optimizer_step(1)
+    return Outcome(value={"before": before, "after": is_rounded(), "same_storage": layer.weight8.data_ptr() == storage})

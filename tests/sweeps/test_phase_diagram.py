@@ -72,6 +72,16 @@ def test_a_cell_is_judged_against_its_fastest_dense_method_in_every_round(write_
     assert windows["decided"] == "undecided"
 
 
+def test_dense_row_parallel_in_fp8_is_no_rival_and_stands_next_to_them(write_run, record, tmp_path):
+    times = {"dense_tp_row": [100.0, 100.0], "dense_tp_row_fp8": [60.0, 60.0], "block_shock/4of6": [90.0, 90.0]}
+    write_run("a", list(lines(record, 12288, 1024, times)))
+    [row] = phase_diagram(load_runs([tmp_path])).to_dict("records")
+    assert (row["dense"], row["ratio"], row["decided"]) == ("dense_tp_row", 0.9, "faster")
+    assert (row["fp8_us"], row["ratio_fp8"]) == (60.0, 1.5)
+    write_run("b", list(lines(record, 3072, 16, {k: v for k, v in times.items() if "fp8" not in k})))
+    assert np.isnan(phase_diagram(load_runs([tmp_path / "sweep" / "b"])).iloc[0]["ratio_fp8"])
+
+
 def test_of_several_processes_all_must_agree(write_run, record, tmp_path):
     for number, ours in enumerate((90.0, 80.0, 95.0)):
         times = {"dense_tp_row": [100.0, 100.0], "block_shock/4of6": [ours, 150.0 - ours]}

@@ -33,6 +33,8 @@ def cells_table(table: pd.DataFrame) -> pd.DataFrame:
         "dense, µs": table["dense_us"].map(number),
         "of dense parts": table["dense_of_predicted"].map(_ratio),
         "both within 5%": table["within"].map({True: "yes", False: "no"}).fillna(""),
+        "fp8 dense, µs": table["fp8_us"].map(number),
+        "× fp8": table["ratio_fp8"].map(_ratio),
         "energy kept": percent(table["energy_kept"]),
     }
     return without_empty_columns(pd.DataFrame(columns).join(clocks.as_text(table)))
@@ -103,7 +105,8 @@ PHASE_DIAGRAM = Listing(
     "phase_diagram",
     "Phase diagram: cells",
     "Ratio: the time of a family's fastest forward over the fastest dense one's in the same job; from – to: over "
-    "processes or, without repeats, over rounds. Of its parts: measured over predicted time, as in the table of parts.",
+    "processes or, without repeats, over rounds. Of its parts: measured over predicted time, as in the table of parts. "
+    "× fp8: its time over that of row-parallel with an fp8 matmul, whose error is larger (table of benchmarks).",
     select_cells,
     cells_table,
     clocks.remark,

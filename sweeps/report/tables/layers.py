@@ -16,7 +16,8 @@ from sweeps.report.tables import clocks
 from sweeps.report.tables.comparisons import SYSTEM, compare, repeats, with_repeats
 
 DENSE = ("dense_single", "dense_tp_row", "dense_tp_column", "dtensor_row", "dtensor_column")
-METHODS = (*DENSE, "masked_split_dense", "torch_semi_structured", "block_shock")
+FP8_ROW = "dense_tp_row_fp8"
+METHODS = (*DENSE, FP8_ROW, "masked_split_dense", "torch_semi_structured", "block_shock")
 PARTS = ("forward", "backward", "opt_step", "compress")
 COLLECTIVES = ("allreduce", "allgather", "reducescatter")  # nested in forward and backward
 QUANTITIES = ("Y", "dX", "dW")
@@ -128,7 +129,7 @@ def layer_records(runs: pd.DataFrame) -> pd.DataFrame:
     found["options"] = _options(found)
     found["workload"] = pd.Series(_workload(found), found.index, object)
     kept = _kept(found)
-    found.loc[found["method"].isin(DENSE), "mask"] = ""  # they use none
+    found.loc[found["method"].isin([*DENSE, FP8_ROW]), "mask"] = ""  # they use none
     found["mask"] = pd.Series(
         [f"{a}{b}".strip() for a, b in zip(found["mask"], kept, strict=True)], found.index, object
     )

@@ -18,7 +18,7 @@ import pandas as pd
 from sweeps.report.tables import clocks
 from sweeps.report.tables.benchmarks import CELL, benchmarks
 from sweeps.report.tables.diagram.forward_parts import forward_parts
-from sweeps.report.tables.layers import DENSE
+from sweeps.report.tables.layers import DENSE, FP8_ROW
 
 RATES = ("copy_gbs", "matmul_tflops", "link_gbs")
 ITEMSIZE = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}
@@ -66,14 +66,15 @@ def _bytes(width: float, of_weight: float, ranks: int, N: Any, K: Any, B: Any, i
 def phase_diagram(runs: pd.DataFrame) -> pd.DataFrame:
     """Columns: CELL, `family`, `contender` (the family's fastest), `p50_us`, `dense`, `dense_us` (the fastest dense
     method), `ratio` with `ratio_lo` and `ratio_hi` (the extremes over processes, else over rounds), `decided`,
-    `s_even`, `energy_kept` of pruned weights, RATES; the clocks of the contender, with what held down either's; of both
-    `of_predicted` and `why` (forward_parts), and whether both are `within` 5% of what their parts predict (None where
-    these were not timed). Empty where no forward was measured with the machine's rates."""
+    `s_even`, `energy_kept` of pruned weights, `fp8_us` (dense row-parallel in fp8), `ratio_fp8`, RATES;
+    the clocks of the contender, with what held down either's; of both `predicted_us`, `of_predicted` and `why`
+    (forward_parts), and whether both are `within` 5% of what their parts predict (None where these were not timed).
+    Empty where no forward was measured with the machine's rates."""
     if not set(RATES) <= set(runs):
         return pd.DataFrame()
     table = benchmarks(runs)
     table = table[table["part"].eq("forward") & table["matmul_tflops"].notna()]
-    table = table[table["method"].isin([*DENSE, "block_shock"]) & table["link_gbs"].gt(0)]
+    table = table[table["method"].isin([*DENSE, FP8_ROW, "block_shock"]) & table["link_gbs"].gt(0)]
     found = pd.DataFrame([row for _, cell in table.groupby(CELL, sort=True) for row in _of_cell(cell)])
     return found if found.empty else _with_parts(found, forward_parts(table))
 
@@ -118,11 +119,18 @@ def _of_cell(cell: pd.DataFrame) -> list[dict[str, Any]]:
                 "decided": FASTER if high < 1 else SLOWER if low > 1 else OPEN,
                 "s_even": float(s_even(one, ranks, **size, itemsize=itemsize, rates=rates)),
                 "energy_kept": float(last.loc[last["contender"] == each[-1]["contender"], "energy_kept"].iloc[0]),
+                **_next_to_fp8(last, each[-1]["p50_us"]),
                 **rates,
                 **_clocks(last, each[-1]["contender"], each[-1]["dense"]),
             }
         )
     return found
+
+
+def _next_to_fp8(run: pd.DataFrame, p50_us: float) -> dict[str, float]:
+    """Of the run: dense row-parallel in fp8, and the family's time over its; NaN where the device has no fp8."""
+    fp8_us = float(run.loc[run["method"].eq(FP8_ROW), "p50_us"].min())
+    return {"fp8_us": fp8_us, "ratio_fp8": p50_us / fp8_us}
 
 
 def _clocks(run: pd.DataFrame, contender: str, dense: str) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Methods whose matmuls are in fp8: fewer bits per weight, more error."""
