@@ -21,6 +21,7 @@ from blockshock.jobs import correctness
 from blockshock.masks import prunes
 from blockshock.measure import calibration, roofline, timing
 from blockshock.measure.clocks import ClockLog
+from blockshock.measure.cpu_log import CpuLog
 from blockshock.measure.roofline import Cost
 from blockshock.measure.summarize import summarize_blocks
 from blockshock.methods import ParallelModule
@@ -89,6 +90,7 @@ class Execution:
         timer = timing.Timer(phase.timing, self.device, phase.flush_l2)
         clocks = ClockLog(self.device)
         timer.while_running = clocks.sample
+        cpu = CpuLog(self.device)
         log.info(
             "timing %d blocks of %d iterations (%s) after %d to warm up",
             phase.blocks,
@@ -112,6 +114,7 @@ class Execution:
             "memory_peak_bytes": peak,
             "memory_peak_kind": "allocated on the GPU" if self.device.type == "cuda" else "resident set of the rank",
             "clocks": clocks.summary(),
+            "cpu": cpu.summary(),
         }
         return timings, fields
 

@@ -21,6 +21,7 @@ from blockshock.jobs.eager_match import compare_with_eager
 from blockshock.jobs.execution import Execution
 from blockshock.measure import timing
 from blockshock.measure.clocks import ClockLog
+from blockshock.measure.cpu_log import CpuLog
 from blockshock.measure.summarize import summarize
 from blockshock.measure.turns import aside, jobs_that_share, turn
 from blockshock.phases import OptimizerOptions
@@ -74,7 +75,7 @@ class CheckpointStep(OptimizerOptions):
             float(step(*problem.batch))  # compiles, where the step is compiled; reading the loss waits for the device
         first_s = time.perf_counter() - started
         clocks = ClockLog(execution.device)
-        samples, memory = self._measure(execution, lambda: step(*problem.batch), clocks)
+        samples, memory, cpu = self._measure(execution, lambda: step(*problem.batch), clocks)
         if plan is not None:
             memory |= {
                 "baseline_peak_bytes": plan.unchanged_peak_bytes,
@@ -104,6 +105,7 @@ class CheckpointStep(OptimizerOptions):
             memory_peak_bytes=memory["peak_bytes"],
             memory=memory,
             clocks=clocks.summary(),
+            cpu=cpu,
             device_ms=_device_ms(step, problem.batch, execution.device),
             step={"variant": getattr(step, "variant", ""), "first_s": _undisturbed(first_s)},
             plan=_compiled_plan_fields(planned, job.method.solver) if planned else _plan_fields(plan) if plan else None,
@@ -119,8 +121,9 @@ class CheckpointStep(OptimizerOptions):
 
     def _measure(
         self, execution: Execution, step: Callable[[], object], clocks: ClockLog
-    ) -> tuple[list[float], dict[str, Any]]:
-        """Milliseconds of each step, and on a GPU the allocator's bytes between steps and at the peak: the largest."""
+    ) -> tuple[list[float], dict[str, Any], dict[str, float | None]]:
+        """Milliseconds of each step, on a GPU the allocator's bytes between steps and at the peak (the largest), and
+        what else kept the host busy."""
         timer = timing.Timer(self.timing, execution.device)
         timer.while_running = clocks.sample
         distributed.barrier()
@@ -133,14 +136,16 @@ class CheckpointStep(OptimizerOptions):
             torch.cuda.synchronize(execution.device)
             static = torch.cuda.memory_allocated(execution.device)
             torch.cuda.reset_peak_memory_stats(execution.device)
+        cpu_log = CpuLog(execution.device)
         samples = timer.measure("total_step", step, self.warmup_iters, self.timed_iters)["total_step"]
+        cpu = cpu_log.summary()
         samples = distributed.max_over_ranks(samples)
         if cuda:
             peak = torch.cuda.max_memory_allocated(execution.device) + graph_pool_bytes(execution.device)
             reserved = torch.cuda.max_memory_reserved(execution.device)
             peaks = distributed.max_over_ranks([float(n) for n in (peak, static, peak - static, reserved)])
             memory = dict(zip(memory, map(int, peaks), strict=True))
-        return samples, memory
+        return samples, memory, cpu
 
 
 def graph_pool_bytes(device: torch.device) -> int:
