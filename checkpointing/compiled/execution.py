@@ -25,7 +25,7 @@ from torch._higher_order_ops.auto_functionalize import auto_functionalized
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
 
 from checkpointing.compiled.loss.ordered_matmuls import WRITTEN
-from checkpointing.compiled.partition import copied
+from checkpointing.compiled.partition import copied, module_of_graph
 
 EXECUTIONS = ("inductor", "eager")
 
@@ -62,7 +62,7 @@ def compile_halves(
 
     `frees_at_once`, asked after the partition, says whether no buffer may wait for one that could replace it.
     """
-    own = fx.GraphModule(module, copied(module.graph))
+    own = module_of_graph(module, copied(module.graph))
     if execution == "inductor":
         return _inductor(own, inputs, partition, frees_at_once)
     return _eager(own, inputs, partition)

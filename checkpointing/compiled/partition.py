@@ -51,7 +51,7 @@ def default_split(
     import torch._functorch.config as functorch_config
     from torch._functorch.partitioners import default_partition, min_cut_rematerialization_partition
 
-    module = fx.GraphModule(joint, copied(joint.graph))
+    module = module_of_graph(joint, copied(joint.graph))
     partition = min_cut_rematerialization_partition if fused else default_partition
     early = _return_early(module.graph, num_fwd_outputs)
     with functorch_config.patch(activation_memory_budget=1.0):
@@ -101,6 +101,13 @@ def copied(graph: fx.Graph) -> fx.Graph:
     for node in graph.nodes:
         of[node] = new.node_copy(node, lambda source: of[source])
     return new
+
+
+def module_of_graph(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
+    """`graph` with what `root` holds. Its Python code is generated if it is run: for most of our graphs, never."""
+    from torch.fx._lazy_graph_module import _LazyGraphModule
+
+    return _LazyGraphModule(root, graph)
 
 
 def split(

@@ -22,7 +22,7 @@ from torch._higher_order_ops.auto_functionalize import auto_functionalized
 from checkpointing.compiled.embedding.operators import add_rows_
 from checkpointing.compiled.loss.new_nodes import NewNodes
 from checkpointing.compiled.loss.row_rules import arguments
-from checkpointing.compiled.partition import copied
+from checkpointing.compiled.partition import copied, module_of_graph
 
 aten, prims = torch.ops.aten, torch.ops.prims
 
@@ -41,7 +41,7 @@ def with_gradients_by_row(joint: fx.GraphModule) -> fx.GraphModule:
             _rewrite(graph, node)
     graph.eliminate_dead_code()
     graph.lint()
-    return fx.GraphModule(joint, graph)
+    return module_of_graph(joint, graph)
 
 
 def _adds_few_rows(node: fx.Node) -> bool:

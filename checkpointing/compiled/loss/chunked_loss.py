@@ -18,7 +18,7 @@ from checkpointing.compiled.loss.row_kernel.forms import UnknownFormError
 from checkpointing.compiled.loss.row_kernel.operators import is_kernel_there
 from checkpointing.compiled.loss.row_kernel.row_form import RowForm, row_form
 from checkpointing.compiled.loss.shifted_rows import is_shifted, without_shift
-from checkpointing.compiled.partition import copied
+from checkpointing.compiled.partition import copied, module_of_graph
 from checkpointing.errors import CheckpointingError
 
 _LAYER = "linear_layer"  # metadata: the number of a layer that could make logits
@@ -48,23 +48,25 @@ def with_chunked_losses(
     sum_apart(graph)
     done: list[str] = []
     reasons: list[str] = []
-    layers = linear_layers(graph, below_tangents(graph))
+    backward = below_tangents(graph)
+    layers = linear_layers(graph, backward)
     for number, node in enumerate(layers):
         node.meta[_LAYER] = number  # by which it is found in a copy
     for number in range(len(layers)):
-        found, graph = _found(graph, number)
+        found, graph = _found(graph, number, backward)
         if isinstance(found, LossRegion):
             form, by = _by_kernel(found, kernel)
             where = module_of(found.logits) or found.logits.name
             done.append(
                 f"{where} in {write_chunks(graph, found, chunks, form)} chunks of its {found.rules.rows} rows{by}"
             )
+            backward = below_tangents(graph)
         else:
             reasons.append(found)
     if not done:
         return joint, f"the loss is not in chunks: {reasons[0] if reasons else 'the step has no linear layer'}"
     graph.lint()
-    return fx.GraphModule(joint, graph), f"the loss of {', and of '.join(done)}"
+    return module_of_graph(joint, graph), f"the loss of {', and of '.join(done)}"
 
 
 def _by_kernel(region: LossRegion, kernel: bool | None) -> tuple[RowForm | None, str]:
@@ -78,11 +80,11 @@ def _by_kernel(region: LossRegion, kernel: bool | None) -> tuple[RowForm | None,
         return None, f", by generated code (the kernel does not know {error})"
 
 
-def _found(graph: fx.Graph, layer: int) -> tuple[LossRegion | str, fx.Graph]:
+def _found(graph: fx.Graph, layer: int, backward: frozenset[fx.Node]) -> tuple[LossRegion | str, fx.Graph]:
     """The loss of a linear layer and the graph that it is in: a copy, if inductor's padding of it had to be undone, or
     a part of its rows to be taken before it."""
     logits = _layer(graph, layer)
-    found = find_loss(graph, logits, below_tangents(graph))
+    found = find_loss(graph, logits, backward)
     if not is_padded(logits) and (isinstance(found, LossRegion) or not is_shifted(logits)):
         return found, graph
     other = copied(graph)

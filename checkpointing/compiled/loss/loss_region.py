@@ -12,7 +12,7 @@ rows), that of the weight (a matmul over the rows) and that of the bias (a sum o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -89,9 +89,9 @@ def find_loss(graph: fx.Graph, logits: fx.Node, backward: frozenset[fx.Node]) ->
 
     layouts: dict[fx.Node, int] = {logits: 1}
     ends: list[End] = []
-    for node in graph.nodes:
+    for node in _after(logits):
         sources = [source for source in node.all_input_nodes if source in layouts]
-        if node is logits or not sources:
+        if not sources:
             continue
         layout = rules.layout(node, layouts)
         if layout is not None:
@@ -197,6 +197,11 @@ def _kept(graph: fx.Graph, layouts: Mapping[fx.Node, int], is_wide: object) -> t
         if node in layouts and any(isinstance(s.meta.get("val"), tuple) and s in found for s in node.all_input_nodes):
             found.add(node)
     return tuple(node for node in graph.nodes if node in found)
+
+
+def _after(node: fx.Node) -> Iterator[fx.Node]:
+    while (node := node.next).op != "root":
+        yield node
 
 
 def _below(graph: fx.Graph, roots: set[fx.Node]) -> frozenset[fx.Node]:
