@@ -27,7 +27,7 @@ class Parts:
     collective: Callable[[], torch.Tensor]  # what the forward returns
     region: str
     chunks: int = 1  # each one's sum overlaps the next one's matmul
-    inside: bool = True  # whether the forward itself has the region, with what of the collective nothing hides
+    forward: Callable[[], torch.Tensor] | None = None  # with the region in it; None: the layer's own forward has it
 
 
 def sum_parts(total: Total, x: torch.Tensor, multiply: Multiply) -> Parts | None:
@@ -76,12 +76,15 @@ def functional_parts(
     product = multiply(x).clone()
     name = "allgather" if gathers else "allreduce"
 
-    def join() -> torch.Tensor:
-        own = torch.empty_like(product).copy_(product)
+    def join(own: torch.Tensor) -> torch.Tensor:
         with region(name):
             joined = (
                 functional.all_gather_tensor(own, 1, group) if gathers else functional.all_reduce(own, "sum", group)
             )
             return functional.wait_tensor(joined)
 
-    return Parts(lambda: multiply(x), join, name, inside=False)
+    def collective() -> torch.Tensor:
+        return join(torch.empty_like(product).copy_(product))
+
+    # What the layer dispatches, called by hand: inside of PyTorch's own layer nothing can be in a region.
+    return Parts(lambda: multiply(x), collective, name, forward=lambda: join(multiply(x)))

@@ -28,6 +28,8 @@ def compare_with_forward(info: RankInfo, spec: dict[str, Any], say: Any) -> Outc
     parts.matmul()
     twice = [parts.collective().clone() for _ in range(2)]
     y = layer(x)
+    if parts.forward is not None:
+        twice.append(parts.forward())
     differences = [float((part - y).norm() / y.norm()) for part in twice]
     return Outcome(value={"differences": distributed.max_over_ranks(differences), "chunks": parts.chunks})
 

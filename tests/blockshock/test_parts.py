@@ -51,9 +51,7 @@ def test_the_phase_diagrams_sweep_records_all_parts_and_a_benchmark_without_it_n
     measured = {"dtensor_row", "dtensor_column", "dense_tp_row", "dense_tp_column"}
     measured |= {"block_shock/1100", "block_shock/checkerboard", "block_shock/random", "block_shock/4of6"}
     assert set(found["contender"]) == measured
-    assert (found[["matmul_us", "collective_us", "empty_us", "floor_ms"]] > 0).all(axis=None)
-    inside = set(found.loc[found["inside_us"].notna(), "contender"])
-    assert inside == measured - {"dtensor_row", "dtensor_column"}  # PyTorch's own sums are in no region
+    assert (found[["matmul_us", "collective_us", "inside_us", "empty_us", "floor_ms"]] > 0).all(axis=None)
     plain = cli("phase=benchmark", "hardware=cpu", "hardware.world_size=2", "model.N=96", "model.B=16", *short[:2])
     assert plain.code == 0, plain.err
     [path] = (tmp_path / "outputs" / "runs").rglob("metrics.jsonl")

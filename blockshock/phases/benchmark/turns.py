@@ -130,8 +130,8 @@ def _steps_of_parts(entries: list[Entry]) -> tuple[dict[str, Step], dict[str, st
         if not entry.parts:
             continue
         steps[f"{place}/matmul"] = _named_step(entry.contender, entry.parts.matmul)
-        alone = {"collective": entry.parts.collective}
-        for name, work in (alone | {"inside": entry.step} if entry.parts.inside else alone).items():
+        inside = entry.parts.forward or entry.step
+        for name, work in {"collective": entry.parts.collective, "inside": inside}.items():
             steps[f"{place}/{name}"] = _named_step(entry.contender, work)
             regions[f"{place}/{name}"] = entry.parts.region
     return (steps | {EMPTY: lambda: None} if steps else {}), regions
@@ -140,9 +140,8 @@ def _steps_of_parts(entries: list[Entry]) -> tuple[dict[str, Step], dict[str, st
 def _fields_of_parts(parts: Parts, place: str, turns: dict[str, Turns]) -> dict[str, Any]:
     found: dict[str, Any] = {"chunks": parts.chunks, **_times("empty_", turns[EMPTY])}
     for name in ("matmul", "collective", "inside"):
-        if f"{place}/{name}" in turns:
-            own = turns[f"{place}/{name}"]
-            found |= {**_times(f"{name}_", own), f"{name}_clocks": own.clocks}
+        own = turns[f"{place}/{name}"]
+        found |= {**_times(f"{name}_", own), f"{name}_clocks": own.clocks}
     return found
 
 
