@@ -43,6 +43,7 @@ def test_the_matmul_part_multiplies_the_chunks_of_the_forward_and_the_collective
     assert outcome.value == [rows, rows, []]
 
 
+@pytest.mark.slow
 def test_the_phase_diagrams_sweep_records_all_parts_and_a_benchmark_without_it_none(cli, tmp_path):
     short = ["phase.timed_iters=2", "phase.rounds=2", "hydra.launcher.report=false"]
     done = cli("-m", "+sweep=phase_diagram", "model.N=96", "hardware=cpu", *short)
