@@ -117,9 +117,14 @@ def test_every_text_of_every_figure_has_a_contrast_of_4_5(figures, dark):
     assert on_cells > 20  # what lies under a number of a map was seen
 
 
+@pytest.fixture(scope="module")
+def report(top) -> Path:
+    """The page, which has both themes."""
+    return write_report([top / "runs"], top / "out")
+
+
 @THEMES
-def test_every_text_of_the_page_has_a_contrast_of_4_5(top, dark):
-    report = write_report([top / "runs"], top / "out")
+def test_every_text_of_the_page_has_a_contrast_of_4_5(report, dark):
     with Page(report, 1400, dark) as page:
         texts = page.evaluate(OF_PAGE)
     kinds = " ".join(text["kind"] for text in texts).split()
