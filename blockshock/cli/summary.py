@@ -24,6 +24,9 @@ def print_summary(run_dir: str | os.PathLike[str]) -> None:
     print(f"{record['phase']} · {record['method']} · {size} · {record['world_size']} x {record['device']}")
     for name, t in record["timings_ms"].items():
         print(f"  {name:<11} p50 {t['p50_ms']:10.4f} ms   p95 {t['p95_ms']:10.4f} ms   min {t['min_ms']:10.4f} ms")
+    held = _held_down(record)
+    if held:
+        print(f"  clock       held down by {held} while timing")
     roof = record.get("roofline")
     if roof and roof["fraction"]:
         print(f"  roofline    floor {roof['floor_ms']:8.4f} ms ({roof['bound']}): {roof['fraction']:.0%} reached")
@@ -54,6 +57,10 @@ def print_summary(run_dir: str | os.PathLike[str]) -> None:
     print(f"  {printable(str(folder.path))}")
 
 
+def _held_down(record: dict[str, Any]) -> str:
+    return (record.get("clocks") or {}).get("throttled") or ""
+
+
 def _print_benchmark(records: list[dict[str, Any]]) -> None:
     """A line per contender: its median, and over the baseline's."""
     first = records[0]
@@ -66,4 +73,5 @@ def _print_benchmark(records: list[dict[str, Any]]) -> None:
         if "eager_p50_us" in record:
             line += f"   eager {record['eager_p50_us']:12.3f} µs"
         baseline = baselines.get(record.get("quantity"))
-        print(line + (f"   {record['p50_us'] / baseline:7.3f} x {first['baseline']}" if baseline else ""))
+        line += f"   {record['p50_us'] / baseline:7.3f} x {first['baseline']}" if baseline else ""
+        print(f"{line}   {_held_down(record)}".rstrip())

@@ -12,6 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from blockshock.cli import resolvers
+from blockshock.cli.summary import print_summary
 from blockshock.config import CONF, load_job
 from blockshock.jobs.execution import Execution
 from blockshock.measure import nvml
@@ -156,7 +157,7 @@ def test_each_step_of_a_comparison_is_sampled_once_in_each_of_its_counted_turns(
         (["phase=benchmark", "phase/part=product", "phase.rounds=2"], 7, 2),
     ],
 )
-def test_records_hold_the_clocks_of_their_own_time(gpu, tmp_path: Path, arguments, records, samples):
+def test_records_hold_the_clocks_of_their_own_time(gpu, capsys, tmp_path: Path, arguments, records, samples):
     gpu(FakeNvml((1410, 699_500, 71, POWER)))
     resolvers.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -167,6 +168,8 @@ def test_records_hold_the_clocks_of_their_own_time(gpu, tmp_path: Path, argument
     job.phase.run(Execution(job, torch.device("cpu"), RunFolder(folder), "test"))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == records
+    print_summary(folder)
+    assert capsys.readouterr().out.count("power cap") == records
     for line in lines:
         assert line["clocks"]["samples"] == samples
         assert (line["clocks"]["sm_mhz"], line["clocks"]["power_w"]) == (1410, 699.5)
