@@ -1,9 +1,11 @@
 """A forward's parts multiply and join what the forward does, and records and sweeps hold their times."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
+from blockshock.ranks.pool import RankPool
 from sweeps import load_runs
 from sweeps.report.tables.benchmarks import benchmarks
 from sweeps.report.tables.diagram.forward_parts import forward_parts
@@ -62,14 +64,21 @@ def test_the_phase_diagrams_sweep_records_all_parts_and_a_benchmark_without_it_n
 WAYS = [("nccl", 1), ("one_shot", 1), ("two_shot", 1), ("copy", 1), ("nccl", 4), ("two_shot", 4), ("copy", 4)]
 
 
+@pytest.fixture(scope="module")
+def gpu_pool() -> Iterator[RankPool]:
+    """Its own: ranks that have met over gloo can't meet over NCCL."""
+    with RankPool(2) as pool:
+        yield pool
+
+
 @pytest.mark.gpus
 @pytest.mark.parametrize(("collective", "chunks"), WAYS)
-def test_on_gpus_every_reduction_returns_as_a_part_what_the_forward_does(pools, collective, chunks):
+def test_on_gpus_every_reduction_returns_as_a_part_what_the_forward_does(gpu_pool, collective, chunks):
     options = {"collective": collective, "overlap_chunks": chunks}
     large = {"N": 2048, "K": 2048, "B": 2048, "dtype": "bfloat16", "device": "cuda"}
     for method, mask in (("dense_tp_row", "complement_1100_0011"), ("block_shock", "random_2of4")):
         spec = SIZE | large | {"method": method, "mask": mask, "options": options}
-        outcome = pools(2).run(parts_tasks.compare_with_forward, spec)
+        outcome = gpu_pool.run(parts_tasks.compare_with_forward, spec)
         assert outcome.status == "ok", outcome.reason
         assert max(outcome.value["differences"]) <= 2**-7  # two bf16 roundings of one sum
         assert outcome.value["chunks"] == chunks
@@ -77,8 +86,8 @@ def test_on_gpus_every_reduction_returns_as_a_part_what_the_forward_does(pools, 
 
 @pytest.mark.gpus
 @pytest.mark.parametrize("method", ["dense_tp_column", "dtensor_row", "dtensor_column"])
-def test_on_gpus_so_do_the_other_dense_layers(pools, method):
+def test_on_gpus_so_do_the_other_dense_layers(gpu_pool, method):
     spec = SIZE | {"N": 2048, "K": 2048, "dtype": "bfloat16", "device": "cuda", "method": method}
-    outcome = pools(2).run(parts_tasks.compare_with_forward, spec)
+    outcome = gpu_pool.run(parts_tasks.compare_with_forward, spec)
     assert outcome.status == "ok", outcome.reason
     assert max(outcome.value["differences"]) <= 2**-7
