@@ -1,6 +1,7 @@
 """A model whose MLPs are a method's pairs is the dense model: logits, gradients, steps; what can't be is rejected."""
 
 import json
+import math
 from itertools import combinations
 
 import pytest
@@ -155,14 +156,15 @@ def test_a_full_size_model_is_checked_without_memory_for_its_weights():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "seed"), [("dense_tp_row", 0), ("block_shock", 1)])
-def test_the_training_loss_is_as_near_to_a_dense_run_as_dense_runs_with_sums_in_other_orders(pools, method, seed):
-    given = config("workload=tiny_gpt2", f"method={method}", f"experiment.seed={seed}", "model.dtype=fp32")
-    found = pools(2).run(model_tasks.losses_reordered, given, 60, 8).value
-
-    def distance(ours: list[float], theirs: list[float]) -> float:
-        return sum((a - b) ** 2 for a, b in zip(ours, theirs, strict=True)) ** 0.5
-
-    farthest = max(distance(*two) for two in combinations([found["dense"], *found["reordered"]], 2))
-    assert 0 < farthest < 1e-4 * found["dense"][0]  # the order of sums shows, and as rounding
-    assert distance(found["ours"], found["dense"]) <= farthest
+@pytest.mark.parametrize("method", ["dense_tp_row", "block_shock"])
+def test_the_training_loss_is_as_near_to_a_dense_run_as_dense_runs_with_sums_in_other_orders(pools, method):
+    """Over two seeds together: of one seed, a run like the others is the farthest of all now and then."""
+    ours, farthest = [], []
+    for seed in (0, 1):
+        given = config("workload=tiny_gpt2", f"method={method}", f"experiment.seed={seed}", "model.dtype=fp32")
+        found = pools(2).run(model_tasks.losses_reordered, given, 60, 8).value
+        dense = [found["dense"], *found["reordered"]]
+        farthest.append(max(math.dist(*two) for two in combinations(dense, 2)))
+        assert 0 < farthest[-1] < 1e-4 * found["dense"][0]  # the order of sums shows, and as rounding
+        ours.append(math.dist(found["ours"], found["dense"]))
+    assert math.hypot(*ours) <= math.hypot(*farthest)
