@@ -110,6 +110,7 @@ def test_maps_of_benchmarks_mark_them_and_explain_the_mark(cells):
     figure = spec.draw(spec.select(read_report_data([cells])))
     texts = [text.get_text() for axis in figure.axes for text in axis.texts]
     assert sum("†" in text for text in texts) == 1
+    assert sum("‡" in text for text in texts) == 2  # DTensor's own time, and Block-Shock's over a time that was
     assert any("† timed at the power cap" in axis.get_xlabel() for axis in figure.axes)
 
 

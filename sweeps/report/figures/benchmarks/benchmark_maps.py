@@ -43,6 +43,7 @@ def select(measured: ReportData, part: str) -> pd.DataFrame:
     table = measured.benchmarks
     drawn = table["contender"].astype(str).str.fullmatch(DRAWN[part]) & table["method"].ne(table["baseline"])
     data = table[table["part"].eq(part) & drawn & table["ratio"].notna() & table["K"].eq(table["N"])]
+    data = _held_for_either(data, table[table["method"].eq(table["baseline"])])
     data = data[[*CELL, "contender", "quantity", "p50_us", *RATIOS, *clocks.MARKED]]
     limit, whose = WORST_CELL.get(part, (np.nan, ()))
     judged = data["contender"].isin(list(whose)) & data["device"].ne("cpu")
@@ -57,14 +58,24 @@ def select_over_row(measured: ReportData, part: str) -> pd.DataFrame:
     table = measured.benchmarks
     keys = [*CELL, "quantity", "run"]
     own = table[table["part"].eq(part) & table["K"].eq(table["N"])]
-    base = own[own["contender"].eq("dense_tp_row")].groupby(keys)["p50_us"].median().rename("row_us").reset_index()
+    row = own[own["contender"].eq("dense_tp_row")]
+    base = row.groupby(keys)["p50_us"].median().rename("row_us").reset_index()
     drawn = own["contender"].astype(str).str.fullmatch(r"block_shock/(?!nccl).+|dtensor_row|dense_tp_column")
-    data = own[drawn].drop(columns=["ratio_lo", "ratio_hi"]).merge(base, on=keys)
+    data = _held_for_either(own[drawn].drop(columns=["ratio_lo", "ratio_hi"]), row).merge(base, on=keys)
     data = data.assign(ratio=data["p50_us"] / data["row_us"], baseline="dense_tp_row", limit=np.nan)
     names = [*LAYERS, *sorted(set(data["contender"]) - set(LAYERS))]
     data = data.assign(_place=data["contender"].map({name: place for place, name in enumerate(names)}))
     data = data.sort_values([*SETTING, "_place", "world_size", "N", "B"])
     return data[[*CELL, "contender", "quantity", "p50_us", "baseline", "row_us", "ratio", "limit", *clocks.MARKED]]
+
+
+def _held_for_either(data: pd.DataFrame, baselines: pd.DataFrame) -> pd.DataFrame:
+    """A ratio is of two times: `data` with what held a clock down for its own or its baseline's, of the same run."""
+    keys = [*CELL, "quantity", "run"]
+    theirs = baselines.groupby(keys)[list(clocks.SHARES)].max().add_suffix("_baseline").reset_index()
+    both = data.merge(theirs, on=keys, how="left")
+    highest = {share: both[[share, f"{share}_baseline"]].max(axis=1) for share in clocks.SHARES}
+    return both.assign(**highest)[data.columns]
 
 
 def maps(data: pd.DataFrame, title: str) -> Figure:
@@ -97,7 +108,8 @@ def maps(data: pd.DataFrame, title: str) -> Figure:
         several = [ranks(one["world_size"])] if data["world_size"].nunique() > 1 or one["world_size"] > 1 else []
         name = one["contender"].removesuffix("/auto").replace("/", ", ")
         axis.set_title(textwrap.fill(", ".join([name, *several, *extra]), 44), fontsize="small")
-    label = "; ".join(["time over the baseline's (logarithmic; blue is faster)", *clocks.marks_of(data)])
+    marks_of = "; ".join(clocks.marks_of(data))
+    label = "\n".join(["time over the baseline's (logarithmic; blue is faster)", *([marks_of] if marks_of else [])])
     colour_bar(figure, ends, label, less_is_better=True)
     return figure
 
