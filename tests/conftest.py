@@ -58,7 +58,8 @@ SLOW = {
         "test_benchmarks",
     ),
     *("test_architectures", "test_chunks", "test_obstacles", "test_by_kernel", "test_contrast", "test_long_report"),
-    *("test_attention_over_ranks", "test_pairs", "test_compiled_plan", "test_add_rows"),
+    *("test_attention_over_ranks", "test_pairs", "test_compiled_plan", "test_add_rows", "test_aligned_matmuls"),
+    *("test_clocks_in_reports", "test_kernels_compile", "test_generated_code", "test_verdicts"),
 }
 
 
