@@ -122,9 +122,23 @@ def empty_caches(leftovers: Sequence[Tensor]) -> None:
     """Clear each `functools.lru_cache` in which one of `leftovers` is kept; a cache has no contents that matter."""
     wanted = {id(tensor) for tensor in leftovers}
     if wanted:
-        for cache in [o for o in gc.get_objects() if type(o) is functools._lru_cache_wrapper]:
+        for cache in _caches():
             if _holds(cache, wanted):
                 cache.cache_clear()
+
+
+def _caches() -> list[Any]:
+    """What the garbage collector knows, and what stands in modules and their classes: those from before a `gc.freeze()`
+    it does not give."""
+    found = [o for o in gc.get_objects() if type(o) is functools._lru_cache_wrapper]
+    if gc.get_freeze_count():
+        named = [
+            value for module in list(sys.modules.values()) for value in list(getattr(module, "__dict__", {}).values())
+        ]
+        named += [value for kind in named if issubclass(type(kind), type) for value in vars(kind).values()]
+        plain = [value.__func__ if type(value) in (staticmethod, classmethod) else value for value in named]
+        found += [value for value in plain if type(value) is functools._lru_cache_wrapper]
+    return list({id(cache): cache for cache in found}.values())
 
 
 def _holds(cache: Any, wanted: set[int]) -> bool:
