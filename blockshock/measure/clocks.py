@@ -45,7 +45,7 @@ class ClockLog:
         """Medians over the samples, of the rank with the lowest clock, the highest power and temperature.
 
         `power_cap`: the largest share of a rank's samples in which its power limit held the clock down; `slowdown`: in
-        which heat or the hardware did; `throttled`: what was seen, in words, "" if nothing was. All are None where NVML
+        which heat or the hardware did; `throttled`: what was seen, in words, "" if nothing was. Each is None where NVML
         does not say. A collective.
         """
         values = [self._median(name) for name in NUMBERS]

@@ -36,7 +36,7 @@ class CpuLog:
 
     def summary(self) -> dict[str, float | None]:
         """Cores that were busy on average: `own` with the job's ranks, `others` with other processes, `stolen` by the
-        hypervisor. Of several hosts the largest. The last two are None where /proc/stat is missing. A collective.
+        hypervisor. Of several hosts the largest. Without /proc/stat the last two stay None. A collective.
         """
         elapsed, *spent = (now - then for now, then in zip(_now(), self._start, strict=True))
         host = zlib.crc32(BOOT.read_bytes()) if BOOT.exists() else 0
@@ -51,7 +51,7 @@ class CpuLog:
         others = max(max(cores[1] for cores in ranks) - own[number] for number, ranks in by_host.items())
         stolen = max(cores[2] for ranks in by_host.values() for cores in ranks)
         found: dict[str, float | None] = {"own": max(own.values()), "others": max(0.0, others), "stolen": stolen}
-        if self.device.type == "cuda" and distributed.rank() == 0:  # a CPU that computes is seldom left alone
+        if self.device.type == "cuda" and distributed.rank() == 0:  # a CPU that computes is rarely left alone
             warn(found)
         return found
 

@@ -104,7 +104,7 @@ class Residual(nn.Module):
 
 @pytest.mark.slow
 def test_compiled_by_inductor_a_step_with_convolutions_is_within_rounding_of_the_unplanned_one() -> None:
-    """A whole model, a GPT-2, is held against float64 so in test_backend.py."""
+    """A whole model, a GPT-2, is compared with float64 in test_backend.py."""
     images = torch.randn(4, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     proof = prove_compiled(square, Residual(), (images,), 1.0, recompute=["blocks.0"])
     assert proof.passed
