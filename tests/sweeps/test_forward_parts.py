@@ -90,7 +90,7 @@ CELLS = {
         2 + 2 * 100 + 40,
         "matmul: 250.0 µs in the forward, where sums run at the same time, and 202.0 µs alone",
     ),
-    "nothing recorded": ({"p50": 200.0, "matmul": 102.0, "collective": 52.0}, 2 + 100 + 50, "unexplained"),
+    "nothing recorded": ({"p50": 200.0, "matmul": 102.0, "collective": 52.0}, 2 + 100 + 50, "not located"),
     "spread": (
         {"p50": 162.0, "matmul": 102.0, "collective": 52.0, "rounds_us": [155.0, 162.0, 190.0]},
         2 + 100 + 50,
@@ -145,15 +145,15 @@ def test_a_cell_is_within_five_percent_if_both_of_its_forwards_are(write_run, re
     assert halves["within"] is True
 
 
-def test_the_finding_counts_cells_within_explained_and_not(write_run, record, tmp_path):
+def test_the_finding_counts_cells_within_located_and_not(write_run, record, tmp_path):
     write_run("a", list(three_forwards(record)))
     found = find(read_report_data([tmp_path]))
     assert found.sentence == (
         "4:6 windows of pruned weights are faster than the best dense method at 1 of 1 size (0.78 to 0.78 times its "
         "time); halves of dense weights at 0 of 1 size (1.18 to 1.18); 0 of 2 cells within 5% of what their measured "
-        "parts predict, 1 explained, 1 not."
+        "parts predict, 1 miss it in a part that the table names, 1 in none that was timed."
     )
-    assert found.numbers["explained by"].tolist() == ["unexplained 1", "collective 1"]
+    assert found.numbers["misses lie in"].tolist() == ["not located 1", "collective 1"]
 
 
 def test_the_report_lists_cells_and_forwards_with_their_parts(write_run, record, tmp_path):
@@ -165,10 +165,10 @@ def test_the_report_lists_cells_and_forwards_with_their_parts(write_run, record,
     rows = FORWARD_PARTS.select(data)
     shown = FORWARD_PARTS.show(rows).set_index("method")
     assert set(shown.index) == {"dense_tp_row", "block_shock/1100", "block_shock/4of6"}
-    assert shown.loc["block_shock/1100", "explained by"] == "collective: 80.0 µs in the forward and 52.0 µs alone"
+    assert shown.loc["block_shock/1100", "the miss lies in"] == "collective: 80.0 µs in the forward and 52.0 µs alone"
     assert shown.loc["dense_tp_row", ["predicted, µs", "measured / predicted"]].tolist() == ["152", "1.007"]
     assert shown["max(compute, memory, link), µs"].tolist() == ["50.0"] * 3
-    assert FORWARD_PARTS.remark(rows) == " Within 5%: 1 of 3; explained: 1; not: 1."
+    assert FORWARD_PARTS.remark(rows) == " Within 5%: 1 of 3; located in a part: 1; not: 1."
     made = FORWARD_PARTS.write(data, tmp_path)
     assert made.files == (f"{tmp_path.name}/forward_parts.csv", f"{tmp_path.name}/forward_parts.md")
     assert len(pd.read_csv(tmp_path / "forward_parts.csv")) == 3

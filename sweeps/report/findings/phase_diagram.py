@@ -7,7 +7,7 @@ from collections import Counter
 import pandas as pd
 
 from sweeps.report.findings.finding import Finding, sentence
-from sweeps.report.tables.diagram.forward_parts import UNEXPLAINED
+from sweeps.report.tables.diagram.forward_parts import NOT_LOCATED
 from sweeps.report.tables.diagram.phase_diagram import FASTER, OPEN, SLOWER, phase_diagram
 from sweeps.report.tables.report_data import ReportData
 from sweeps.text import counted
@@ -28,10 +28,10 @@ def find(data: ReportData) -> Finding | None:
     timed = cells[cells["within"].notna()]
     if len(timed):
         within = int(timed["within"].eq(True).sum())
-        open_cells = int(_reasons(timed).map(lambda reasons: UNEXPLAINED in reasons).sum())
+        open_cells = int(_reasons(timed).map(lambda reasons: NOT_LOCATED in reasons).sum())
         part = f"{within} of {counted(len(timed), 'cell')} within 5% of what their measured parts predict"
-        explained = len(timed) - within - open_cells
-        said.append(f"{part}, {explained} explained, {open_cells} not")
+        located = len(timed) - within - open_cells
+        said.append(f"{part}, {located} miss it in a part that the table names, {open_cells} in none that was timed")
     return Finding("finding-phase-diagram", sentence("; ".join(said)), _numbers(cells))
 
 
@@ -47,7 +47,7 @@ def _numbers(cells: pd.DataFrame) -> pd.DataFrame:
                 **{name: str(int(own["decided"].eq(name).sum())) for name in (FASTER, OPEN, SLOWER)},
                 "ratio": f"{own['ratio'].min():.2f} – {own['ratio'].max():.2f}",
                 "within 5%": f"{int(timed['within'].eq(True).sum())} of {len(timed)}",
-                "explained by": ", ".join(f"{name} {count}" for name, count in reasons.most_common()),
+                "misses lie in": ", ".join(f"{name} {count}" for name, count in reasons.most_common()),
             }
         )
     return pd.DataFrame(rows)

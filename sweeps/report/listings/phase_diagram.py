@@ -8,7 +8,7 @@ import pandas as pd
 from sweeps.report.listings.listing import Listing, without_empty_columns
 from sweeps.report.tables import clocks
 from sweeps.report.tables.benchmarks import CELL, SETTING, benchmarks
-from sweeps.report.tables.diagram.forward_parts import UNEXPLAINED, WITHIN, forward_parts
+from sweeps.report.tables.diagram.forward_parts import NOT_LOCATED, WITHIN, forward_parts
 from sweeps.report.tables.diagram.phase_diagram import phase_diagram
 from sweeps.report.tables.report_data import ReportData
 from sweeps.text import number, percent
@@ -59,7 +59,7 @@ def parts_table(table: pd.DataFrame) -> pd.DataFrame:
         "predicted, µs": table["predicted_us"].map(number),
         "measured / predicted": table["of_predicted"].map(_ratio),
         "from – to": _span(table, "of_predicted"),
-        "explained by": table["why"],
+        "the miss lies in": table["why"],
         "matmul, µs": table["matmul_us"].map(number),
         "collective, µs": table["collective_us"].map(number),
         "chunks": table["parts_chunks"],
@@ -73,9 +73,9 @@ def parts_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def parts_remark(table: pd.DataFrame) -> str:
-    within, unexplained = int(table["within"].sum()), int(table["why"].eq(UNEXPLAINED).sum())
-    explained = len(table) - within - unexplained
-    said = f" Within {100 * WITHIN:.0f}%: {within} of {len(table)}; explained: {explained}; not: {unexplained}."
+    within, open_rows = int(table["within"].sum()), int(table["why"].eq(NOT_LOCATED).sum())
+    located = len(table) - within - open_rows
+    said = f" Within {100 * WITHIN:.0f}%: {within} of {len(table)}; located in a part: {located}; not: {open_rows}."
     return said + clocks.remark(table)
 
 

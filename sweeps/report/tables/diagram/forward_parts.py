@@ -1,6 +1,6 @@
-"""A forward next to its parts, which the same job timed alone: what they predict, and which part explains a miss.
+"""A forward next to its parts, which the same job timed alone: what they predict, and in which part a miss lies.
 
-    rows = forward_parts(runs)          # `of_predicted` is measured over predicted, `why` explains a miss of over 5%
+    rows = forward_parts(runs)          # `of_predicted` is measured over predicted, `why` where a miss of over 5% is
 
 With m and a the times of all matmuls and of all sums, each less e, what an empty step takes, c chunks of X's rows are a
 pipeline in which each chunk's sum overlaps the next chunk's matmul:
@@ -23,7 +23,7 @@ from sweeps.report.tables.clocks import over_repeats
 
 WITHIN = 0.05
 CLOCK_DIFFERS = 0.01  # of the SM clock: below, it explains nothing
-UNEXPLAINED = "unexplained"
+NOT_LOCATED = "not located"
 TIMES = ["p50_us", "empty_us", "matmul_us", "collective_us", "inside_us", "matmul_sm_mhz", "sm_mhz", "floor_ms"]
 OF_PREDICTED = ["predicted_us", "of_predicted", "of_predicted_lo", "of_predicted_hi"]
 
@@ -38,8 +38,8 @@ def forward_parts(rows: pd.DataFrame) -> pd.DataFrame:
     """Of `benchmarks` rows of one part forward: a row per cell and contender whose parts were timed.
 
     Columns: CELL, `contender`, `parts_chunks`, TIMES (medians over processes), OF_PREDICTED (the median, and the
-    extremes over processes, else over rounds), `bound`, CLOCKS, `within`, `why`: the part that explains a miss, from
-    the record alone; `unexplained` where none does.
+    extremes over processes, else over rounds), `bound`, CLOCKS, `within`, `why`: the part in which a miss lies, from
+    the record alone; `not located` where that has no such part. It is no cause: the last two parts add up to the miss.
     """
     timed = rows[rows["matmul_us"].notna() & rows["collective_us"].notna()]
     keys = [*CELL, "contender"]
@@ -78,7 +78,7 @@ def _of_rounds(row: pd.Series) -> list[float]:
 
 
 def why(row: dict[str, Any]) -> str:
-    """Which recorded part explains that a forward misses its prediction; the first that does."""
+    """In which recorded part a forward misses its prediction; the first that accounts for it."""
     measured, empty, chunks, inside = (row[name] for name in ("p50_us", "empty_us", "parts_chunks", "inside_us"))
     matmul, collective = row["matmul_us"], row["collective_us"]
     ran, timed = row["sm_mhz"], row["matmul_sm_mhz"]
@@ -93,7 +93,7 @@ def why(row: dict[str, Any]) -> str:
         return _part(measured, matmul, collective, inside, empty, chunks)
     if row["of_predicted_lo"] <= 1 + WITHIN and row["of_predicted_hi"] >= 1 - WITHIN:
         return f"spread: {row['of_predicted_lo']:.2f} to {row['of_predicted_hi']:.2f} of the prediction"
-    return UNEXPLAINED
+    return NOT_LOCATED
 
 
 def _part(measured: float, matmul: float, collective: float, inside: float, empty: float, chunks: int) -> str:
