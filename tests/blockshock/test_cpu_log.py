@@ -64,6 +64,17 @@ def test_a_disturbed_timing_is_warned_of(
     assert len(caplog.records) == 1
 
 
+def test_ranks_of_one_host_are_no_others_and_of_several_hosts_the_busiest_counts(
+    passes: Pass, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ranks of a host whose cores they keep busy alone, and one of a host that is shared."""
+    ranks = [[7.0, 1.0, 3.1, 0.0], [7.0, 2.0, 3.1, 0.0], [8.0, 1.0, 2.5, 0.25]]  # host; own, all and stolen cores
+    monkeypatch.setattr(cpu_log.distributed, "gather_tensors", lambda _: [torch.tensor(one) for one in ranks])
+    log = CpuLog(CPU)
+    passes(1.0)
+    assert log.summary() == pytest.approx({"own": 3.0, "others": 1.5, "stolen": 0.25})
+
+
 def test_ticks_that_lag_behind_the_clock_are_no_negative_load(passes: Pass) -> None:
     log = CpuLog(CPU)
     passes(0.004, own=0.004)

@@ -4,6 +4,7 @@ Each model or loss below keeps something where a tracer could overlook it. The j
 """
 
 import functools
+import gc
 import random
 from collections import UserDict
 from collections.abc import Callable, Iterator
@@ -414,6 +415,15 @@ def test_what_one_graph_cannot_hold_is_named_and_nothing_is_left_behind(what: st
 def test_draws_without_effect_are_only_warned_of() -> None:
     with pytest.warns(UserWarning, match="same for other numbers"):
         trace(net(), lambda m, x: square(m, x) + 0 * (random.random() < 0))
+
+
+def test_a_cache_from_before_a_freeze_holds_no_fake_tensor() -> None:
+    """The garbage collector does not give what was there before `gc.freeze()`."""
+    model, loss_fn, _ = a_cached_function()
+    gc.freeze()
+    assert all(known is not positions for known in gc.get_objects())
+    trace(model, loss_fn)
+    assert not isinstance(positions(16), FakeTensor)
 
 
 def test_the_models_caches_hold_no_fake_tensor_and_a_second_trace_trains() -> None:
