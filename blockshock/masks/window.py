@@ -7,8 +7,8 @@
 A block of 2W + 2 columns has W windows of four columns, two apart, and keeps 2W weights: two for each window. A window
 has what the one before left of their shared pair, and takes from the next pair what it still lacks: as many as have
 been pruned so far. Two are pruned in all, so the next pair has that many, and the last window is left with two. So
-every choice can be dealt out, each kept weight to one window, and nothing is multiplied twice. (SlideSparse has such
-windows on one GPU.)
+every choice can be dealt out, each kept weight to one window, and nothing is multiplied twice. (method=slide_sparse has
+all windows on one GPU.)
 """
 
 from __future__ import annotations

@@ -15,9 +15,12 @@ from blockshock.kernels.autograd import packed_linear
 from blockshock.kernels.choice import make
 from blockshock.kernels.gpu import block_gemm, columns, decompress, strided
 from blockshock.kernels.gpu.block_gemm import GemmTiles
+from blockshock.kernels.gpu.lift import lift
 from blockshock.kernels.gpu.strided import StridedTiles, Workspace
 from blockshock.kernels.gpu.triton_support import INTERPRETED
 from blockshock.kernels.layouts import BlockLayout, PackedLayout
+from blockshock.kernels.lifted import Lifted
+from blockshock.masks.window import WindowMask
 from blockshock.measure.timing import capture
 from tests.blockshock.test_packing import PERIODS, half_mask
 
@@ -170,6 +173,36 @@ def test_the_kernel_as_methods_use_it_is_differentiable(kind):
         (kernel.layout.unpack(values.grad), (dy.double().t() @ x.double()) * mask),
     ):
         assert bool(((got.double() - exact).abs() <= one_rounding(exact, dtype)).all())
+
+
+READ = {6: [0, 1, 2, 3, 2, 3, 4, 5], 8: [0, 1, 2, 3, 2, 3, 4, 5, 4, 5, 6, 7]}  # the columns that a block's windows read
+
+
+@runs_here
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("block", READ)
+def test_columns_lifted_to_windows_are_those_of_indexing(block, dtype):
+    x = draw(7, block * 1001, seed=0, dtype=dtype)  # a size that fills no whole number of programs
+    assert torch.equal(lift(x, block), x.view(7, -1, block)[:, :, READ[block]].reshape(7, -1))
+
+
+@runs_here
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("block", READ)
+def test_windows_unpack_to_the_pruned_weight_and_pack_from_it(block, dtype):
+    mask = WindowMask("mine", block)
+    weight = mask.prune(draw(17, 3072, seed=1, dtype=dtype))
+    weight[:, ::7] *= -0.0
+    kernel = Lifted.of("masked_dense", mask, weight, batch=4)
+    flags = kernel.layout.flags
+    assert flags is not None
+    values = decompress.pack(weight, flags, mask.windows)
+    windows = weight.view(17, -1, block)[:, :, READ[block]].reshape(17, -1)
+    assert torch.equal(values, decompress.pack(windows, flags))
+    back = decompress.unpack(values, flags, mask.windows)
+    kept = mask.keep(weight)
+    assert torch.equal(back.signbit(), torch.where(kept, weight, weight.new_zeros(())).signbit())
+    assert torch.equal(back, weight)
 
 
 @pytest.mark.gpu

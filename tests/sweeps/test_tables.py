@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from sweeps import load_runs
+from sweeps.report.listings.forward import FORWARD
 from sweeps.report.listings.overview import readable, short, the_same
 from sweeps.report.tables.layers import drift, results
 from sweeps.text import markdown, number
@@ -277,6 +278,25 @@ def test_a_pruning_masks_rows_say_what_share_of_the_energy_is_kept(table_of, rec
         ("dense_tp_row", "(keeps 94% of the energy)"): 2.0,
         ("dense_tp_row", ""): 4.0,
     }
+
+
+def test_a_layer_that_needs_one_gpu_is_compared_with_the_dense_one_next_to_those_on_two(table_of, record):
+    pruned = {"mask": "window_4of6", "energy_kept": 0.944}
+    table = table_of(
+        record("phase1_forward", "slide_sparse", forward=1.5, world_size=1, **pruned),
+        record("phase1_forward", "dense_single", forward=2.0, world_size=1, **pruned),
+        record("phase1_forward", "dense_tp_row", forward=1.1, world_size=2, **pruned),
+        record("phase1_forward", "block_shock", forward=1.0, world_size=2, **pruned),
+    )
+    speedups = dict(zip(table["method"], table["speedup"], strict=True))
+    assert speedups["slide_sparse"] == pytest.approx(2.0 / 1.5)
+    assert speedups["block_shock"] == pytest.approx(2.0)
+    ranks = dict(zip(table["method"], table["world_size"], strict=True))
+    assert ranks == {"slide_sparse": 1, "dense_single": 1, "dense_tp_row": 2, "block_shock": 2}
+    assert pd.isna(only(table, method="slide_sparse")["speedup_row"])
+    rows = table.rename(columns={"forward_folder": "folder"})
+    assert "on one GPU" in FORWARD.remark(rows)
+    assert "on one GPU" not in FORWARD.remark(rows[rows["method"] != "slide_sparse"])
 
 
 def test_a_pairs_local_time_leaves_its_reduce_scatter_out(table_of, record):

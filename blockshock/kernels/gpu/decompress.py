@@ -56,21 +56,34 @@ def matmul(
     return out
 
 
-def unpack(values: torch.Tensor, flags: torch.Tensor) -> torch.Tensor:
-    """(R, K/2), flags (R, K/32) -> (R, K), zeros where nothing is kept."""
+def unpack(values: torch.Tensor, flags: torch.Tensor, windows: int = 0) -> torch.Tensor:
+    """(R, K/2), flags (R, K/32) -> (R, K), zeros where nothing is kept.
+
+    With `windows` the K columns are overlapping windows, that many of each block (lift.py), no two of which keep one
+    column: the result has the columns from which they were lifted.
+    """
     R, kept = values.shape
-    dense = torch.empty(R, 2 * kept, dtype=values.dtype, device=values.device)
-    grid = (triton.cdiv(R, 16), 2 * kept // COLUMNS)
-    _unpack[grid](values.view(torch.int32), flags, dense, R, 2 * kept, ROWS=16, LANES=LANES)
+    K = 2 * kept
+    width = _columns_below(K, windows)
+    make = torch.zeros if windows else torch.empty
+    dense = make(R, width, dtype=values.dtype, device=values.device)
+    grid = (triton.cdiv(R, 16), K // COLUMNS)
+    _unpack[grid](values.view(torch.int32), flags, dense, R, K, width, ROWS=16, LANES=LANES, WINDOWS=windows)
     return dense
 
 
-def pack(dense: torch.Tensor, flags: torch.Tensor) -> torch.Tensor:
-    """(R, K), flags (R, K/32) -> (R, K/2): the kept values."""
-    R, K = dense.shape
+def pack(dense: torch.Tensor, flags: torch.Tensor, windows: int = 0) -> torch.Tensor:
+    """(R, K), flags (R, K/32) -> (R, K/2): the kept values. With `windows` the inverse of `unpack` with as many."""
+    R, K = len(dense), 32 * flags.shape[1]
     values = torch.empty(R, K // 2, dtype=dense.dtype, device=dense.device)
-    _pack[(triton.cdiv(R, 16), K // COLUMNS)](dense, flags, values, R, K, ROWS=16, LANES=LANES)
+    width = _columns_below(K, windows)
+    _pack[(triton.cdiv(R, 16), K // COLUMNS)](dense, flags, values, R, K, width, ROWS=16, LANES=LANES, WINDOWS=windows)
     return values
+
+
+def _columns_below(K: int, windows: int) -> int:
+    """How many columns K columns of windows were lifted from; K without windows."""
+    return K // (4 * windows) * (2 * windows + 2) if windows else K
 
 
 if triton is not None:
@@ -121,7 +134,18 @@ if triton is not None:
         store_or_add(acc, out, partial, arrived, B, R, r, pid_r, pid_b, ROWS, BATCH, SPLIT)
 
     @triton.jit
-    def _unpack(words, flags, dense, R, K, ROWS: tl.constexpr, LANES: tl.constexpr):
+    def _below(column, WINDOWS: tl.constexpr):
+        """The column from which that of a window was lifted."""
+        below = column
+        if WINDOWS != 0:
+            window = column // 4
+            below = window // WINDOWS * (2 * WINDOWS + 2) + 2 * (window % WINDOWS) + column % 4
+        return below
+
+    @triton.jit
+    def _unpack(
+        words, flags, dense, R, K, width, ROWS: tl.constexpr, LANES: tl.constexpr, WINDOWS: tl.constexpr
+    ):  # fmt: skip
         r = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None].to(tl.int64)
         k = tl.program_id(1)
         inside = r < R
@@ -130,10 +154,18 @@ if triton is not None:
         for s in tl.static_range(8):
             w = tl.load(words + r * (K // 4) + (8 * k + s) * LANES + lane, mask=inside, other=0)
             d = _expand(w, f, s, ROWS, LANES, dense.dtype.element_ty)
-            tl.store(dense + r * K + (8 * k + s) * 4 * LANES + tl.arange(0, 4 * LANES)[None, :], d, mask=inside)
+            columns = (8 * k + s) * 4 * LANES + tl.arange(0, 4 * LANES)[None, :]
+            stored = inside
+            if WINDOWS != 0:  # what a window doesn't keep, its neighbour may
+                k0, k1, k2, k3 = (f >> s) & 1, (f >> (s + 16)) & 1, (f >> (s + 8)) & 1, (f >> (s + 24)) & 1
+                kept = tl.reshape(tl.join(tl.join(k0, k2), tl.join(k1, k3)), (ROWS, 4 * LANES))
+                stored = inside & (kept != 0)
+            tl.store(dense + r * width + _below(columns, WINDOWS), d, mask=stored)
 
     @triton.jit
-    def _pack(dense, flags, values, R, K, ROWS: tl.constexpr, LANES: tl.constexpr):
+    def _pack(
+        dense, flags, values, R, K, width, ROWS: tl.constexpr, LANES: tl.constexpr, WINDOWS: tl.constexpr
+    ):  # fmt: skip
         r = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None].to(tl.int64)
         k = tl.program_id(1)
         inside = r < R
@@ -141,7 +173,8 @@ if triton is not None:
         f = tl.load(flags + r * (K // 32) + k * LANES + lane, mask=inside, other=0)
         for s in tl.static_range(8):
             columns = (8 * k + s) * 4 * LANES + tl.arange(0, 4 * LANES)[None, :]
-            e0, e1, e2, e3 = fours(tl.load(dense + r * K + columns, mask=inside, other=0.0), ROWS, LANES)
+            read = dense + r * width + _below(columns, WINDOWS)
+            e0, e1, e2, e3 = fours(tl.load(read, mask=inside, other=0.0), ROWS, LANES)
             k0, k1, k2, k3 = (f >> s) & 1, (f >> (s + 16)) & 1, (f >> (s + 8)) & 1, (f >> (s + 24)) & 1
             first = tl.where(k0 != 0, e0, tl.where(k1 != 0, e1, e2))
             second = tl.where(k3 != 0, e3, tl.where(k2 != 0, e2, e1))

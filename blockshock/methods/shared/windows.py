@@ -4,8 +4,8 @@
     all:     Y = Σ over ranks                                                 (an all-reduce)
     dX:      a column in two windows is summed over their ranks; the rank then has dX where it reads X
 
-With one rank all windows are on it and are summed there: what SlideSparse does on one GPU. The parameter is the packed
-window, as it is for halves, and the same kernels multiply it.
+With one rank all windows are on it and are summed there (pruned/slide_sparse.py multiplies them in one matmul). The
+parameter is the packed window, as it is for halves, and the same kernels multiply it.
 """
 
 from __future__ import annotations

@@ -49,7 +49,10 @@ def show(rows: pd.DataFrame) -> pd.DataFrame:
 
 def remark(rows: pd.DataFrame) -> str:
     said = "; above 100% the data was served from a cache, not from the memory that was calibrated."
-    return (said if (rows["roofline_fraction"] > 1).any() else ".") + clocks.remark(rows, "forward_")
+    said = said if (rows["roofline_fraction"] > 1).any() else "."
+    if rows["method"].eq("slide_sparse").any():
+        said += " slide_sparse holds every window on one GPU: × dense compares it with methods on several."
+    return said + clocks.remark(rows, "forward_")
 
 
 FORWARD = Listing(

@@ -17,7 +17,7 @@ from sweeps.report.tables.comparisons import SYSTEM, compare, repeats, with_repe
 
 DENSE = ("dense_single", "dense_tp_row", "dense_tp_column", "dtensor_row", "dtensor_column")
 FP8_ROW = "dense_tp_row_fp8"
-METHODS = (*DENSE, FP8_ROW, "masked_split_dense", "torch_semi_structured", "block_shock")
+METHODS = (*DENSE, FP8_ROW, "masked_split_dense", "torch_semi_structured", "slide_sparse", "block_shock")
 PARTS = ("forward", "backward", "opt_step", "compress")
 COLLECTIVES = ("allreduce", "allgather", "reducescatter")  # nested in forward and backward
 QUANTITIES = ("Y", "dX", "dW")

@@ -18,6 +18,7 @@ COLOURS = {
     "dtensor_column": "#3fbf97",
     "masked_split_dense": ORANGE,
     "torch_semi_structured": PINK,
+    "slide_sparse": WINE,
     "block_shock": VERMILION,
 }
 OTHERS = (VIOLET, "#8c6d31", "#1b9e9e", "#a6761d", "#6b8e00", "#b03a5b")

@@ -1,0 +1,1 @@
+"""Methods for weights that a mask has pruned, and for no others."""
