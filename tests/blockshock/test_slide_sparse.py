@@ -120,6 +120,28 @@ def test_ten_steps_with_packed_optimizer_state_equal_ten_of_the_pruned_layer(mas
     assert float((found - dense.detach()).norm()) <= 1e-12 * float(dense.detach().norm())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_in_each_dtype_packed_adamw_steps_are_bitwise_those_of_the_kept_weights(mask, dtype):
+    """dW depends on no weight: given dY, both layers have the same gradients, and all the rest is elementwise."""
+    problem = problem_of({"mask": mask, "N": 64, "K": 192, "B": 16, "seed": 2, "dtype": dtype})
+    weight = problem.weight()
+    layer = method_yaml("slide_sparse").build(problem, weight)
+    dense, kept = torch.nn.Parameter(weight.clone()), keep(problem, weight)
+    settings = {"lr": 1e-2, "weight_decay": 0.1, "eps": 1e-4}  # 1e-8 is 0 in float16
+    ours, theirs = torch.optim.AdamW(layer.parameters(), **settings), torch.optim.AdamW([dense], **settings)
+    for step in range(1, 4):
+        x, upstream = problem.inputs(step), problem.upstream_gradient(step)
+        ours.zero_grad()
+        layer(x).backward(upstream)
+        dense.grad = upstream.t() @ x
+        ours.step()
+        theirs.step()
+    (parameter,) = layer.parameters()
+    assert not torch.equal(parameter, layer.kernel.pack(weight))
+    assert torch.equal(layer.place_weight([parameter.detach()]), dense.detach() * kept)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mask", MASKS)
 def test_in_each_dtype_every_result_is_rounded_as_a_dense_ones(mask, dtype):
@@ -171,6 +193,7 @@ def test_what_cannot_be_is_rejected_in_one_line(cli, arguments, said):
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "phase", ["phase0_correctness", "phase1_forward", "phase2_backward_input", "phase3_train_step"]
 )
