@@ -19,9 +19,9 @@ from blockshock.kernels.gpu.lift import lift
 from blockshock.kernels.gpu.strided import StridedTiles, Workspace
 from blockshock.kernels.gpu.triton_support import INTERPRETED
 from blockshock.kernels.layouts import BlockLayout, PackedLayout
-from blockshock.kernels.lifted import Lifted
 from blockshock.masks.window import WindowMask
 from blockshock.measure.timing import capture
+from blockshock.methods.pruned.lifted import Lifted
 from tests.blockshock.test_packing import PERIODS, half_mask
 
 GPU = torch.cuda.is_available()

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from blockshock.errors import ConfigError
 from blockshock.kernels import check_kernel, packed_linear
-from blockshock.kernels.lifted import Lifted, lifted_features
 from blockshock.masks import prunes
 from blockshock.masks.window import WindowMask
 from blockshock.measure.roofline import Cost, matmul
 from blockshock.methods import ParallelLinear
+from blockshock.methods.pruned.lifted import Lifted, lifted_features
 
 if TYPE_CHECKING:
     from blockshock.config import Job

@@ -6,7 +6,7 @@
 
     block of 6:   a b c d e f   ->   a b c d | c d e f    (window after window, block after block)
 
-No value of `method.kernel`: that names the kernel inside, which multiplies in the forward pass. Gradients are dense
+`method.kernel` names the kernel inside, which multiplies in the forward pass. Gradients are dense
 matmuls with K columns, not K': every kept weight is in one window, so the windows unpack to the pruned weight itself.
 """
 
