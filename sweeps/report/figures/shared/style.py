@@ -18,7 +18,7 @@ COLOURS = {
     "dtensor_column": "#3fbf97",
     "masked_split_dense": ORANGE,
     "torch_semi_structured": PINK,
-    "slide_sparse": WINE,
+    "slide_sparse": "#7a7a00",  # an olive that shows on light and on dark pages
     "block_shock": VERMILION,
 }
 OTHERS = (VIOLET, "#8c6d31", "#1b9e9e", "#a6761d", "#6b8e00", "#b03a5b")
