@@ -24,13 +24,14 @@ PRELOAD_FOR_STEPS = [  # what a phase of whole models imports, ten seconds on so
     "torch._inductor.compile_fx",
     "transformers.modeling_utils",
 ]
+LAST = ["blockshock.ranks.freeze"]
 PHASES_OF_STEPS = {"checkpoint", "largest_batch", "profile"}
 
 # Inductor's import asks whether there is a GPU. The CUDA runtime may not be asked: no process that is forked afterwards
 # could use a GPU. NVML may.
 _ASK_NVML = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
-_preloaded = PRELOAD
+_preloaded = PRELOAD + LAST
 
 
 def start_forking_server(many_jobs: bool = False, phases: Collection[str] = ()) -> None:
@@ -40,7 +41,7 @@ def start_forking_server(many_jobs: bool = False, phases: Collection[str] = ()) 
     """
     global _preloaded
     steps = not PHASES_OF_STEPS.isdisjoint(phases)
-    _preloaded = PRELOAD + (PRELOAD_FOR_MANY + PRELOAD_FOR_STEPS * steps) * many_jobs
+    _preloaded = PRELOAD + (PRELOAD_FOR_MANY + PRELOAD_FOR_STEPS * steps) * many_jobs + LAST
     context()
     with interrupts_wait():
         forkserver.ensure_running()
