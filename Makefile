@@ -51,7 +51,7 @@ figures: $(VENV)/.installed ## draw docs/figures again from the committed record
 	$(call FIGURES,bench_h200) bench_forward_over_row,bench_product,bench_all_reduce,bench_train_over_row,bench_host,bench_law
 	$(call FIGURES,checkpoint_h200) pareto,recomputation_memory,recomputation_time
 	$(call FIGURES,compiled_front_h200) compiled_front
-	$(call FIGURES,compiled_front_llama_h200) compiled_front
+	$(call FIGURES,compiled_fronts_h200) compiled_front
 	$(call FIGURES,profile_h200) batch_peak_memory_resnet152,batch_step_time_resnet152
 	$(call FIGURES,block_shock_h200) speedup_over_row,law,floor,training_step,drift
 

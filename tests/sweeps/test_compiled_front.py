@@ -13,7 +13,7 @@ from sweeps.report.command import write_report
 from sweeps.report.figures.recomputation.compiled_front import draw
 from sweeps.report.listings.steps.compiled_front import ADDED_TIME, BASELINES, PLANS
 from sweeps.report.tables.report_data import read_report_data
-from sweeps.report.tables.steps.compiled_front import added, dominated, envelope, front, time_at
+from sweeps.report.tables.steps.compiled_front import KERNELS, added, dominated, envelope, front, time_at, verdict
 from sweeps.report.tables.steps.recomputation import recomputed
 from tests.sweeps.conftest import make_compiled, make_planned, write_front
 
@@ -109,6 +109,42 @@ def test_a_wrong_step_counts_for_nothing(write_run, tmp_path):
     assert added(found)["peak_bytes"].min() > 60 * 2**20
     shown = BASELINES.show(dominated(found))
     assert shown["ours dominates it"].tolist() == ["no", "(wrong)", "yes"]
+
+
+@pytest.fixture
+def delayed(write_run, tmp_path):
+    """A host that delayed the step under a budget by half: its kernels are faster than the baseline's."""
+    write_run("plain", [make_compiled("torch_compile", 100, 10.0, {}, "") | {"device_ms": 9.5}])
+    blocks = make_compiled("torch_compile", 60, 12.0, {"checkpoint": "blocks"}, "per block")
+    write_run("block", [blocks | {"device_ms": 11.5}])
+    write_run("ours", [make_planned(60, 15.0, 0.6) | {"device_ms": 10.0}])
+    return points(tmp_path)
+
+
+def test_kernels_judge_apart_where_the_host_delayed_a_step(delayed):
+    row = dominated(delayed).set_index("options").loc["per block"]
+    assert (row["ratio"], row["kernels_ratio"]) == pytest.approx((15.0 / 12.0, 10.0 / 11.5))
+    assert (row["dominated"], row["dominated_by_kernels"]) == (False, True)
+    assert verdict(delayed) == (
+        "our plans are at least as good as 0 of 2 baseline points, and by the time of kernels as 1 of 2"
+        " (the host delayed 1 of 3 steps by more than 10%)"
+    )
+    assert BASELINES.show(dominated(delayed))["ours dominates it"].tolist() == ["no", "by kernels"]
+    costs = added(delayed, KERNELS).iloc[-1]  # a quarter of the way from 60 to 100 MiB
+    assert (costs["plain_ms"], costs["automatic_ms"]) == pytest.approx((9.5, 1.5))
+    assert costs["ours_ms"] == pytest.approx(0.5)
+
+
+def test_the_figure_has_kernels_beside_steps_only_where_the_host_delayed_one(delayed):
+    assert [axis.get_ylabel() for axis in draw(delayed).axes] == ["step (p50), ms", "kernels of a step, ms"]
+    quiet = delayed.assign(step_p50_ms=1.02 * delayed["kernels_ms"])
+    assert [axis.get_ylabel() for axis in draw(quiet).axes] == ["step (p50), ms"]
+
+
+def test_steps_without_a_record_of_their_kernels_are_judged_by_their_time(measured):
+    unknown = points(measured).assign(kernels_ms=float("nan"))
+    assert not dominated(unknown)["dominated_by_kernels"].any()
+    assert "kernels" not in verdict(unknown)
 
 
 def test_plans_that_break_their_promise_are_counted(write_run, tmp_path):

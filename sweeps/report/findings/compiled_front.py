@@ -6,9 +6,9 @@ import pandas as pd
 
 from sweeps.report.findings.finding import Finding, listed, sentence
 from sweeps.report.tables.report_data import ReportData
-from sweeps.report.tables.steps.compiled_front import AT, OURS, added, dominated, front
+from sweeps.report.tables.steps.compiled_front import AT, OURS, added, front, verdict
 from sweeps.report.tables.steps.recomputation import MIB
-from sweeps.text import counted, number
+from sweeps.text import number
 
 MOST = 8
 
@@ -17,13 +17,8 @@ def find(data: ReportData) -> Finding | None:
     points = front(data.recomputed) if len(data.recomputed) else pd.DataFrame()
     if points.empty:
         return None
-    judged = dominated(points)
-    counts = judged[judged["alike"]]
     costs = added(points)
-    said = []
-    if len(counts):
-        better = int(counts["dominated"].sum())
-        said.append(f"our plans are at least as good as {better} of {counted(len(counts), 'baseline point')}")
+    said = list(filter(None, [verdict(points)]))
     middle = costs.iloc[AT.index(0.5) :: len(AT)] if len(costs) else costs
     for row in middle.head(2).to_dict("records"):
         said.append(

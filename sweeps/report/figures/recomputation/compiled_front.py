@@ -17,14 +17,17 @@ from sweeps.report.tables.steps.compiled_front import (
     AUTOMATIC,
     BLOCKS,
     BUDGET,
+    KERNELS,
     LOSS,
     MODE,
     OURS,
     PLAIN,
     SELECTIVE,
-    dominated,
+    STEP,
     envelope,
     front,
+    host_bound,
+    verdict,
 )
 
 if TYPE_CHECKING:
@@ -53,43 +56,45 @@ def select(data: ReportData) -> pd.DataFrame:
 
 
 def draw(data: pd.DataFrame) -> Figure:
-    """Step time against peak memory; one panel a model and setting."""
-    found, title = cut(list(panels_of(data, also=("B",))), _title(data), most=9)
+    """Step time against peak memory, one panel a model and setting; where the host delayed any step, the kernels' time
+    to the right of each."""
+    panels, title = cut(list(panels_of(data, also=("B",))), _title(data))
+    times = {STEP: "step (p50), ms"} | ({KERNELS: "kernels of a step, ms"} if host_bound(data).any() else {})
+    found = [(panel, rows, time, name) for panel, rows in panels for time, name in times.items()]
     variants = sorted(set(data.loc[data["kind"] == OURS, "options"]))
     colours = dict(zip(variants, OUR_COLOURS * len(variants), strict=False))
-    figure, axes = canvas(len(found), 10.2 if len(found) == 1 else 6.5, 5.2, title)
-    for axis, (panel, rows) in zip(axes, found, strict=True):
-        _draw_panel(axis, rows, colours)
+    width, height = (10.2, 5.2) if len(found) == 1 else (6.5, 4.6)
+    figure, axes = canvas(len(found), width, height, title, columns=len(times) if len(times) > 1 else None)
+    for axis, (panel, rows, time, name) in zip(axes, found, strict=True):
+        _draw_panel(axis, rows, colours, time)
+        axis.set_ylabel(name)
         axis.set_title(panel, fontsize="small")
     legend(figure, _handles(data, colours))
     return figure
 
 
 def _title(data: pd.DataFrame) -> str:
-    judged = dominated(data)
-    counted = judged[judged["alike"]]
-    if counted.empty:
-        return "Memory and time of one compiled step"
-    return f"Our plans are at least as good as {int(counted['dominated'].sum())} of {len(counted)} baseline points"
+    said = verdict(data)
+    return said[:1].upper() + said[1:] if said else "Memory and time of one compiled step"
 
 
-def _draw_panel(axis: Axes, rows: pd.DataFrame, colours: dict[str, str]) -> None:
-    rows, labels = _cut_off(axis, rows)
-    border = envelope(rows[rows["kind"].isin(AUTOMATIC) & rows["alike"]])
+def _draw_panel(axis: Axes, rows: pd.DataFrame, colours: dict[str, str], time: str) -> None:
+    rows, labels = _cut_off(axis, rows, time)
+    border = envelope(rows[rows["kind"].isin(AUTOMATIC) & rows["alike"]], time)
     axis.plot(border[:, 0] / GIB, border[:, 1], color=BLUE, lw=1.2, ls=(0, (4, 2)), zorder=1)
     for kind, (marker, size, colour) in LOOKS.items():
         points = rows[rows["kind"] == kind]
         for alike, fill in ((True, colour), (False, "none")):
             some = points[points["alike"] == alike]
             style: dict[str, Any] = {"ls": "", "marker": marker, "ms": size, "mfc": fill, "mec": colour}
-            axis.plot(some["peak_bytes"] / GIB, some["step_p50_ms"], zorder=3, **style)
-        labels += _labels(points, _short, LABEL, important=True)
+            axis.plot(some["peak_bytes"] / GIB, some[time], zorder=3, **style)
+        labels += _labels(points, time, _short, LABEL, important=True)
     for variant, colour in colours.items():
         points = rows[(rows["kind"] == OURS) & (rows["options"] == variant)].sort_values("peak_bytes")
         counted = points[points["alike"]]
         axis.plot(
             counted["peak_bytes"] / GIB,
-            counted["step_p50_ms"],
+            counted[time],
             color=colour,
             lw=1.8 if len(counted) > 2 else 0,
             marker="o",
@@ -97,27 +102,27 @@ def _draw_panel(axis: Axes, rows: pd.DataFrame, colours: dict[str, str]) -> None
             zorder=4,
         )
         wrong = points[~points["alike"]]
-        axis.plot(wrong["peak_bytes"] / GIB, wrong["step_p50_ms"], ls="", marker="o", mfc="none", mec=colour, zorder=4)
-        labels += _labels(points, str, LABEL, important=False)
+        axis.plot(wrong["peak_bytes"] / GIB, wrong[time], ls="", marker="o", mfc="none", mec=colour, zorder=4)
+        labels += _labels(points, time, str, LABEL, important=False)
     axis.margins(x=0.08, y=0.1)
-    axis.set(xlabel="peak allocated, GiB", ylabel="step (p50), ms")
+    axis.set(xlabel="peak allocated, GiB")
     place(axis, labels)
 
 
-def _cut_off(axis: Axes, rows: pd.DataFrame) -> tuple[pd.DataFrame, list[Label]]:
+def _cut_off(axis: Axes, rows: pd.DataFrame, time: str) -> tuple[pd.DataFrame, list[Label]]:
     """The rows with what is far slower than all that counts moved to the upper edge, and labels with their times: one
     such baseline would press the rest together."""
-    counted = rows[rows["alike"] & rows["kind"].isin((OURS, *AUTOMATIC))]["step_p50_ms"]
+    counted = rows[rows["alike"] & rows["kind"].isin((OURS, *AUTOMATIC))][time]
     top = FAR * counted.max() if len(counted) else float("inf")
-    far = rows[rows["step_p50_ms"] > top]
-    places = zip(far["peak_bytes"] / GIB, far["label"], far["step_p50_ms"], strict=True)
+    far = rows[rows[time] > top]
+    places = zip(far["peak_bytes"] / GIB, far["label"], far[time], strict=True)
     labels = [Label(float(x), top, f"{text} {ms:.0f} ms", LABEL) for x, text, ms in places]
     axis.plot(far["peak_bytes"] / GIB, [top] * len(far), ls="", marker=CARETUP, ms=8, color=LABEL, zorder=5)
     return rows.drop(far.index), labels
 
 
-def _labels(points: pd.DataFrame, words: Callable[[str], str], colour: str, important: bool) -> list[Label]:
-    places = zip(points["peak_bytes"] / GIB, points["step_p50_ms"], points["label"], strict=True)
+def _labels(points: pd.DataFrame, time: str, words: Callable[[str], str], colour: str, important: bool) -> list[Label]:
+    places = zip(points["peak_bytes"] / GIB, points[time], points["label"], strict=True)
     return [Label(float(x), float(y), words(text), colour, important) for x, y, text in places]
 
 
@@ -160,7 +165,8 @@ COMPILED_FRONT = FigureSpec(
     "Nearer to the lower left corner is better: each mark is a compiled training step, ours at its memory budgets and "
     "the ways that PyTorch offers; the dashed line joins what the automatic ones reach (torch.compile alone, its "
     "activation_memory_budget, torch.utils.checkpoint around some of the blocks), and a hollow mark is a step whose "
-    "gradients or batch-norm statistics are not those of torch.compile alone. A caret at the edge: slower than shown.",
+    "gradients or batch-norm statistics are not those of torch.compile alone. A caret at the edge: slower than shown. "
+    "Where the host delayed any step by more than 10% of its kernels' time, the kernels' time is shown on the right.",
     select,
     draw,
 )
