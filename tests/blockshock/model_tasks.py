@@ -190,26 +190,19 @@ def tell_apart(info: RankInfo, config: dict[str, Any], say: Any) -> Outcome:
     return Outcome(value=found)
 
 
-def losses_reordered(info: RankInfo, config: dict[str, Any], steps: int, orders: int, say: Any) -> Outcome:
-    """Losses of SGD steps: of the model over ranks, of the dense one, and of the dense one with its hidden units in
-    `orders` other orders, which changes nothing but the order of sums."""
+def training_losses(info: RankInfo, config: dict[str, Any], steps: int, say: Any) -> Outcome:
+    """Losses of SGD steps of the model over ranks."""
     join(info)
-    job = load_job(config)
-    problem = problem_of(job, CPU)
+    problem = problem_of(job := load_job(config), CPU)
+    return Outcome(value=_losses(problem, problem.build(job.method, problem.weights()), steps))
 
-    def run(module: Any) -> list[float]:
-        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-        seen = []
-        for step in range(steps):
-            loss = cross_entropy(module(problem.inputs(step)), problem.target(step))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            seen.append(float(loss.detach()))
-        return seen
 
-    found = {"ours": run(problem.build(job.method, problem.weights())), "dense": run(problem.dense(problem.dtype))}
-    found["reordered"] = []
+def dense_losses(info: RankInfo, config: dict[str, Any], steps: int, orders: int, say: Any) -> Outcome:
+    """Losses of SGD steps: of the dense model, and of it with its hidden units in `orders` other orders, which changes
+    nothing but the order of sums."""
+    join(info)
+    problem = problem_of(load_job(config), CPU)
+    found = [_losses(problem, problem.dense(problem.dtype), steps)]
     for number in range(orders):
         dense = problem.dense(problem.dtype)
         for site in find_mlps(dense.model):
@@ -219,5 +212,17 @@ def losses_reordered(info: RankInfo, config: dict[str, Any], steps: int, orders:
                 up.weight.copy_(up.weight[:, order])
                 up.bias.copy_(up.bias[order])
                 down.weight.copy_(down.weight[order])
-        found["reordered"].append(run(dense))
+        found.append(_losses(problem, dense, steps))
     return Outcome(value=found)
+
+
+def _losses(problem: Any, module: Any, steps: int) -> list[float]:
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    seen = []
+    for step in range(steps):
+        loss = cross_entropy(module(problem.inputs(step)), problem.target(step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seen.append(float(loss.detach()))
+    return seen
