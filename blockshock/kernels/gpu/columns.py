@@ -93,7 +93,7 @@ if triton is not None:
     ):  # fmt: skip
         if EARLY:
             gdc_launch_dependents()  # a kernel that waits for this one's results may start
-        groups = groups.to(tl.int64)  # four times as many elements may be more than 2^31
+        groups = tl.cast(groups, tl.int64)  # four times as many elements may be more than 2^31; one group is a constant
         first = tl.program_id(0).to(tl.int64) * BLOCK
         i4 = first * 4 + tl.arange(0, 4 * BLOCK)
         e0, e1, e2, e3 = fours(tl.load(x + i4, mask=i4 < groups * 4)[None, :], 1, BLOCK)
@@ -128,7 +128,7 @@ if triton is not None:
         parts, out, groups, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
         PARTS: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
-        groups = groups.to(tl.int64)  # four times as many elements may be more than 2^31
+        groups = tl.cast(groups, tl.int64)  # four times as many elements may be more than 2^31; one group is a constant
         first = tl.program_id(0).to(tl.int64) * BLOCK
         i2 = first * 2 + tl.arange(0, 2 * BLOCK)
         a, b = tl.split(tl.reshape(tl.load(parts + i2, mask=i2 < groups * 2), (BLOCK, 2)))
