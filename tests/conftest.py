@@ -75,7 +75,7 @@ LONGEST = (
     *("test_four_and_eight_ranks", "test_examples", "test_full_size_plans", "test_largest_batch", "test_trainers"),
     *("test_largest_batch_phase", "test_odd_records", "test_torch_compile", "test_hydra_launcher_suite", "test_pairs"),
     *("test_browser", "test_triton_kernels", "test_checkpoint_phase", "test_benchmark", "test_recompute_compiled"),
-    *("test_trace_phase", "test_any_application", "test_windows", "test_processes"),
+    *("test_kernels_compile", "test_trace_phase", "test_any_application", "test_windows", "test_processes"),
 )
 
 
