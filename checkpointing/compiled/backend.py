@@ -67,7 +67,8 @@ def backend(
 
     `plan` is a file that `plan.to_json` wrote, or several, in the place of all of these: nothing is measured or
     planned, and a step that is not the file's is rejected when it compiles. Where torch.distributed runs, ranks="same"
-    has rank 0 plan for all ranks, and for the one with the least room; "own" has each plan alone.
+    has rank 0 plan for all ranks, and for the one with the least room, a loss in "auto" chunks included; "own" has each
+    plan alone.
 
     Raises CheckpointingError for what cannot be read; a budget below the floor is rejected when the step compiles.
     """
@@ -220,10 +221,6 @@ class Backend:
             return FromFiles(self.files)
         if self.ranks == "own" or not several_ranks():
             return Decider()
-        if self.chunked_loss == "auto":
-            raise CheckpointingError(
-                'chunked_loss="auto" is chosen by each rank alone: give the number of chunks, or ranks="own"'
-            )
         options = {"memory_budget": self.memory_budget, "execution": self.execution, "solver": self.solver}
         return Together({**options, **self.rules.options(), "chunked_loss": self.chunked_loss})
 

@@ -12,7 +12,7 @@ import time
 import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -244,14 +244,20 @@ class CompiledStep:
         check_shapes(joint.graph)
         static = list(static_lifetime_input_indices or ())
         fused = self.execution == "inductor"
-        make = partial(candidate, joint, joint_inputs, num_fwd_outputs, static, fused, self.loss_kernel)
+        make = cache(partial(candidate, joint, joint_inputs, num_fwd_outputs, static, fused, self.loss_kernel))
         guess = partial(guessed, num_fwd_outputs, static, fused, self.loss_kernel)
-        chosen, loss = self.chunks.choose(make, self._problem, self._budget, self._peak, guess)
+        key = graph_key(self.module, self.inputs, make(self.chunks.first).step)
+        self.resident, self.state = self.decider.meet(key, self.resident, self.state)
+        count = self.chunks.first
+        if self.chunks.is_choice:
+            find = partial(self.chunks.find, make, self._problem, self._budget, self._peak, guess)
+            count = self.decider.chunks(find)
+            if self.chunks.in_one_piece is None:  # of rank 0's choice: for the budget, whatever things cost
+                self.chunks.in_one_piece = self._unmeasured(make(None).step)
+        chosen, loss = self.chunks.take(make, count)
         default, step = chosen.default, chosen.step
         self.given = {node.name for node in default.joint.graph.find_nodes(op="placeholder")}
         self.leaving = {node.name for node in step.outputs}
-        key = graph_key(self.module, self.inputs, step)
-        self.resident, self.state = self.decider.meet(key, self.resident, self.state)
         problem = self._problem(step, self.decider)
         plan = self._decided(problem)
         previous = self.plan
@@ -267,7 +273,7 @@ class CompiledStep:
             measuring_s=self.measuring_s,
             recompilations=self.recompilations,
             loss=loss,
-            graph=key,
+            graph=graph_key(self.module, self.inputs, step),
             options={**self.rules.options(), "chunked_loss": chosen.chunks},
             in_one_piece=None if chosen.chunks is None else self.chunks.in_one_piece,
             on_request=sum(step.storages.get(node) in problem.never_kept for node in step.default_roots),
@@ -286,6 +292,10 @@ class CompiledStep:
         )
         self.measuring_s += seconds
         return problem
+
+    def _unmeasured(self, step: JointStep) -> PlanningProblem:
+        """The problem for questions of memory alone."""
+        return measured_problem(step, self.rules, self.device, self.resident + sum(self.state), measure=False)[0]
 
     def _budget(self, problem: PlanningProblem) -> int:
         return budgets.in_bytes(self.memory_budget, 0, self._unplanned(problem))  # a fraction is one of that peak

@@ -1,6 +1,7 @@
 """Where a step's costs and its plan come from: measured and solved in this process, unless a file or rank 0 knows them.
 
-decider.meet(key, resident, state); decider.problem(step, measure); decider.plan(problem, find); decider.highest(peak)
+decider.meet(key, resident, state); decider.chunks(find); decider.problem(step, measure); decider.plan(problem, find)
+decider.highest(peak)
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ class Decider:
         """Before a step is planned: its identity, the bytes on the device, and the optimizer's state to come, by
         tensor. Returns the two to plan with."""
         return resident, state
+
+    def chunks(self, find: Callable[[], int | None]) -> int | None:
+        """In how many chunks a loss is computed, where that is a choice: `find()`, which measures."""
+        return find()
 
     def problem(self, make: MakeProblem, measure: bool) -> Measured:
         return make(measure)

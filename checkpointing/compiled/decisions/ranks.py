@@ -68,6 +68,16 @@ class Together(Decider):
         fullest = max(all_ranks, key=lambda found: found["resident"] + sum(found["state"]))
         return fullest["resident"], fullest["state"]
 
+    def chunks(self, find: Callable[[], int | None]) -> int | None:
+        if not self.together:
+            return find()
+        if dist.get_rank() == 0:
+            count = _said(find)
+            _post({"chunks": count})
+            return count
+        found: int | None = _from_rank_0()["chunks"]
+        return found
+
     def problem(self, make: MakeProblem, measure: bool) -> Measured:
         if not self.together:
             return make(measure)

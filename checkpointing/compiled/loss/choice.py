@@ -1,7 +1,8 @@
 """In how many chunks a loss is computed: what makes the step fastest under its budget, along with what it recomputes.
 
     chunks = LossChunks("auto")
-    chosen, why = chunks.choose(make, problem_of, budget, peak)     # `make(chunks)` is a `Candidate`
+    count = chunks.find(make, problem_of, budget, peak)     # `make(count)` is a `Candidate`
+    chosen, why = chunks.take(make, count)
 
 For each number of chunks the quick planner says what the step would take. What the compiler would save by itself is
 guessed from the loss in one piece (`guess`): asking the compiler takes seconds, which only the chosen one is worth.
@@ -28,6 +29,7 @@ from checkpointing.planners.schedule import Schedule, make_schedule
 
 Guess = Callable[["Candidate", int], "Candidate | None"]
 COUNTS = (2, 4, 8, 16, 32)
+IN_ONE_PIECE = "the loss is in one piece"
 SEARCH_S = 2.0  # seconds of the quick planner for each number
 
 
@@ -91,20 +93,28 @@ class LossChunks:
     def __init__(self, asked: int | str | None) -> None:
         self.asked, self.least, self.chosen_before = asked, 1, False
         self.in_one_piece: PlanningProblem | None = None
+        self._why = ""
 
-    def choose(
+    @property
+    def is_choice(self) -> bool:
+        return isinstance(self.asked, str)
+
+    @property
+    def first(self) -> int | None:
+        """The first number that `find` looks at: the one asked for, or the fewest that a choice may be."""
+        if not isinstance(self.asked, str):
+            return self.asked
+        return None if self.least == 1 else self.least
+
+    def find(
         self,
         make: Callable[[int | None], Candidate],
         problem_of: Callable[[JointStep], PlanningProblem],
         budget: Callable[[PlanningProblem], int],
         peak: Callable[[Schedule], int],
         guess: Guess | None = None,
-    ) -> tuple[Candidate, str]:
-        """The candidate, and what is said of its loss. See `choose`. Of a step that is compiled again, as few chunks
-        as fit."""
-        if not isinstance(self.asked, str):
-            chosen = make(self.asked)
-            return chosen, chosen.said
+    ) -> int | None:
+        """The number that pays, see `choose`. Of a step that is compiled again, the fewest that fit."""
 
         def problem(step: JointStep) -> PlanningProblem:
             made = problem_of(step)
@@ -112,9 +122,16 @@ class LossChunks:
             return made
 
         counts = [n for n in (None, *COUNTS) if (n or 1) >= self.least]
-        chosen, why = choose(make, problem, budget, peak, counts, guess, first=self.chosen_before)
+        chosen, self._why = choose(make, problem, budget, peak, counts, guess, first=self.chosen_before)
+        return chosen.chunks
+
+    def take(self, make: Callable[[int | None], Candidate], count: int | None) -> tuple[Candidate, str]:
+        """The candidate of so many chunks, and what is said of its loss."""
+        chosen = make(count)
         self.least, self.chosen_before = chosen.chunks or 1, True
-        return chosen, why
+        return chosen, self._why or (
+            f"{chosen.said or IN_ONE_PIECE}: rank 0 decided" if self.is_choice else chosen.said
+        )
 
 
 def choose(
@@ -187,4 +204,4 @@ def _count(one: Candidate) -> str:
 
 
 def _named(one: Candidate) -> str:
-    return one.said or "the loss is in one piece"
+    return one.said or IN_ONE_PIECE

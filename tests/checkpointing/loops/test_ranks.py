@@ -38,7 +38,9 @@ def on_two_ranks(
     """`on_two_ranks(work)`: what `work(rank)` returned on each of two ranks. Two processes do all the works, one after
     another. `disagreements` is first, since no rank has measured then."""
     folder = tmp_path_factory.mktemp("ranks")
-    in_processes(_on_rank, (folder, (disagreements, both_orders, blocks_sharded, gathering, absence)), 2)
+    in_processes(
+        _on_rank, (folder, (disagreements, loss_in_chunks, both_orders, blocks_sharded, gathering, absence)), 2
+    )
     return lambda work: [torch.load(folder / f"{work.__name__}-{rank}.pt", weights_only=False) for rank in range(2)]
 
 
@@ -210,6 +212,51 @@ def disagreements(rank: int) -> dict[str, Any]:
     logging.getLogger("checkpointing").removeHandler(handler)
     found["different steps"] = (len(by.plans), messages)
     return found
+
+
+def loss_in_chunks(rank: int) -> dict[str, Any]:
+    """The number of chunks is a choice, and rank 1 has less room: what each has compiled, and its gradients."""
+
+    def forbidden(*_: Any) -> None:
+        raise AssertionError("rank 1 has measured")
+
+    def made() -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(64, 8), nn.Tanh(), nn.Linear(8, 1024, bias=False)).double()
+        for parameter in model.parameters() if rank else ():
+            parameter.grad = torch.zeros_like(parameter)
+        return model
+
+    def loss_of_tokens(model: Any, tokens: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(model(tokens), labels)
+
+    torch.manual_seed(rank)
+    tokens, labels = torch.randint(64, (512,)), torch.randint(1024, (512,))
+    found: dict[str, Any] = {}
+    measure = Costs.measure
+    if rank == 1:
+        Costs.measure = forbidden  # type: ignore[method-assign, assignment]
+    by = checkpointing.backend(0.5, execution="eager", chunked_loss="auto")
+    for name, compiler in (("planned", by), ("unplanned", "aot_eager")):
+        torch._dynamo.reset()
+        model = made()
+        found[name, "loss"] = train_once(model, compiler, [tokens, labels], loss_of_tokens)
+        found[name] = {key: p.grad for key, p in model.named_parameters()}
+    Costs.measure = measure  # type: ignore[method-assign]
+    [plan] = by.plans
+    found["plan"] = (plan.options["chunked_loss"], sorted(plan.plan.kept), plan.budget_bytes)
+    found["said"] = plan.loss
+    return found
+
+
+def test_ranks_have_their_loss_in_as_many_chunks_as_rank_0_chose(on_two_ranks: Any) -> None:
+    found = on_two_ranks(loss_in_chunks)
+    assert found[0]["plan"] == found[1]["plan"]
+    assert found[0]["plan"][0] in (2, 4, 8, 16, 32)
+    assert found[1]["said"].endswith("rank 0 decided")
+    for rank in range(2):
+        torch.testing.assert_close(found[rank]["planned"], found[rank]["unplanned"], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found[rank]["planned", "loss"], found[rank]["unplanned", "loss"], rtol=1e-13, atol=0)
 
 
 def absence(rank: int) -> tuple[str, str]:

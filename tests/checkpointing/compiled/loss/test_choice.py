@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor, nn
 
 import checkpointing
-from checkpointing import BudgetError, CheckpointingError, decide, plan_of
+from checkpointing import BudgetError, decide, plan_of
 from checkpointing.compiled.loss.choice import Candidate, candidate, choose, guessed
 from checkpointing.decide import lowest_plan
 from checkpointing.planners.schedule import make_schedule, unchanged_peak
@@ -152,9 +152,3 @@ def test_the_compiler_is_asked_for_the_step_in_one_piece_and_for_the_chosen_one(
     monkeypatch.setattr("checkpointing.compiled.compiled_step.candidate", counted)
     model, _ = planned(0.5)
     assert asked == [None, plan_of(model).options["chunked_loss"]]
-
-
-def test_ranks_that_would_each_choose_alone_are_told_to_be_given_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("checkpointing.compiled.backend.several_ranks", lambda: True)
-    with pytest.raises(CheckpointingError, match=r'chunked_loss="auto" is chosen by each rank alone: give the number'):
-        planned(1.0)
