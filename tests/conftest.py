@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import logging
@@ -11,9 +12,11 @@ import signal
 import subprocess
 import sys
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import omegaconf._utils
 import omegaconf.base
@@ -37,6 +40,20 @@ settings.load_profile("same_everywhere")
 # OmegaConf parses the same interpolations of conf/ anew for each command line: a quarter of the time until a wrong one
 # is rejected. What it makes of a text depends on nothing else.
 omegaconf.base.parse = omegaconf._utils.parse = functools.cache(omegaconf.base.parse)
+
+
+def _copied(metadata: omegaconf.base.Metadata, memo: dict[int, Any]) -> omegaconf.base.Metadata:
+    """A copy of what OmegaConf keeps beside each value: types, names and numbers, but for two dicts. By itself
+    `copy.deepcopy` takes it apart, which is a fifth of the time in which a sweep's jobs are composed."""
+    found = object.__new__(type(metadata))
+    found.__dict__.update(vars(metadata), flags=dict(metadata.flags or {}))
+    found.resolver_cache = (
+        copy.deepcopy(metadata.resolver_cache, memo) if metadata.resolver_cache else defaultdict(dict)
+    )
+    return found
+
+
+omegaconf.base.Metadata.__deepcopy__ = _copied
 
 
 # Python looks for cycles after every 700 objects: 2,900 times while three architectures compile, a tenth of their time.
