@@ -35,12 +35,12 @@ class RecomputeCompiled:
     solver: str = "optimal"  # optimal | greedy
     execution: str = "inductor"  # inductor | eager: operators one by one
     mode: str = "default"
-    chunked_loss: int | str | None = None  # of the rows of a language model's loss; auto: planned; null: as it is
+    chunked_loss: int | str | None = None  # null: auto with inductor, plain with eager
 
     @property
     def exact(self) -> bool:
         """Whether the step must be bitwise equal to torch.compile's: other fusions and sums round differently."""
-        return self.execution == "eager" and self.chunked_loss is None
+        return self.execution == "eager" and self.chunked_loss in (None, "plain")
 
     def check(self, job: Job) -> None:
         from checkpointing import BudgetError
@@ -50,8 +50,8 @@ class RecomputeCompiled:
         one_of("method.execution", self.execution, BACKENDS)
         one_of("method.mode", self.mode, ("default",))
         chunks = self.chunked_loss
-        if chunks not in (None, "auto") and not (isinstance(chunks, int) and chunks >= 1):
-            raise WrongValue("method.chunked_loss", chunks, "must be a positive whole number, auto, or null")
+        if chunks not in (None, "auto", "plain") and not (isinstance(chunks, int) and chunks >= 1):
+            raise WrongValue("method.chunked_loss", chunks, "must be a positive whole number, auto, plain, or null")
         try:
             check(self.memory_budget)
         except BudgetError as error:
@@ -75,8 +75,8 @@ class RecomputeCompiled:
                 raise ConfigError("method.memory_budget", self.memory_budget, why) from error
 
         words = [self.solver, *([] if self.execution == "inductor" else [self.execution])]
-        count = "planned" if self.chunked_loss == "auto" else self.chunked_loss
-        words += [f"loss in {count} chunks"] if count else []
+        said: dict[Any, str] = {None: "", "auto": "loss in planned chunks", "plain": "loss in one piece"}
+        words += filter(None, [said.get(self.chunked_loss, f"loss in {self.chunked_loss} chunks")])
         return PlannedStep(
             problem, optimizer, loss, compiled_alone(problem, BACKENDS[self.execution]), ", ".join(words)
         )

@@ -30,7 +30,7 @@ from checkpointing.compiled.decisions.decider import Decider
 from checkpointing.compiled.decisions.plan_file import FromFiles, PlanFile, read_plan_files
 from checkpointing.compiled.decisions.ranks import RANKS, Together, several_ranks
 from checkpointing.compiled.execution import EXECUTIONS
-from checkpointing.compiled.loss.chunked_loss import check_chunks
+from checkpointing.compiled.loss.chunked_loss import chunks_of
 from checkpointing.compiled.obstacles import place_of, remedy_of_break
 from checkpointing.compiled.rules import Rules
 from checkpointing.errors import CheckpointingError, GraphBreakError
@@ -60,10 +60,11 @@ def backend(
     a string ("8GB", "7500MiB"), or a fraction of what the unplanned step would need. `execution` is "inductor" (the
     default) or "eager" (operator by operator, bitwise equal to the unplanned graph: for CPUs and tests). `keep` and
     `recompute` are patterns of modules ("transformer.h.0") or operators ("aten.mm") whose results are kept, or
-    recomputed, whatever they cost. With `chunked_loss`, a number of chunks, a cross entropy of a linear layer is
-    computed in so many chunks of rows, so that no more than one chunk of logits is there at any time: rounded otherwise
-    than in one piece, and not further from the truth. "auto" lets the planner choose the number, along with what it
-    recomputes.
+    recomputed, whatever they cost. `chunked_loss`: a cross entropy of a linear layer may be computed in chunks of rows,
+    so that no more than one chunk of logits is there at any time: rounded otherwise than in one piece, and not further
+    from the truth. "auto" (the default with "inductor") lets the planner choose the number, along with what it
+    recomputes; of a step that fits, the loss stays as it is. A number asks for so many; "plain" (the default with
+    "eager") for none.
 
     `plan` is a file that `plan.to_json` wrote, or several, in the place of all of these: nothing is measured or
     planned, and a step that is not the file's is rejected when it compiles. Where torch.distributed runs, ranks="same"
@@ -90,8 +91,8 @@ def backend(
     for option, patterns in (("keep", keep), ("recompute", recompute)):
         if isinstance(patterns, str):
             raise CheckpointingError(f"{option}={patterns!r}: give a list of patterns, {option}=[{patterns!r}]")
-    check_chunks(chunked_loss)
-    return Backend(memory_budget, execution, solver, Rules(tuple(keep), tuple(recompute)), chunked_loss, ranks=ranks)
+    chunks = chunks_of(chunked_loss, execution)
+    return Backend(memory_budget, execution, solver, Rules(tuple(keep), tuple(recompute)), chunks, ranks=ranks)
 
 
 def _from_files(files: list[PlanFile]) -> Backend:
@@ -171,7 +172,7 @@ class Backend:
     execution: str
     solver: str
     rules: Rules
-    chunked_loss: int | str | None = None
+    chunked_loss: int | str | None = None  # the number, "auto", or None: as it is
     ranks: str = "own"
     loss_kernel: bool | None = None  # for chunks of a loss; None: on devices that have one
     files: list[PlanFile] = field(default_factory=list, repr=False)

@@ -315,7 +315,7 @@ def test_the_compiled_front_has_ours_and_every_baseline_for_each_workload_given(
     jobs = planned(cli, monkeypatch, "+sweep=compiled_front", "workload=tiny_gpt2,tiny_vit")
     ours = [job["method"] for job in jobs if job["method"]["name"] == "recompute_compiled"]
     in_chunks = [method for method in ours if method["chunked_loss"] == "auto"]
-    in_one_piece = [method for method in ours if method["chunked_loss"] is None]
+    in_one_piece = [method for method in ours if method["chunked_loss"] == "plain"]
     assert len({method["memory_budget"] for method in in_one_piece}) == 11
     assert len({method["memory_budget"] for method in in_chunks}) == 6
     assert (len(in_one_piece), len(in_chunks), len(ours)) == (22, 12, 34)

@@ -24,14 +24,21 @@ from checkpointing.errors import CheckpointingError
 _LAYER = "linear_layer"  # metadata: the number of a layer that could make logits
 
 
-def check_chunks(chunks: object) -> None:
-    """Raise CheckpointingError for a number of chunks that is none."""
-    if chunks is None or chunks == "auto":
-        return
-    if not isinstance(chunks, int) or isinstance(chunks, bool) or chunks < 1:
+def chunks_of(asked: object, execution: str) -> int | str | None:
+    """The number of chunks that `chunked_loss` asks for, "auto", or None: the loss as it is.
+
+    None is the planner's choice where kernels round in their own way anyway, and the loss as it is where a step is
+    bitwise that of the unplanned graph. Raises CheckpointingError for what is no number.
+    """
+    if asked is None:
+        return "auto" if execution == "inductor" else None
+    if asked == "plain":
+        return None
+    if asked != "auto" and (not isinstance(asked, int) or isinstance(asked, bool) or asked < 1):
         raise CheckpointingError(
-            f'chunked_loss={chunks!r}: give the number of chunks, a positive whole number, "auto", or None'
+            f'chunked_loss={asked!r}: give the number of chunks, a positive whole number, "auto", or "plain"'
         )
+    return asked
 
 
 def with_chunked_losses(

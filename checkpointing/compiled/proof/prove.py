@@ -144,7 +144,7 @@ def prove_compiled(
         recompute=recompute,
         chunked_loss=chunked_loss,
     )
-    bitwise = execution == "eager" and chunked_loss is None
+    bitwise = execution == "eager" and chosen.chunked_loss is None
     steps = OneStep(loss_fn, model, tuple(batch), seed)
     with undone(model), deterministic_algorithms() if bitwise else contextlib.nullcontext():
         try:

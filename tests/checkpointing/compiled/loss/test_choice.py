@@ -66,6 +66,14 @@ def test_a_model_without_such_a_loss_says_why() -> None:
     assert plan_of(model).loss.startswith("the loss is not in chunks: ")
 
 
+def test_the_number_is_planned_where_kernels_round_in_their_own_way() -> None:
+    """And the loss stays as it is where a step promises the bits of the unplanned graph, or where that is asked for."""
+    default, eager = (checkpointing.backend("8GB", execution=execution) for execution in ("inductor", "eager"))
+    assert (default.chunked_loss, eager.chunked_loss) == ("auto", None)
+    assert checkpointing.backend("8GB", chunked_loss="plain").chunked_loss is None
+    assert checkpointing.backend("8GB", chunked_loss=4, execution="eager").chunked_loss == 4
+
+
 @cache
 def made(name: str, chunks: int | None) -> Candidate:
     """Once for all tests: what inductor saves takes it seconds to choose."""
