@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from sweeps import load_runs
 from sweeps.report.command import write_report
 from sweeps.report.figures.recomputation.compiled_front import draw
+from sweeps.report.findings.compiled_front import find
 from sweeps.report.listings.steps.compiled_front import ADDED_TIME, BASELINES, PLANS
 from sweeps.report.tables.report_data import read_report_data
 from sweeps.report.tables.steps.compiled_front import KERNELS, added, dominated, envelope, front, time_at, verdict
 from sweeps.report.tables.steps.recomputation import recomputed
+from tests.checkpointing.compiled.measure_front import budgets_of
 from tests.sweeps.conftest import make_compiled, make_planned, write_front
 
 
@@ -83,6 +85,20 @@ def test_what_ours_adds_is_that_of_its_best_variant(write_run, tmp_path):
     assert rows["ours_ms"].iloc[-1] == pytest.approx(2.0)
 
 
+def test_our_budgets_are_at_the_peaks_of_the_baselines_that_no_other_dominates(measured):
+    found = points(measured)
+    budgets = budgets_of(found)
+    assert budgets == sorted(set(budgets))
+    assert len(budgets) == 10
+    baselines = found[(found["kind"] != "ours") & found["alike"]]
+    assert 0.96 < budgets[0] * 2**20 / baselines["peak_bytes"].min() < 0.98
+    assert budgets[-1] * 2**20 <= baselines.loc[baselines["kind"] == "torch.compile", "peak_bytes"].max()
+    for peak, ms in zip(baselines["peak_bytes"], baselines["step_p50_ms"], strict=True):
+        better = baselines[(baselines["peak_bytes"] <= peak) & (baselines["step_p50_ms"] < ms)]
+        if better.empty and peak <= budgets[-1] * 2**20:
+            assert any(0.996 * peak < budget * 2**20 <= peak for budget in budgets)
+
+
 def test_a_budget_in_bytes_is_written_in_mebibytes(write_run, tmp_path):
     write_run("ours", [make_planned(60, 12.0, 70 * 2**20)])
     assert points(tmp_path)["label"].tolist() == ["70 MiB"]
@@ -133,6 +149,21 @@ def test_kernels_judge_apart_where_the_host_delayed_a_step(delayed):
     costs = added(delayed, KERNELS).iloc[-1]  # a quarter of the way from 60 to 100 MiB
     assert (costs["plain_ms"], costs["automatic_ms"]) == pytest.approx((9.5, 1.5))
     assert costs["ours_ms"] == pytest.approx(0.5)
+
+
+def test_the_finding_and_the_costs_of_a_delayed_front_are_of_kernels(delayed, tmp_path):
+    data = read_report_data([tmp_path])
+    found = find(data)
+    assert found is not None
+    assert (
+        "a peak of 80.0 MiB adds 0.5 ms of kernels with our plan, and adds 1.0 ms with torch.compile's"
+        in found.sentence
+    )
+    assert found.numbers["torch.compile, ms of kernels"].tolist() == ["9.50"] * 3
+    shown = ADDED_TIME.show(ADDED_TIME.select(data))
+    assert shown["automatic adds, ms"].tolist() == ["0.50", "1.00", "1.50"]  # 12 of 10 ms, 11.5 of 9.5 ms of kernels
+    assert shown["ours adds, ms"].tolist() == ["5.00"] * 3
+    assert shown["ours adds, ms of kernels"].tolist() == ["0.50"] * 3
 
 
 def test_the_figure_has_kernels_beside_steps_only_where_the_host_delayed_one(delayed):

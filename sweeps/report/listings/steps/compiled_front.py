@@ -7,9 +7,21 @@ import pandas as pd
 from sweeps.report.listings.listing import Listing, without_empty_columns
 from sweeps.report.listings.steps.recomputation import plain
 from sweeps.report.tables.report_data import ReportData
-from sweeps.report.tables.steps.compiled_front import BLOCKS, BUDGET, KEYS, added, dominated, front, higher_peaks, plans
+from sweeps.report.tables.steps.compiled_front import (
+    BLOCKS,
+    BUDGET,
+    KERNELS,
+    KEYS,
+    added,
+    dominated,
+    front,
+    higher_peaks,
+    plans,
+)
 from sweeps.report.tables.steps.recomputation import MIB, MS
 from sweeps.text import number, times
+
+LINES = ("ours", "automatic", "by_hand")
 
 
 def select_baselines(data: ReportData) -> pd.DataFrame:
@@ -51,7 +63,11 @@ def _undominated(table: pd.DataFrame) -> str:
 
 
 def select_added(data: ReportData) -> pd.DataFrame:
-    return added(front(data.recomputed))
+    """With kernels' times beside those of steps, as `*_kernels_ms`."""
+    points = front(data.recomputed)
+    kernels = added(points, KERNELS).rename(columns={f"{name}_ms": f"{name}_kernels_ms" for name in LINES})
+    beside = [*KEYS, "peak_bytes", *(f"{name}_kernels_ms" for name in LINES)]
+    return added(points).merge(kernels[beside], on=[*KEYS, "peak_bytes"], how="left")
 
 
 def added_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -63,6 +79,8 @@ def added_table(table: pd.DataFrame) -> pd.DataFrame:
         "automatic adds, ms": table["automatic_ms"].map(_reached),
         "chosen by hand adds, ms": table["by_hand_ms"].map(_reached),
         "ours of automatic": table["share"].map(times),
+        "ours adds, ms of kernels": table["ours_kernels_ms"].map(_milliseconds),
+        "automatic adds, ms of kernels": table["automatic_kernels_ms"].map(_milliseconds),
     }
     return without_empty_columns(pd.DataFrame(columns))
 
