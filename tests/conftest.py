@@ -93,6 +93,8 @@ LONGEST = (
     *("test_largest_batch_phase", "test_odd_records", "test_torch_compile", "test_hydra_launcher_suite", "test_pairs"),
     *("test_browser", "test_triton_kernels", "test_checkpoint_phase", "test_benchmark", "test_recompute_compiled"),
     *("test_kernels_compile", "test_trace_phase", "test_any_application", "test_windows", "test_processes"),
+    *("test_attention_over_ranks", "test_obstacles", "test_repeats", "test_artifact", "test_profile_phase"),
+    *("test_gradients", "test_slide_sparse"),
 )
 
 
