@@ -22,7 +22,7 @@ from torch._guards import TracingContext, tracing
 from checkpointing import budget as budgets
 from checkpointing.compiled.compiled_plan import CompiledPlan, remember
 from checkpointing.compiled.decisions.decider import Decider
-from checkpointing.compiled.decisions.graph_key import described, graph_key
+from checkpointing.compiled.decisions.graph_key import GraphKey, described, graph_key
 from checkpointing.compiled.decisions.rejection import below_minimum
 from checkpointing.compiled.execution import CompiledHalves, compile_halves
 from checkpointing.compiled.joint_problem import measured_problem
@@ -246,9 +246,12 @@ class CompiledStep:
         fused = self.execution == "inductor"
         make = cache(partial(candidate, joint, joint_inputs, num_fwd_outputs, static, fused, self.loss_kernel))
         guess = partial(guessed, num_fwd_outputs, static, fused, self.loss_kernel)
-        key = graph_key(self.module, self.inputs, make(self.chunks.first).step)
-        self.resident, self.state = self.decider.meet(key, self.resident, self.state)
-        count = self.chunks.first
+
+        def key_of(count: int | None) -> GraphKey:
+            return graph_key(self.module, self.inputs, make(count).step)
+
+        count = self.decider.first(self.chunks.first, key_of)
+        self.resident, self.state = self.decider.meet(key_of(count), self.resident, self.state)
         if self.chunks.is_choice:
             find = partial(self.chunks.find, make, self._problem, self._budget, self._peak, guess)
             count = self.decider.chunks(find)

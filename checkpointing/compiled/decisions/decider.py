@@ -1,7 +1,7 @@
 """Where a step's costs and its plan come from: measured and solved in this process, unless a file or rank 0 knows them.
 
-decider.meet(key, resident, state); decider.chunks(find); decider.problem(step, measure); decider.plan(problem, find)
-decider.highest(peak)
+decider.first(asked, key_of); decider.meet(key, resident, state); decider.chunks(find); decider.problem(step, measure)
+decider.plan(problem, find); decider.highest(peak)
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ class Decider:
     """This process decides for itself. Others override what they know better."""
 
     fixed = False  # whether there is one plan, whatever it takes
+
+    def first(self, asked: int | None, key_of: Callable[[int | None], GraphKey]) -> int | None:
+        """In how many chunks its loss is when a step is identified, by `key_of(number)`: as asked for."""
+        return asked
 
     def meet(self, key: GraphKey, resident: int, state: list[int]) -> tuple[int, list[int]]:
         """Before a step is planned: its identity, the bytes on the device, and the optimizer's state to come, by

@@ -27,7 +27,8 @@ from checkpointing.planners.plan import Plan
 from checkpointing.planners.problem import PlanningProblem
 
 FORMAT = 1
-SHARED = ("execution", "budget_bytes", "keep", "recompute", "chunked_loss")  # options, the same in all files of a loop
+SHARED = ("execution", "budget_bytes", "keep", "recompute")  # options, the same in all files of a loop
+OPTIONS = (*SHARED, "chunked_loss")  # a number of chunks is one shape's
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def _read(path: str | Path) -> PlanFile:
                 f"{path}: of another format than {FORMAT}, which this version reads: write it anew"
             )
         file = PlanFile(str(path), GraphKey(**found.pop("graph")), **found)
-        missing = {*SHARED} - file.options.keys() | {"times", "pinned"} - file.costs.keys()
+        missing = {*OPTIONS} - file.options.keys() | {"times", "pinned"} - file.costs.keys()
         if missing:
             raise KeyError(min(missing))
         return file
@@ -94,6 +95,14 @@ class FromFiles(Decider):
 
     def __init__(self, files: Sequence[PlanFile]) -> None:
         self.files = files
+
+    def first(self, asked: int | None, key_of: Callable[[int | None], GraphKey]) -> int | None:
+        numbers = list(dict.fromkeys(file.options["chunked_loss"] for file in self.files))
+        for number in numbers if len(numbers) > 1 else ():
+            key = key_of(number)
+            if any(file.options["chunked_loss"] == number and not key.difference(file.graph) for file in self.files):
+                return number
+        return asked
 
     def meet(self, key: GraphKey, resident: int, state: list[int]) -> tuple[int, list[int]]:
         for file in self.files:

@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor, nn
 
 import checkpointing
-from checkpointing import BudgetError, decide, plan_of
+from checkpointing import BudgetError, decide, plan_of, plans_of
 from checkpointing.compiled.loss.choice import Candidate, candidate, choose, guessed
 from checkpointing.decide import lowest_plan
 from checkpointing.planners.schedule import make_schedule, unchanged_peak
@@ -55,6 +55,31 @@ def test_a_budget_that_no_number_of_chunks_meets_is_rejected_with_the_lowest_of_
     with pytest.raises(BudgetError) as unchunked:
         planned(0.05, None)
     assert rejected.value.minimum_bytes < 0.5 * unchunked.value.minimum_bytes
+
+
+def test_the_files_of_a_loop_have_each_its_own_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two shapes under one budget the larger needs chunks. Whoever reads the files neither measures nor plans."""
+    budget = plan_of(planned(0.5)[0]).budget_bytes
+    small, large = (train(Head(VOCABULARY), loss_of, batch(rows, VOCABULARY), _by(budget), 1) for rows in (8, ROWS))
+    none, number = (plan_of(one.model).options["chunked_loss"] for one in (small, large))
+    assert none is None
+    assert number > 1
+    files = [plan_of(one.model).to_json(tmp_path / f"{i}.json") for i, one in enumerate((small, large))]
+
+    def forbidden(*_: Any) -> None:
+        raise AssertionError("measured or planned")
+
+    monkeypatch.setattr("checkpointing.compiled.costs.costs.Costs.measure", forbidden)
+    monkeypatch.setattr("checkpointing.compiled.compiled_step.SOLVERS", {"optimal": forbidden})
+    again = train(Head(VOCABULARY), loss_of, batch(ROWS, VOCABULARY), checkpointing.backend(plan=files), steps=1)
+    assert again.losses == large.losses
+    assert plan_of(again.model).to_json(tmp_path / "again.json").read_text() == files[1].read_text()
+    again.loss_fn(again.model, *batch(8, VOCABULARY)).backward()
+    assert {plan.options["chunked_loss"] for plan in plans_of(again.model)} == {None, number}
+
+
+def _by(budget: int) -> Any:
+    return checkpointing.backend(budget, execution="eager", chunked_loss="auto")
 
 
 def test_a_model_without_such_a_loss_says_why() -> None:
