@@ -25,7 +25,7 @@ from checkpointing.compiled.decisions.decider import Decider
 from checkpointing.compiled.decisions.graph_key import GraphKey, described, graph_key
 from checkpointing.compiled.decisions.rejection import below_minimum
 from checkpointing.compiled.execution import CompiledHalves, compile_halves
-from checkpointing.compiled.joint_problem import measured_problem
+from checkpointing.compiled.joint_problem import forward_kernels, measured_problem
 from checkpointing.compiled.joint_step import JointStep
 from checkpointing.compiled.loss.choice import LossChunks, candidate, guessed
 from checkpointing.compiled.memory.device_memory import (
@@ -252,6 +252,10 @@ class CompiledStep:
 
         count = self.decider.first(self.chunks.first, key_of)
         self.resident, self.state = self.decider.meet(key_of(count), self.resident, self.state)
+        if (
+            self.plan is None and not self.decider.fixed
+        ):  # of the step as its user knows it: chunks have other operators
+            self.rules.check(forward_kernels(make(count).step))
         if self.chunks.is_choice:
             find = partial(self.chunks.find, make, self._problem, self._budget, self._peak, guess)
             count = self.decider.chunks(find)

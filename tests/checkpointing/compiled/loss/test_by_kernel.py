@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -295,6 +296,27 @@ def test_through_inductor_training_goes_as_in_one_piece(dtype: torch.dtype, monk
     assert by_kernel.plan.predicted_peak_bytes <= generated.plan.predicted_peak_bytes + few
     for loss, other in zip(trained[True].losses, trained[False].losses, strict=True):
         assert torch.allclose(loss, other, rtol=1e-5 if dtype == torch.float32 else 2e-3)
+
+
+@pytest.mark.slow
+def test_a_rule_about_operators_that_the_kernel_replaces_is_one_about_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The planner chooses chunks, whose loss has no maximum of rows any more."""
+    import checkpointing
+
+    monkeypatch.setattr(chunked_loss, "is_kernel_there", lambda device: True)
+    backend = checkpointing.backend(0.6, keep=["aten.amax"])
+    backend.loss_kernel = True
+    trained = train(Head(4096), loss_of, batch(256, 4096), backend, steps=1)
+    plan = plan_of(trained.model)
+    assert plan.loss.startswith("the loss of head in ")
+    assert plan.options["chunked_loss"] > 1
+    by_file = checkpointing.backend(plan=plan.to_json(tmp_path / "plan.json"))
+    by_file.loss_kernel = True
+    assert train(Head(4096), loss_of, batch(256, 4096), by_file, steps=1).losses == trained.losses
+    with pytest.raises(checkpointing.CheckpointingError, match=r"keep='aten\.amin' matches no module and no operator"):
+        train(Head(4096), loss_of, batch(256, 4096), checkpointing.backend(0.6, keep=["aten.amin"]), steps=1)
 
 
 def test_run_operator_by_operator_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
