@@ -101,7 +101,7 @@ def _hooks_of_parameter(parameter: Any) -> int:
 @contextmanager
 def noting_attributes(read: Read) -> Iterator[None]:
     """Note in `read` each plain attribute of a module that is read inside (a dropout probability, an epsilon)."""
-    original = nn.Module.__getattribute__
+    original, own = nn.Module.__getattribute__, nn.Module.__dict__.get("__getattribute__")  # own: somebody else's patch
 
     def noting(self: nn.Module, key: str) -> Any:
         value = original(self, key)
@@ -113,4 +113,7 @@ def noting_attributes(read: Read) -> Iterator[None]:
     try:
         yield
     finally:
-        del nn.Module.__getattribute__
+        if own is None:
+            del nn.Module.__getattribute__
+        else:
+            nn.Module.__getattribute__ = own  # type: ignore[method-assign]
