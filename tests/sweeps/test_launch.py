@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import venv
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
@@ -376,17 +377,15 @@ def test_a_preset_without_m_is_refused(cli, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_jobs_that_share_one_reading_of_the_files_are_composed_as_hydra_composes_each(cli, monkeypatch):
-    sweep = (
-        "method=dense_single,block_shock",
-        "mask=checkerboard,random_2of4",
-        "workload=gaussian,uniform",
-        "model.N=64",
-    )
+def test_jobs_that_share_the_reading_and_merging_of_files_are_composed_as_hydra_composes_each(cli, monkeypatch):
+    """Two of every four make the same choices: what one sets, the other leaves as the files have it."""
+    cases = "+hydra.sweeper.cases={small: {model.B: 8, method: dense_single}, odd: {model.N: 24, method: dense_single}}"
+    sweep = (cases, "mask=checkerboard,random_2of4", "workload=gaussian,uniform")
     together = planned(cli, monkeypatch, *sweep, "experiment.name=one")
-    monkeypatch.setattr("sweeps.launchers.sweep.compose._ReadOnce", lambda repository: repository)
+    monkeypatch.setattr("sweeps.launchers.sweep.compose._shared_work", nullcontext)
     assert planned(cli, monkeypatch, *sweep, "experiment.name=one", "hydra.sweep.dir=two") == together
     assert len(together) == 8
+    assert {(job["model"]["B"], job["model"]["N"]) for job in together} == {(8, 1024), (64, 24)}
 
 
 def test_composing_many_jobs_says_how_far_it_is(cli, monkeypatch):

@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra import version
+from hydra._internal import config_loader_impl
 from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.defaults_list import DefaultsList, Overrides
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobRuntime, JobStatus, filter_overrides
@@ -67,11 +71,11 @@ class PlannedJob:
     application: Application
     tries: int = 0
 
-    @property
+    @cached_property
     def name(self) -> str:
         return str(self.config.hydra.sweep.subdir)
 
-    @property
+    @cached_property
     def sweep(self) -> Path:
         return Path(self.config.hydra.sweep.dir)
 
@@ -129,20 +133,64 @@ def compose(
     A job that can't run says so in its `refusal`. Raises ConfigError for one that has no folder to say it in.
     """
     before = HydraConfig.instance().cfg
-    loader = hydra_context.config_loader
-    repository = loader.repository
-    loader.repository = _ReadOnce(repository)
     jobs = []
     try:
-        for i, overrides in enumerate(job_overrides):
-            # once the first was not rejected
-            if len(job_overrides) > SAID and i and (i == 1 or i % SAID == 0):
-                print(f"composing and checking the jobs: {i} of {len(job_overrides)}", file=sys.stderr)
-            jobs.append(_compose(hydra_context, config, list(overrides), first + i, application, elsewhere))
+        with _shared_work(hydra_context.config_loader):
+            for i, overrides in enumerate(job_overrides):
+                # once the first was not rejected
+                if len(job_overrides) > SAID and i and (i == 1 or i % SAID == 0):
+                    print(f"composing and checking the jobs: {i} of {len(job_overrides)}", file=sys.stderr)
+                jobs.append(_compose(hydra_context, config, list(overrides), first + i, application, elsewhere))
     finally:
         HydraConfig.instance().cfg = before
-        loader.repository = repository
     return jobs
+
+
+@contextmanager
+def _shared_work(loader: Any) -> Iterator[None]:
+    """Meanwhile `loader` reads a file once for all jobs, and merges the files of the same choices once."""
+    repository, merge, list_defaults = (
+        loader.repository,
+        loader._compose_config_from_defaults_list,
+        config_loader_impl.create_defaults_list,
+    )
+    merged = _MergedOnce(merge, list_defaults)
+    loader.repository = _ReadOnce(repository)
+    loader._compose_config_from_defaults_list = merged.config
+    config_loader_impl.create_defaults_list = merged.defaults_list
+    try:
+        yield
+    finally:
+        loader.repository = repository
+        del loader._compose_config_from_defaults_list  # the method is there again
+        config_loader_impl.create_defaults_list = list_defaults
+
+
+class _MergedOnce:
+    """The configuration that Hydra merges from files, before a job's own values: the same for all jobs that choose the
+    same options of groups. Hydra makes the list of the files, and merges them, anew for each."""
+
+    def __init__(self, merge: Any, list_defaults: Any) -> None:
+        self._merge, self._list_defaults = merge, list_defaults
+        self._lists: dict[tuple[Any, ...], DefaultsList] = {}
+        self._configs: dict[int, DictConfig] = {}  # by the id of a list's `defaults`, which live as long
+
+    def defaults_list(self, repo: Any, config_name: Any, overrides_list: Any, **options: Any) -> DefaultsList:
+        """In place of Hydra's create_defaults_list."""
+        values = Overrides(repo, overrides_list).config_overrides
+        choices = [override.input_line for override in overrides_list if not any(override is one for one in values)]
+        sources = [str(source) for source in repo.get_sources()]  # hydra.searchpath is a value
+        key = (config_name, *sorted(options.items()), *choices, *sources)
+        if key not in self._lists:
+            self._lists[key] = self._list_defaults(repo, config_name, overrides_list, **options)
+        found = self._lists[key]
+        return DefaultsList(found.defaults, found.defaults_tree, values, found.overrides)
+
+    def config(self, defaults: Any, repo: Any) -> DictConfig:
+        """In place of Hydra's _compose_config_from_defaults_list."""
+        if id(defaults) not in self._configs:
+            self._configs[id(defaults)] = self._merge(defaults=defaults, repo=repo)
+        return copy.deepcopy(self._configs[id(defaults)])
 
 
 class _ReadOnce(CachingConfigRepository):
