@@ -43,8 +43,11 @@ def measure(dtype: torch.dtype, device: torch.device) -> Rates:
 
 
 def _copy_gbs(device: torch.device) -> float:
-    size = (1 << 31) if device.type == "cuda" else (1 << 27)  # bytes, well past any cache
-    source = torch.empty(size, dtype=torch.uint8, device=device).random_(0, 255)
+    on_cpu = device.type == "cpu"  # which takes a second for so many random numbers, and copies any as fast
+    size = (1 << 27) if on_cpu else (1 << 31)  # bytes, well past any cache
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    if not on_cpu:
+        source.random_(0, 255)
     target = torch.empty_like(source)
     return 2 * size / _seconds(lambda: target.copy_(source), device) / 1e9
 
