@@ -57,10 +57,10 @@ def one_rounding(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     "places", [((0, 1),), ((0, 2),), ((1, 2),), ((0, 3),), ((0, 1), (2, 3)), ((2, 3), (0, 1)), ((0, 2), (1, 3))]
 )
 def test_columns_taken_and_put_back_are_those_of_indexing(places, dtype):
-    x = draw(7, 4 * 3001, seed=0, dtype=dtype)  # a size that fills no whole number of programs
+    x = draw(3, 4 * 3001, seed=0, dtype=dtype)  # a size that fills no whole number of programs
     taken = columns.take(x, places)
     index = torch.tensor(places, device=DEVICE)
-    assert torch.equal(taken, x.view(7, -1, 4)[:, :, index].permute(2, 0, 1, 3).reshape(taken.shape))
+    assert torch.equal(taken, x.view(3, -1, 4)[:, :, index].permute(2, 0, 1, 3).reshape(taken.shape))
     out = torch.full_like(x, float("nan"))
     assert columns.put(taken, places, out) is out
     kept = torch.zeros(4, dtype=torch.bool, device=DEVICE)
@@ -75,14 +75,14 @@ def test_columns_taken_and_put_back_are_those_of_indexing(places, dtype):
     "tiles", [StridedTiles(32, 16, 32, 1, 4, 2), StridedTiles(64, 16, 16, 3, 4, 3)], ids=["whole", "split"]
 )
 def test_a_product_on_strided_columns_is_that_of_the_masked_matrix(kind, dtype, tiles):
-    rows, features, batch = 128, 1024, 19
+    rows, features, batch = 128, 512, 19
     mask = half_mask(kind, rows, features, torch.Generator().manual_seed(0)).to(DEVICE)
     layout = BlockLayout.of(mask, PERIODS[kind])
     weight, x = draw(rows, features, seed=1, dtype=dtype), draw(batch, features, seed=2, dtype=dtype)
     values, work = layout.pack(weight), Workspace(tiles, rows, batch, DEVICE)
     exact = x.double() @ (weight.double() * mask).t()
     first = None
-    for _ in range(3):  # a launch must leave its counters as it found them
+    for _ in range(2):  # a launch must leave its counters as it found them
         out = torch.full((batch, rows), float("nan"), dtype=dtype, device=DEVICE)
         strided.matmul(x, values, layout.columns, layout.block_rows, out, tiles, work)
         assert bool(((out.double() - exact).abs() <= one_rounding(exact, dtype)).all())
@@ -158,7 +158,7 @@ def test_flags_say_what_places_say_and_packing_keeps_the_sign_of_zeros(dtype):
 @runs_here
 @pytest.mark.parametrize("kind", [*BLOCKS, "random"])
 def test_the_kernel_as_methods_use_it_is_differentiable(kind):
-    rows, features, batch, dtype = 128, 1024, 16, torch.float16
+    rows, features, batch, dtype = (64 if kind == "random" else 128), 1024, 16, torch.float16
     mask = half_mask(kind, rows, features, torch.Generator().manual_seed(0)).to(DEVICE)
     weight, x = draw(rows, features, seed=1, dtype=dtype), draw(batch, features, seed=2, dtype=dtype)
     kernel = make("triton", mask, PERIODS[kind], batch, dtype)
@@ -191,13 +191,13 @@ def test_columns_lifted_to_windows_are_those_of_indexing(block, dtype):
 @pytest.mark.parametrize("block", READ)
 def test_windows_unpack_to_the_pruned_weight_and_pack_from_it(block, dtype):
     mask = WindowMask("mine", block)
-    weight = mask.prune(draw(17, 3072, seed=1, dtype=dtype))
+    weight = mask.prune(draw(5, 3072, seed=1, dtype=dtype))
     weight[:, ::7] *= -0.0
     kernel = Lifted.of("masked_dense", mask, weight, batch=4)
     flags = kernel.layout.flags
     assert flags is not None
     values = decompress.pack(weight, flags, mask.windows)
-    windows = weight.view(17, -1, block)[:, :, READ[block]].reshape(17, -1)
+    windows = weight.view(5, -1, block)[:, :, READ[block]].reshape(5, -1)
     assert torch.equal(values, decompress.pack(windows, flags))
     back = decompress.unpack(values, flags, mask.windows)
     kept = mask.keep(weight)
