@@ -268,16 +268,17 @@ def write_method(folder: Path, name: str, result: str) -> None:
 
 def test_out_of_memory_is_a_status_of_its_own_and_harms_no_other_job(cli, tmp_path):
     # 2^22 x 2^22 floats are 64 TiB: no host has them, so the allocator says no at once
-    done = cli("-m", "hardware=cpu", "method=dense_single", "model.N=64,4194304,32", "model.B=8", NO_REPORT)
+    sweep = ("hardware=cpu", "phase=phase0_correctness", "method=dense_single", "model.N=4194304,32", "model.B=8")
+    done = cli("-m", *sweep, NO_REPORT)
     assert done.code == 0, done.err
     found = {s["status"]: s["reason"] for s in statuses(tmp_path)}
-    assert sorted(s["status"] for s in statuses(tmp_path)) == ["ok", "ok", "oom"]
+    assert sorted(s["status"] for s in statuses(tmp_path)) == ["ok", "oom"]
     assert "N=4194304" in found["oom"]
 
 
 def test_a_sweep_with_jobs_that_cannot_run_is_refused_whole_or_skips_them_on_request(cli, tmp_path):
     sweep = ["-m", *SMALL, "method=dense_single,block_shock", "hardware.world_size=1,2", "experiment.name=some"]
-    sweep += [ONE_PROCESS]
+    sweep += [ONE_PROCESS, "phase=phase0_correctness"]
     refused = cli(*sweep)
     assert refused.code == 2
     assert "1 of 4 jobs can't run, none was started" in refused.err
@@ -308,7 +309,7 @@ def test_two_sweeps_cannot_write_into_one_folder(cli, tmp_path):
     with FileLock(folder / ".lock"):
         done = cli("-m", *SMALL, "experiment.name=same", "model.B=8,16")
         assert (done.code, "another sweep is writing here" in done.err) == (2, True)
-    assert cli("-m", *SMALL, "experiment.name=same", "model.B=8", NO_REPORT).code == 0
+    assert cli("-m", *SMALL, "phase=phase0_correctness", "experiment.name=same", "model.B=8", NO_REPORT).code == 0
 
 
 USERS = {"thesis.tex": "precious", "config.yaml": "mine: 1", "metrics.jsonl": "{}", "figures/a.png": "x"}
@@ -461,9 +462,9 @@ def test_settled_values_are_what_is_recorded(cli, tmp_path):
 def test_a_failing_job_in_a_sweep_is_reported_and_the_others_run(cli, tmp_path):
     write_method(tmp_path, "crashing", "y / 0 if len(x) == 16 else 1 / (len(x) - 16) * 0 * y + y")
     search = f"hydra.searchpath=[file://{tmp_path}/conf]"
-    done = cli("-m", *SMALL, search, "method=crashing", "model.B=8,16,24", NO_REPORT)
+    done = cli("-m", *SMALL, search, "phase=phase0_correctness", "method=crashing", "model.B=16,24", NO_REPORT)
     assert done.code == 1
-    assert sorted(s["status"] for s in statuses(tmp_path)) == ["failed", "ok", "ok"]
+    assert sorted(s["status"] for s in statuses(tmp_path)) == ["failed", "ok"]
 
 
 def test_help_names_every_group_and_shows_examples(cli):
@@ -555,7 +556,7 @@ def test_it_runs_from_an_installed_wheel_in_any_folder(tmp_path, installed_wheel
         f"import blockshock.cli.main as m; assert m.__file__.startswith({site!r})\n"
         "m.main()"
     )
-    arguments = ["-m", *SMALL, "experiment.name=wheel"]
+    arguments = ["-m", *SMALL, "phase=phase0_correctness", "experiment.name=wheel"]
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=200,
         env={**os.environ, "PYTHONPATH": site},
