@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import shutil
@@ -52,6 +53,21 @@ def everything(tmp_path_factory):
     for ranks in (1, 2):
         writer(top)(f"bench{ranks}", benchmark_rows(ranks))
     return measured(top)
+
+
+@pytest.fixture(scope="module")
+def drawn(everything):
+    """`drawn(plot)`: its figure of everything, drawn once and changed by no test; and the renderer."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    @functools.cache
+    def draw(plot):
+        figure = plot.draw(plot.select(everything))
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return figure, canvas.get_renderer()
+
+    return draw
 
 
 @pytest.fixture(scope="module")
@@ -210,12 +226,8 @@ def test_nothing_is_drawn_from_an_empty_selection(plot, unmeasured):
 
 
 @pytest.mark.parametrize("plot", FIGURES, ids=lambda plot: plot.name)
-def test_a_figure_has_labelled_axes_no_empty_panel_and_no_tick_labels_that_touch(plot, everything):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    figure = plot.draw(plot.select(everything))
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+def test_a_figure_has_labelled_axes_no_empty_panel_and_no_tick_labels_that_touch(plot, drawn):
+    figure, renderer = drawn(plot)
     assert figure.axes
     for axes in figure.axes:
         assert axes.has_data()
@@ -224,30 +236,26 @@ def test_a_figure_has_labelled_axes_no_empty_panel_and_no_tick_labels_that_touch
         if axes.get_label() == "<colorbar>":
             continue
         for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
-            boxes = [label.get_window_extent(canvas.get_renderer()) for label in labels if label.get_text()]
+            boxes = [label.get_window_extent(renderer) for label in labels if label.get_text()]
             assert boxes
             assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
 
 
 @pytest.mark.parametrize("plot", FIGURES, ids=lambda plot: plot.name)
-def test_a_figure_s_title_fits_and_is_its_alternative_text(plot, everything):
+def test_a_figure_s_title_fits_and_is_its_alternative_text(plot, drawn):
     """A message in the title, inside of the figure; the page's alternative text repeats it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    figure = plot.draw(plot.select(everything))
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    box = figure._suptitle.get_window_extent(canvas.get_renderer())
+    figure, renderer = drawn(plot)
+    box = figure._suptitle.get_window_extent(renderer)
     assert box.x0 >= 0
     assert box.x1 <= figure.bbox.width
 
 
 @pytest.mark.parametrize("plot", FIGURES, ids=lambda plot: plot.name)
-def test_text_in_a_figure_has_a_contrast_of_4_5(plot, everything):
+def test_text_in_a_figure_has_a_contrast_of_4_5(plot, drawn):
     from matplotlib.colors import to_rgb
     from matplotlib.text import Text
 
-    figure = plot.draw(plot.select(everything))
+    figure, _ = drawn(plot)
     for text in figure.findobj(Text):
         ink = [
             part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(text.get_color())
