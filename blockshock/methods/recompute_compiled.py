@@ -34,7 +34,7 @@ class RecomputeCompiled:
     memory_budget: Any = 0.7
     solver: str = "optimal"  # optimal | greedy
     execution: str = "inductor"  # inductor | eager: operators one by one
-    mode: str = "default"
+    mode: str = "default"  # default | reduce-overhead (CUDA graphs)
     chunked_loss: int | str | None = None  # null: auto with inductor, plain with eager
 
     @property
@@ -45,10 +45,14 @@ class RecomputeCompiled:
     def check(self, job: Job) -> None:
         from checkpointing import BudgetError
         from checkpointing.budget import check
+        from checkpointing.compiled.backend import MODES, REDUCE_OVERHEAD
 
         one_of("method.solver", self.solver, ("optimal", "greedy"))
         one_of("method.execution", self.execution, BACKENDS)
-        one_of("method.mode", self.mode, ("default",))
+        one_of("method.mode", self.mode, MODES)
+        if self.mode == REDUCE_OVERHEAD and (job.hardware.device != "cuda" or self.execution != "inductor"):
+            problem = "CUDA graphs need a GPU and method.execution=inductor: use method.mode=default"
+            raise ConfigError("method.mode", self.mode, problem)
         chunks = self.chunked_loss
         if chunks not in (None, "auto", "plain") and not (isinstance(chunks, int) and chunks >= 1):
             raise WrongValue("method.chunked_loss", chunks, "must be a positive whole number, auto, plain, or null")
@@ -65,7 +69,7 @@ class RecomputeCompiled:
         planner = backend(
             self.memory_budget, execution=self.execution, solver=self.solver, chunked_loss=self.chunked_loss
         )
-        compiled = torch.compile(problem.loss_fn, backend=planner, dynamic=False)
+        compiled = torch.compile(problem.loss_fn, backend=planner, mode=self.mode, dynamic=False)
 
         def loss(*batch: Any) -> Tensor:
             try:
@@ -75,6 +79,7 @@ class RecomputeCompiled:
                 raise ConfigError("method.memory_budget", self.memory_budget, why) from error
 
         words = [self.solver, *([] if self.execution == "inductor" else [self.execution])]
+        words += [] if self.mode == "default" else [self.mode]
         said: dict[Any, str] = {None: "", "auto": "loss in planned chunks", "plain": "loss in one piece"}
         words += filter(None, [said.get(self.chunked_loss, f"loss in {self.chunked_loss} chunks")])
         return PlannedStep(

@@ -141,17 +141,13 @@ class CheckpointStep(OptimizerOptions):
         cpu = cpu_log.summary()
         samples = distributed.max_over_ranks(samples)
         if cuda:
+            from checkpointing.compiled.memory.device_memory import graph_pool_bytes
+
             peak = torch.cuda.max_memory_allocated(execution.device) + graph_pool_bytes(execution.device)
             reserved = torch.cuda.max_memory_reserved(execution.device)
             peaks = distributed.max_over_ranks([float(n) for n in (peak, static, peak - static, reserved)])
             memory = dict(zip(memory, map(int, peaks), strict=True))
         return samples, memory, cpu
-
-
-def graph_pool_bytes(device: torch.device) -> int:
-    """Bytes that CUDA graphs hold in pools of their own, and that a replay uses without allocating them."""
-    segments = [s for s in torch.cuda.memory_snapshot() if s["device"] == device.index and any(s["segment_pool_id"])]
-    return sum(segment["total_size"] - segment["allocated_size"] for segment in segments)
 
 
 def _save_plan(execution: Execution, step: Any, plan: Plan) -> None:

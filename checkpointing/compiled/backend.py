@@ -31,6 +31,7 @@ from checkpointing.compiled.decisions.plan_file import FromFiles, PlanFile, read
 from checkpointing.compiled.decisions.ranks import RANKS, Together, several_ranks
 from checkpointing.compiled.execution import EXECUTIONS
 from checkpointing.compiled.loss.chunked_loss import chunks_of
+from checkpointing.compiled.memory.device_memory import device_of
 from checkpointing.compiled.obstacles import place_of, remedy_of_break
 from checkpointing.compiled.rules import Rules
 from checkpointing.errors import CheckpointingError, GraphBreakError
@@ -39,6 +40,8 @@ from checkpointing.planners import BUDGETED
 log = logging.getLogger(__name__)
 
 MEMORY_BUDGET, EXECUTION = "RECOMPUTE_MEMORY_BUDGET", "RECOMPUTE_EXECUTION"  # environment, for the backend by name
+REDUCE_OVERHEAD = "reduce-overhead"  # a mode of torch.compile: in CUDA graphs
+MODES = ("default", REDUCE_OVERHEAD)
 OLDEST = "2.11"
 OPTIONS = ("memory_budget", "execution", "solver", "keep", "recompute", "chunked_loss", "plan", "ranks")
 
@@ -65,6 +68,9 @@ def backend(
     from the truth. "auto" (the default with "inductor") lets the planner choose the number, along with what it
     recomputes; of a step that fits, the loss stays as it is. A number asks for so many; "plain" (the default with
     "eager") for none.
+
+    torch.compile's `mode="reduce-overhead"` runs the planned step in CUDA graphs, without the host's overhead. Their
+    pool keeps all the memory that they need, and counts in full against the budget.
 
     `plan` is a file that `plan.to_json` wrote, or several, in the place of all of these: nothing is measured or
     planned, and a step that is not the file's is rejected when it compiles. Where torch.distributed runs, ranks="same"
@@ -102,12 +108,14 @@ def _from_files(files: list[PlanFile]) -> Backend:
     return Backend(budget, execution, "optimal", rules, chunks, files=files)
 
 
-def fit(model: nn.Module, memory_budget: float | str | None = None, **options: Any) -> nn.Module:
+def fit(
+    model: nn.Module, memory_budget: float | str | None = None, *, mode: str | None = None, **options: Any
+) -> nn.Module:
     """Compile `model` in place so that a training step with it keeps to the budget, and return it.
 
-    `options` are those of `backend`. It stays the module that it was: parameters, names and state are the same. Raises
-    CheckpointingError if it is compiled already, or a container of torch.nn; the first call plans, and raises
-    BudgetError for too small a budget.
+    `mode` is torch.compile's, `options` are those of `backend`. It stays the module that it was: parameters, names and
+    state are the same. Raises CheckpointingError if it is compiled already, or a container of torch.nn; the first call
+    plans, and raises BudgetError for too small a budget.
     """
     from torch._dynamo import OptimizedModule
 
@@ -123,7 +131,7 @@ def fit(model: nn.Module, memory_budget: float | str | None = None, **options: A
             f"Dynamo does not compile a {type(model).__name__} in place, whose forward is torch.nn's own: use "
             "torch.compile(model, backend=checkpointing.backend(...), dynamic=False)"
         )
-    model.compile(backend=chosen, dynamic=False)
+    model.compile(backend=chosen, mode=mode, dynamic=False)
     return model
 
 
@@ -194,8 +202,7 @@ class Backend:
         try:
             if options:
                 raise CheckpointingError("options: give them to checkpointing.backend(...), not to torch.compile")
-            if mode not in (None, "default"):
-                raise CheckpointingError(f"mode={mode!r}: a planned step compiles in the default mode; leave mode out")
+            cuda_graphs = self._in_cuda_graphs(mode, inputs)
             _check_one_graph(module, any(step.is_pending for step in self._steps()))
             _check_static(inputs)
             step = CompiledStep(
@@ -208,6 +215,7 @@ class Backend:
                 self.chunked_loss,
                 self._decider(),
                 self.loss_kernel,
+                cuda_graphs,
             )
             _say_if_last()
             if step.plan is not None:
@@ -216,6 +224,17 @@ class Backend:
             return step
         except CheckpointingError as error:  # plain, where Dynamo would wrap it: the call that compiles raises it
             return _raising(error)
+
+    def _in_cuda_graphs(self, mode: str | None, inputs: Sequence[Any]) -> bool:
+        if mode not in (None, *MODES):
+            raise CheckpointingError(f"mode={mode!r}: choose one of {', '.join(MODES)}, or leave mode out")
+        if mode != REDUCE_OVERHEAD:
+            return False
+        if self.execution != "inductor" or device_of(inputs).type != "cuda":
+            raise CheckpointingError(
+                f'mode="{REDUCE_OVERHEAD}": CUDA graphs need execution="inductor" and a GPU: leave mode out'
+            )
+        return True
 
     def _decider(self) -> Decider:
         if self.files:

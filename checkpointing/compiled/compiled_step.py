@@ -33,6 +33,7 @@ from checkpointing.compiled.memory.device_memory import (
     device_of,
     input_bytes,
     resident_bytes,
+    take_graph_workspace,
     take_library_workspaces,
 )
 from checkpointing.compiled.memory.generated_memory import peak_of_code, peak_of_plan
@@ -69,15 +70,18 @@ class CompiledStep:
         chunked_loss: int | str | None = None,
         decider: Decider | None = None,
         loss_kernel: bool | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         self.module, self.memory_budget = module, memory_budget
+        self.cuda_graphs = cuda_graphs
         self.inputs = [described(value) for value in inputs]
         self.decider = decider or Decider()
         self.execution, self.solver, self.rules, self.chunks = execution, solver, rules, LossChunks(chunked_loss)
         self.loss_kernel = loss_kernel
         self.device = device_of(inputs)
         self.parameters = [t for t in inputs if isinstance(t, nn.Parameter) and t.requires_grad]
-        take_library_workspaces(self.device, self.parameters)
+        take = take_graph_workspace if cuda_graphs else take_library_workspaces
+        self.workspace = take(self.device, self.parameters) or 0  # bytes in each CUDA graph
         self.resident = resident_bytes(self.device, inputs)
         self.static = input_bytes(inputs)
         self.state = missing_optimizer_state(self.parameters, self.device) if torch.is_grad_enabled() else []
@@ -90,7 +94,8 @@ class CompiledStep:
         self.given: set[str] = set()  # names of the joint graph's inputs
         self.leaving: set[str] = set()  # and of the forward's results
         self.context = TracingContext.try_get()
-        self.first_steps = FirstSteps(self.device, sum(self.state), self._measured, self.decider.highest)
+        self.copied: list[int] = []  # bytes of each input that a CUDA graph finds at a place of its own
+        self.first_steps = FirstSteps(self.device, sum(self.state), self._measured, self.decider.highest, cuda_graphs)
         self.recompile = False
         self.measuring_s = 0.0
         self._autograd: list[weakref.ref[Any]] = []  # the autograd nodes of the latest forward; none once it began
@@ -150,6 +155,12 @@ class CompiledStep:
         self.plan.measured_peak_bytes = max(peak, self.plan.measured_peak_bytes or 0)
         if peak <= self.plan.budget_bytes:
             return
+        if self.cuda_graphs:  # their pool keeps what it has, so that a smaller plan would not make it smaller
+            budget = self.plan.budget_bytes
+            raise BudgetError(
+                f"memory_budget={self.memory_budget!r} is {budget / 2**20:.1f} MiB, and the step's CUDA graphs take "
+                f"{(peak - budget) / 2**20:.1f} MiB more: use at least {budgets.written(peak)}"
+            )
         more = peak - self.plan.predicted_peak_bytes
         self.offset += more
         self.unseen += more
@@ -167,7 +178,9 @@ class CompiledStep:
         """
         fitting: tuple[CompiledHalves, CompiledPlan, int] | None = None
         while True:
-            halves = compile_halves(self.execution, self.module, inputs, self._partition, self._has_plan)
+            halves = compile_halves(
+                self.execution, self.module, inputs, self._partition, self._has_plan, self.cuda_graphs
+            )
             plan = self.plan
             if plan is None:  # no backward
                 return halves
@@ -218,7 +231,9 @@ class CompiledStep:
         if halves.forward is None or halves.backward is None:
             return plan.predicted_peak_bytes
         try:
-            above = peak_of_code(halves.forward, halves.backward, self.given, self.leaving, self.static, self.state)
+            pool = (self.copied, self.workspace) if self.cuda_graphs else ()
+            code = (halves.forward, halves.backward)
+            above = peak_of_code(*code, self.given, self.leaving, self.static, self.state, *pool)
         except WrapperError as error:
             self._warn_of_unread_code(error)
             return plan.predicted_peak_bytes
@@ -243,6 +258,8 @@ class CompiledStep:
         started = time.perf_counter()
         check_shapes(joint.graph)
         static = list(static_lifetime_input_indices or ())
+        placeholders = joint.graph.find_nodes(op="placeholder")
+        self.copied = input_bytes([node.meta["val"] for index, node in enumerate(placeholders) if index not in static])
         fused = self.execution == "inductor"
         make = cache(partial(candidate, joint, joint_inputs, num_fwd_outputs, static, fused, self.loss_kernel))
         guess = partial(guessed, num_fwd_outputs, static, fused, self.loss_kernel)
@@ -314,7 +331,7 @@ class CompiledStep:
 
     def _peak(self, schedule: Schedule) -> int:
         """Bytes at the peak that a plan is expected to have: the allocator's, with what is known of the code."""
-        return peak_of_plan(schedule, self.device, self.state) + self.offset
+        return peak_of_plan(schedule, self.device, self.state, self.cuda_graphs) + self.offset
 
     def _decided(self, problem: PlanningProblem) -> Plan:
         """The plan of whoever decides. Raises BudgetError."""

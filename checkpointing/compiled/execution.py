@@ -26,6 +26,7 @@ from torch._inductor.custom_graph_pass import CustomPartitionerFn
 
 from checkpointing.compiled.loss.ordered_matmuls import WRITTEN
 from checkpointing.compiled.partition import copied, module_of_graph
+from checkpointing.errors import CheckpointingError
 
 EXECUTIONS = ("inductor", "eager")
 
@@ -57,19 +58,28 @@ def compile_halves(
     inputs: Sequence[Any],
     partition: PartitionFn,
     frees_at_once: Callable[[], bool] = lambda: False,
+    cuda_graphs: bool = False,
 ) -> CompiledHalves:
     """Trace forward and backward of `module`, split them by `partition`, and compile both. `module` stays as it is.
 
-    `frees_at_once`, asked after the partition, says whether no buffer may wait for one that could replace it.
+    `frees_at_once`, asked after the partition, says whether no buffer may wait for one that could replace it. With
+    `cuda_graphs`, inductor's halves are recorded in their first calls, and replayed. Raises CheckpointingError where
+    inductor does not record one.
     """
     own = module_of_graph(module, copied(module.graph))
+    if cuda_graphs:
+        _tell_static_inputs(module, own)
     if execution == "inductor":
-        return _inductor(own, inputs, partition, frees_at_once)
+        return _inductor(own, inputs, partition, frees_at_once, cuda_graphs)
     return _eager(own, inputs, partition)
 
 
 def _inductor(
-    module: fx.GraphModule, inputs: Sequence[Any], partition: PartitionFn, frees_at_once: Callable[[], bool]
+    module: fx.GraphModule,
+    inputs: Sequence[Any],
+    partition: PartitionFn,
+    frees_at_once: Callable[[], bool],
+    cuda_graphs: bool,
 ) -> CompiledHalves:
     import torch._functorch.config as functorch_config
     import torch._inductor.config as inductor_config
@@ -84,6 +94,11 @@ def _inductor(
         reuse = inductor_config.allow_buffer_reuse and not frees_at_once()
         with inductor_config.patch(allow_buffer_reuse=reuse):
             compiled: Any = compile_fx_inner(graph, example_inputs, **options)
+        if cuda_graphs and not options["cudagraphs"]:
+            raise CheckpointingError(
+                f'mode="reduce-overhead": inductor puts this step in no CUDA graph ({_why_no_graph(compiled)}): leave '
+                "mode out"
+            )
         half = Half(compiled.source_code, tuple(example_inputs), names, results)
         if options.get("is_backward"):
             halves.backward = half
@@ -92,14 +107,32 @@ def _inductor(
         return compiled
 
     # The cache of AOTAutograd would skip the planning; inductor's cache of each half stays on. The backward is compiled
-    # along with the forward, so that its memory is known before the first step.
+    # along with the forward, so that its memory is known before the first step. A half is one CUDA graph or none: of
+    # several, each with code between them, the memory would not be known.
+    graphs = {"triton.cudagraphs": True, "graph_partition": False} if cuda_graphs else {}
     with (
-        inductor_config.patch(custom_partitioner_fn=_Partitioner(partition)),
+        inductor_config.patch({"custom_partitioner_fn": _Partitioner(partition), **graphs}),
         functorch_config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True),
     ):
         compiled: Any = compile_fx(module, list(inputs), inner_compile=record)
     halves.run = compiled
     return halves
+
+
+def _tell_static_inputs(module: fx.GraphModule, own: fx.GraphModule) -> None:
+    """Hand over Dynamo's own notes, from which AOTAutograd learns which inputs stay where they are: parameters and
+    buffers. A CUDA graph reads these in place, and has the others copied in each step."""
+    own.meta = dict(module.meta)
+    if hasattr(module, "_param_name_to_source"):
+        own._param_name_to_source = module._param_name_to_source
+    for given, ours in zip(*(m.graph.find_nodes(op="placeholder") for m in (module, own)), strict=True):
+        if hasattr(given, "_dynamo_source"):
+            ours._dynamo_source = given._dynamo_source
+
+
+def _why_no_graph(compiled: Any) -> str:
+    failed = compiled.cudagraph_info.cudagraph_fail_reasons if compiled.cudagraph_info else []
+    return str(compiled.disabled_cudagraphs_reason or ", ".join(failed) or "no reason given").splitlines()[0]
 
 
 class _Partitioner(CustomPartitionerFn):

@@ -9,7 +9,7 @@ import torch
 from blockshock.kernels.autograd import packed_linear
 from blockshock.kernels.choice import make
 from blockshock.kernels.cusparselt import CuSparseLt, multiply
-from blockshock.phases.checkpoint import graph_pool_bytes
+from checkpointing.compiled.memory.device_memory import graph_pool_bytes
 from sweeps import load_runs
 from tests.blockshock.test_packing import PERIODS, half_mask
 

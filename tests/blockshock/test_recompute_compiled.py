@@ -71,7 +71,11 @@ def test_a_budget_below_the_floor_is_unsupported_and_names_the_lowest(cli, tmp_p
         ("method.chunked_loss=0", "method.chunked_loss=0: must be a positive whole number, auto, plain, or null"),
         ("method.chunked_loss=all", "method.chunked_loss=all: must be a positive whole number, auto, plain, or null"),
         ("method.chunked_loss=2.5", "method.chunked_loss=2.5: Value '2.5' of type 'float' is incompatible"),
-        ("method.mode=reduce-overhead", "allowed: default"),
+        (
+            "method.mode=reduce-overhead",
+            "CUDA graphs need a GPU and method.execution=inductor: use method.mode=default",
+        ),
+        ("method.mode=max-autotune", "allowed: default, reduce-overhead"),
     ],
 )
 def test_what_means_nothing_is_refused_before_any_run(cli, tmp_path, argument, expected):

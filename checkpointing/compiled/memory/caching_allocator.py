@@ -6,6 +6,7 @@
 
     memory = step_memory(static, forward, backward, saved={0: 1, 1: 2}, state=[...])
     memory.peak_backward
+    graph_pool(forward, backward, saved={0: 1, 1: 2})    # bytes, where both are CUDA graphs
 
 A request gets the smallest free block that holds it, and up to 1 MiB of that block's rest comes along. The rules are
 those of PyTorch's CUDACachingAllocator.cpp, with its default settings: one stream, no expandable segments.
@@ -130,18 +131,50 @@ def step_memory(
         before = allocator.peak = allocator.allocated
         values = replay(allocator, forward, {})
         peak_forward, after_forward = allocator.peak - before, allocator.allocated - before
-        held = {position: values[output] for position, output in saved.items() if output in values}
         allocator.peak = allocator.allocated
-        gradients = replay(allocator, backward, held)
+        left = _backward(allocator, backward, values, saved)
         peaks = (peak_forward, after_forward, allocator.peak - before, allocator.allocated - before)
         memory = StepMemory(*peaks, state=before - given)
-        left = [block for block in _distinct([*values.values(), *gradients.values()]) if not block.free]
         if step == 0:
             for size in state:
                 allocator.malloc(size)
         for block in left:
             allocator.free(block)
     return memory
+
+
+def graph_pool(
+    forward: WrapperTimeline,
+    backward: WrapperTimeline,
+    saved: Mapping[int, int],
+    copied: Sequence[int] = (),
+    workspace: int = 0,
+) -> int:
+    """Bytes of the pool that both CUDA graphs of a step take for good: what their warm-up reserved, and the recording.
+
+    `copied`: bytes of each input that a replay finds at a place of its own. `workspace`: bytes that the libraries take
+    in each graph, until it ends. `saved`: see `step_memory`.
+    """
+    allocator = CachingAllocator()
+    for own_inputs in ((), copied):
+        for size in own_inputs:
+            allocator.malloc(size)
+        own = allocator.malloc(workspace)
+        values = replay(allocator, forward, {})
+        allocator.free(own)
+        own = allocator.malloc(workspace)
+        for block in [own, *_backward(allocator, backward, values, saved)]:
+            allocator.free(block)
+    return allocator.reserved
+
+
+def _backward(
+    allocator: CachingAllocator, backward: WrapperTimeline, values: Mapping[int, Block], saved: Mapping[int, int]
+) -> list[Block]:
+    """After a forward whose outputs are `values`. What both have left."""
+    held = {position: values[output] for position, output in saved.items() if output in values}
+    gradients = replay(allocator, backward, held)
+    return [block for block in _distinct([*values.values(), *gradients.values()]) if not block.free]
 
 
 def replay(allocator: CachingAllocator, timeline: WrapperTimeline, inputs: Mapping[int, Block]) -> dict[int, Block]:

@@ -57,6 +57,17 @@ def take_library_workspaces(device: torch.device, parameters: Collection[Tensor]
             _InBothThreads.apply(matrix).sum().backward()
 
 
+def take_graph_workspace(device: torch.device, parameters: Collection[Tensor]) -> int:
+    """Bytes of the workspaces that the matmul libraries take in each CUDA graph: inductor drops those that they hold
+    before it records one, and after it. So does this, that they do not count among what is there before the step."""
+    torch._C._cuda_clearCublasWorkspaces()
+    before = torch.cuda.memory_allocated(device)
+    take_library_workspaces(device, parameters)
+    taken = torch.cuda.memory_allocated(device) - before
+    torch._C._cuda_clearCublasWorkspaces()
+    return taken // 2  # of two threads
+
+
 class _InBothThreads(torch.autograd.Function):
     """Multiplies in the thread of the forward and in that of the backward."""
 
@@ -75,6 +86,12 @@ def _multiplied(matrix: Tensor) -> Tensor:
     return torch.addmm(matrix[0], torch.mm(matrix, matrix), matrix)
 
 
+def graph_pool_bytes(device: torch.device) -> int:
+    """Bytes that CUDA graphs hold in pools of their own, and that a replay uses without allocating them."""
+    segments = [s for s in torch.cuda.memory_snapshot() if s["device"] == device.index and any(s["segment_pool_id"])]
+    return sum(segment["total_size"] - segment["allocated_size"] for segment in segments)
+
+
 class FirstSteps:
     """Reads the allocator's peak over each of the first steps, from one call of the step to the next.
 
@@ -85,6 +102,9 @@ class FirstSteps:
     as far as they have been allocated) is added to the first step's. The allocator's peak counter
     (`torch.cuda.max_memory_allocated`) starts anew with each of these steps. A CPU has none: nothing is read there.
     `highest` is asked for the peak that counts among the ranks; None, where it was not read, is of all of them.
+
+    With `in_graphs` the first step warms the CUDA graphs up and the second records them: of these, what is there after
+    the step counts, with all that the graphs' pool holds. The third replays, and its peak is read.
     """
 
     def __init__(
@@ -93,8 +113,10 @@ class FirstSteps:
         to_come: int,
         report: Callable[[int], None],
         highest: Callable[[int | None], int | None] = lambda peak: peak,
+        in_graphs: bool = False,
     ) -> None:
         self.device, self.to_come, self.report, self.highest = device, to_come, report, highest
+        self.in_graphs, self.checked = in_graphs, CHECKED + in_graphs
         self.calls = 0
         self.before = 0  # bytes at the start of the step that is being read
         self.timings = 0  # of kernels by inductor, until then
@@ -105,22 +127,28 @@ class FirstSteps:
 
     def before_call(self) -> None:
         """To be called at the start of each step."""
-        if self.device.type != "cuda" or self.calls > CHECKED:
+        if self.device.type != "cuda" or self.calls > self.checked:
             return
         allocated = torch.cuda.memory_allocated(self.device)
         if self.calls > 0:
             grown = min(self.to_come, max(0, allocated - self.before))
             self.to_come -= grown
             is_read = _kernel_timings() == self.timings
-            peak = self.highest(torch.cuda.max_memory_allocated(self.device) + grown if is_read else None)
+            peak = self.highest(self._peak(allocated, grown) if is_read else None)
             if peak is not None:
                 self.report(peak)
             else:
                 self.calls -= 1
-        if self.calls < CHECKED:
+        if self.calls < self.checked:
             torch.cuda.reset_peak_memory_stats(self.device)
         self.before, self.timings = allocated, _kernel_timings()
         self.calls += 1
+
+    def _peak(self, allocated: int, grown: int) -> int:
+        if not self.in_graphs:
+            return torch.cuda.max_memory_allocated(self.device) + grown
+        replayed = self.calls == self.checked
+        return (torch.cuda.max_memory_allocated(self.device) if replayed else allocated) + graph_pool_bytes(self.device)
 
 
 def _kernel_timings() -> int:

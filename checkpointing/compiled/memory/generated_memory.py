@@ -11,17 +11,18 @@ from collections.abc import Collection, Sequence
 import torch
 
 from checkpointing.compiled.execution import Half
-from checkpointing.compiled.memory.caching_allocator import Block, CachingAllocator, step_memory
+from checkpointing.compiled.memory.caching_allocator import Block, CachingAllocator, graph_pool, step_memory
 from checkpointing.compiled.memory.wrapper_memory import wrapper_timeline
 from checkpointing.planners.schedule import Schedule
-from profiler.costs.memory import default_rounding, rounded
+from profiler.costs.memory import CUDA_ROUNDING, default_rounding, rounded
 
 _STEPS = 2  # the second finds the blocks that the first has left
 
 
-def peak_of_plan(schedule: Schedule, device: torch.device, state: Sequence[int] = ()) -> int:
+def peak_of_plan(schedule: Schedule, device: torch.device, state: Sequence[int] = (), in_graphs: bool = False) -> int:
     """Bytes at the peak of a planned step. On a GPU, larger blocks that the caching allocator hands out are counted,
-    those of the optimizer's `state` (bytes of each tensor) among them: they are cut from what the first step freed."""
+    those of the optimizer's `state` (bytes of each tensor) among them: they are cut from what the first step freed.
+    With `in_graphs` the step has a pool of its own, and all that this reserves counts."""
     if device.type != "cuda":
         return schedule.peak
     problem = schedule.problem
@@ -41,12 +42,14 @@ def peak_of_plan(schedule: Schedule, device: torch.device, state: Sequence[int] 
                 allocator.free(blocks.pop(number))
             for number in starting.get(position, ()):
                 blocks[number] = allocator.malloc(problem.size[schedule.lifetimes[number].storage])
-            if step == 0 and position == len(schedule.runs) - 1:  # the gradients are there
+            if step == 0 and position == len(schedule.runs) - 1 and not in_graphs:  # the gradients are there
                 for size in state:
                     allocator.malloc(size)
             for number in ending.get(position, ()):
                 if number in blocks:
                     allocator.free(blocks.pop(number))
+    if in_graphs:
+        return problem.static_bytes + allocator.reserved
     above = max(allocator.peak - before, schedule.peak - problem.static_bytes)
     return problem.static_bytes - sum(state) + before + above
 
@@ -58,12 +61,15 @@ def peak_of_code(
     leaving: Collection[str],
     static: Sequence[int],
     state: Sequence[int],
+    copied: Sequence[int] | None = None,
+    workspace: int = 0,
 ) -> int:
     """Bytes at the peak of forward and backward, in the order in which inductor allocates, reuses and deletes, with the
     optimizer's state.
 
     `given` are the names of the joint graph's inputs, which the step does not free; `leaving` those of the forward's
-    results, which its caller may hold until the backward ends. `static` and `state`: see `step_memory`.
+    results, which its caller may hold until the backward ends. `static` and `state`: see `step_memory`. `copied`
+    and `workspace` are given where both are CUDA graphs (`graph_pool`).
     """
     first = wrapper_timeline(forward.source_code, forward.inputs)
     position = {name: index for index, name in enumerate(forward.output_names)}
@@ -87,6 +93,8 @@ def peak_of_code(
         )
         return sum(state) + max(first.peak, held + between + second.peak)
     saved = {index: position[backward.input_names[index]] for index in freed if backward.input_names[index] in position}
+    if copied is not None:
+        return sum(rounded(size, CUDA_ROUNDING) for size in state) + graph_pool(first, second, saved, copied, workspace)
     memory = step_memory(static, first, second, saved, state)
     return memory.state + max(memory.peak_forward, between + memory.peak_backward)
 

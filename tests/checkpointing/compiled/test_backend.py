@@ -441,3 +441,24 @@ def test_a_step_that_always_takes_more_is_rejected_with_what_it_needs(monkeypatc
     Overrun(monkeypatch, excess=1024, times=9)
     with pytest.raises(BudgetError, match=r"the step takes .* more, planned 3 times: use at least"):
         train(model, square, batch, planned(int(0.97 * need)), steps=9)
+
+
+@pytest.mark.parametrize(
+    ("mode", "execution", "said"),
+    [
+        ("reduce-overhead", "inductor", 'mode="reduce-overhead": CUDA graphs need execution="inductor" and a GPU'),
+        ("reduce-overhead", "eager", 'mode="reduce-overhead": CUDA graphs need execution="inductor" and a GPU'),
+        ("max-autotune", "inductor", "mode='max-autotune': choose one of default, reduce-overhead"),
+    ],
+)
+def test_a_mode_that_a_plan_cannot_keep_is_rejected_and_the_model_is_as_it_was(
+    mode: str, execution: str, said: str
+) -> None:
+    model, batch = blocks()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    checkpointing.fit(model, 1.0, mode=mode, execution=execution)
+    with pytest.raises(CheckpointingError) as error:
+        square(model, *batch)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert_equal(model.state_dict(), before, "")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import checkpointing
 from checkpointing import plan_of
+from checkpointing.compiled.memory.device_memory import graph_pool_bytes
 
 pytestmark = pytest.mark.gpu
 
@@ -34,8 +35,10 @@ def loss_of(model: nn.Module, x: Tensor) -> Tensor:
     return model(x).float().square().mean()
 
 
-def measured(memory_budget: float | str | None, rows: int = 4096) -> tuple[int, list[float], nn.Module]:
-    """(peak bytes of the fifth step, losses, model) under a budget; None: inductor alone."""
+def measured(
+    memory_budget: float | str | None, rows: int = 4096, mode: str = "default"
+) -> tuple[int, list[float], nn.Module]:
+    """(peak bytes of the seventh step, losses, model) under a budget (None: inductor). CUDA graphs' pools count."""
     torch._dynamo.reset()
     gc.collect()
     torch.manual_seed(0)
@@ -43,11 +46,11 @@ def measured(memory_budget: float | str | None, rows: int = 4096) -> tuple[int, 
     x = torch.randn(rows, 1024, device="cuda", dtype=torch.bfloat16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     backend = "inductor" if memory_budget is None else checkpointing.backend(memory_budget)
-    step = torch.compile(loss_of, backend=backend, dynamic=False)
+    step = torch.compile(loss_of, backend=backend, mode=mode, dynamic=False)
     torch.manual_seed(1)
     losses = []
-    for number in range(5):
-        if number == 4:  # the first steps may be compiled again
+    for number in range(7):
+        if number == 6:  # the first steps may be compiled again
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         loss = step(model, x)
@@ -55,7 +58,7 @@ def measured(memory_budget: float | str | None, rows: int = 4096) -> tuple[int, 
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    return torch.cuda.max_memory_allocated(), losses, model
+    return torch.cuda.max_memory_allocated() + graph_pool_bytes(x.device), losses, model
 
 
 def test_peaks_are_as_predicted_under_the_budget_and_monotone() -> None:
@@ -71,6 +74,21 @@ def test_peaks_are_as_predicted_under_the_budget_and_monotone() -> None:
         peaks.append(peak)
     assert peaks[0] == pytest.approx(unplanned, rel=0.01)
     assert all(lower <= higher for higher, lower in itertools.pairwise(peaks))
+
+
+def test_the_pool_of_cuda_graphs_keeps_to_the_budget_as_predicted() -> None:
+    unplanned, expected, model = measured(None, mode="reduce-overhead")
+    peaks = []
+    for fraction in (1.0, 0.9, 0.8):
+        del model
+        peak, losses, model = measured(fraction, mode="reduce-overhead")
+        plan = plan_of(model)
+        assert peak <= plan.budget_bytes
+        assert peak == pytest.approx(plan.predicted_peak_bytes, rel=0.01), f"{fraction}: {plan.summary()}"
+        assert losses == pytest.approx(expected, rel=1e-2)
+        peaks.append(peak)
+    assert peaks[0] <= 1.01 * unplanned
+    assert all(lower < higher for higher, lower in itertools.pairwise(peaks))
 
 
 def test_a_model_is_freed_with_its_last_reference() -> None:

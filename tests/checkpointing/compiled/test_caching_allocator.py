@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpointing.compiled.memory.caching_allocator import CachingAllocator, step_memory
+from checkpointing.compiled.memory.caching_allocator import CachingAllocator, graph_pool, step_memory
 from checkpointing.compiled.memory.wrapper_memory import WrapperTimeline
 
 MIB = 2**20
@@ -106,3 +106,26 @@ def test_the_optimizers_state_is_cut_from_what_the_first_step_freed() -> None:
     forward = timeline([(0, 40 * MIB)], (None, 0))
     backward = timeline([(-1, -40 * MIB)], (None,))
     assert step_memory([], forward, backward, saved={0: 1}, state=[39 * MIB]).state == 40 * MIB
+
+
+def test_the_pool_of_cuda_graphs_keeps_what_the_warm_up_reserved() -> None:
+    """The backward's first buffer takes half of the block of 2 * big, so that the next 2 * big needs a segment."""
+    big = 40 * MIB
+    forward = timeline([(0, big), (1, 2 * big), (1, -2 * big), (2, 4)], (2, -1, 0))
+    backward = timeline([(0, big), (-2, -big), (1, 2 * big), (0, -big)], (1,))
+    saved, warm = {0: 1, 1: 2}, 5 * big + 2 * MIB
+    assert graph_pool(forward, backward, saved) == warm
+    assert graph_pool(forward, backward, saved, copied=[4, big]) == warm  # the recording finds room in it
+    assert graph_pool(forward, backward, saved, copied=[3 * big]) == warm + 3 * big
+    assert graph_pool(forward, backward, saved, workspace=32 * MIB) == warm + 32 * MIB  # both halves' in turn
+
+
+@given(st.lists(st.integers(1, 64 * MIB), min_size=1, max_size=20), st.lists(st.integers(1, 64 * MIB), max_size=4))
+def test_the_pool_of_cuda_graphs_holds_the_peak_of_their_step(sizes: list[int], copied: list[int]) -> None:
+    forward = timeline(list(enumerate(sizes)), tuple(range(len(sizes))))
+    frees = [(-1 - index, -size) for index, size in enumerate(sizes)]
+    saved = {index: index for index in range(len(sizes))}
+    backward = timeline([(0, sizes[0]), *frees], (0,))
+    pool = graph_pool(forward, backward, saved, copied)
+    assert pool >= step_memory([], forward, backward, saved).peak_backward
+    assert pool >= sum(copied) + sum(sizes)

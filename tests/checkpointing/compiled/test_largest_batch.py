@@ -118,6 +118,7 @@ def test_a_memory_that_holds_no_batch_is_refused_with_what_the_smallest_needs() 
 @pytest.mark.slow
 def test_a_fitted_model_is_the_same_module_and_trains_to_the_bit_as_without() -> None:
     """In a loop of the user's own, that knows nothing of the compiler."""
+    torch._dynamo.reset()  # other tests' shapes of the same code count towards its limit
 
     def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         torch.manual_seed(7)
