@@ -52,8 +52,9 @@ figures: $(VENV)/.installed ## draw docs/figures again from the committed record
 	$(call FIGURES,checkpoint_h200) pareto,recomputation_memory,recomputation_time
 	$(call FIGURES,compiled_front_h200) compiled_front
 	$(call FIGURES,compiled_fronts_h200) compiled_front
+	$(call FIGURES,phase_diagram_h200) phase_diagram
 	$(call FIGURES,profile_h200) batch_peak_memory_resnet152,batch_step_time_resnet152
-	$(call FIGURES,block_shock_h200) speedup_over_row,law,floor,training_step,drift
+	$(call FIGURES,block_shock_h200) speedup_over_row,training_step,drift
 
 hooks: $(VENV)/.installed ## run `make check` before every git commit
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pre-commit

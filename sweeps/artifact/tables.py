@@ -13,6 +13,8 @@ import pandas as pd
 from sweeps.report.figures.hypotheses import select as comparisons
 from sweeps.report.records.runs import jobs
 from sweeps.report.tables import targets
+from sweeps.report.tables.benchmarks import CELL, benchmarks
+from sweeps.report.tables.diagram.phase_diagram import phase_diagram
 from sweeps.report.tables.report_data import ReportData
 from sweeps.report.tables.steps import compiled_front
 from sweeps.report.tables.steps.recomputation import KEEP_ALL, SETTING
@@ -137,6 +139,21 @@ def _baselines(data: ReportData) -> pd.DataFrame:
     return compiled_front.dominated(compiled_front.front(data.recomputed)) if len(data.recomputed) else data.recomputed
 
 
+def _phase_diagram(data: ReportData) -> pd.DataFrame:
+    """With the matmul alone of each family's fastest over that of the fastest dense method, in the last process."""
+    table = phase_diagram(data.runs)
+    if table.empty:
+        return table
+    last = benchmarks(data.runs).drop_duplicates([*CELL, "contender"], keep="last")
+    alone = last.set_index([*CELL, "contender"])["matmul_us"]
+    cells = table[CELL].itertuples(index=False, name=None)
+    ratios = [
+        alone[(*cell, ours)] / alone[(*cell, dense)]
+        for cell, ours, dense in zip(cells, table["contender"], table["dense"], strict=True)
+    ]
+    return table.assign(matmul_ratio=ratios)
+
+
 def _added_by_kernels(data: ReportData) -> pd.DataFrame:
     """What a lower peak costs at three peaks between torch.compile's and the baselines' lowest, in kernels' time."""
     return compiled_front.added(compiled_front.front(data.recomputed), compiled_front.KERNELS)
@@ -162,6 +179,7 @@ TABLES: dict[str, Callable[[ReportData], pd.DataFrame]] = {
     "compiled steps": _front,
     "compiled baselines": _baselines,
     "compiled added": _added_by_kernels,
+    "phase diagram": _phase_diagram,
     "profiles": _profiles,
     "traces": _traces,
 }
