@@ -197,7 +197,7 @@ def test_a_job_near_its_limit_is_requeued_though_libraries_have_threads_and_then
         wait_until(lambda: slurm_queue.states({id_: sweep})[id_].waits or status()["status"] == "running")
         assert {row.state for row in rows_of(sweep)} <= {"in the queue", "running"}
         (tmp_path / "wake").touch()
-        wait_until(lambda: status()["status"] == "ok", 250, lambda: (status(), slurm_queue.state(id_)))
+        wait_until(lambda: status()["status"] == "ok", 500, lambda: (status(), slurm_queue.state(id_)))
         assert "requeued" not in status()
     finally:
         subprocess.run(["scancel", id_], check=True)
