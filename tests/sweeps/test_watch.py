@@ -170,7 +170,7 @@ while not pathlib.Path(__file__).with_name('wake').exists():
 
 
 @needs_slurm
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.slow
 def test_a_job_near_its_limit_is_requeued_though_libraries_have_threads_and_then_finishes(tmp_path):
     """With OMP_NUM_THREADS unset numpy's OpenBLAS starts threads before any code of ours runs."""
