@@ -6,7 +6,9 @@ import os
 import signal
 import sys
 import traceback
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,22 @@ def check(cfg: DictConfig, elsewhere: bool = False) -> config.Job:
     return job
 
 
+_settled: ContextVar[dict[str, Any] | None] = ContextVar("_settled", default=None)
+
+
+@contextmanager
+def settled(config: dict[str, Any]) -> Iterator[None]:
+    """Meanwhile, `run` is called for the job of this configuration, which `check` has found to be right elsewhere.
+
+    To check it once more `run` would have to import torch, which is the ranks' to do: they check it where they run.
+    """
+    token = _settled.set(config)
+    try:
+        yield
+    finally:
+        _settled.reset(token)
+
+
 def run(cfg: DictConfig) -> float | None:
     """One job, inside Hydra. Returns what a sweeper optimises; JobFailed when it did not end well."""
     from blockshock.jobs.job import execute
@@ -174,9 +192,10 @@ def run(cfg: DictConfig) -> float | None:
     with folder.claim(wait_s=0.0) if first and not sweep else nullcontext(True) as ours:
         if not ours:
             raise ConfigError("hydra.run.dir", folder.path, "another run is writing there; choose another folder")
-        job = config.load_job(cfg)
+        known = _settled.get() if joined is None else None  # a launched rank imports torch in any case
+        checked = known or config.load_job(cfg).config
         _heed_interrupt()
-        outcome = execute(job, node.runtime.output_dir, resolvers.run_id(), say)
+        outcome = execute(checked, node.runtime.output_dir, resolvers.run_id(), say)
     if outcome.status == "ok" or (sweep and outcome.status == "oom"):
         if first and outcome.status == "ok" and not folder.has_records():
             raise JobFailed(f"failed: its folder was deleted while it ran ({folder.path})")

@@ -1,4 +1,7 @@
-"""One job from a composed configuration to a finished run folder, in the process that the user started."""
+"""One job from a checked configuration to a finished run folder, in the process that the user or a launcher started.
+
+It supervises the ranks, and imports no torch for that: each of a sweep's many small jobs would wait for it twice.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from blockshock.config import Job
+from blockshock.config import HardwareConfig
 from blockshock.errors import JobFailed
-from blockshock.jobs.rank import run_rank
-from blockshock.ranks.distributed import shutdown
-from blockshock.ranks.launched import joined_store, launched
+from blockshock.ranks.launched import RankInfo, joined_store, launched
 from blockshock.ranks.outcome import Outcome, last_line
 from blockshock.ranks.pool import RankPool
 from blockshock.run_folder.folder import RunFolder
@@ -28,23 +29,24 @@ _LOST_PEER = re.compile(r"Connection (reset|closed)|remote process exited", re.I
 
 
 def execute(
-    job: Job,
+    config: dict[str, Any],
     run_dir: str | os.PathLike[str],
     run_id: str,
     say: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
-    """Run `job` on ranks that exist or are started here, and leave its folder with a final status.
+    """Run the job on ranks that exist or are started here, and leave its folder with a final status.
 
-    `say` hears of progress; under torchrun or srun, on rank 0.
+    `config`: a Job's, in which every `auto` has its value. `say` hears of progress; under torchrun or srun, on rank 0.
     """
     folder = RunFolder(Path(run_dir).absolute())
     if launched():
-        return _execute_joined(job, folder, run_id, say)
+        return _execute_joined(config, folder, run_id, say)
+    hardware = HardwareConfig(**config["hardware"])
     outcome = Outcome("failed", "interrupted")
     try:
-        folder.start(job, run_id)
-        outcome = _pool_for(job).run(
-            run_rank, job.config, str(folder.path), run_id, timeout_s=job.hardware.timeout_s, on_message=say
+        folder.start(config, run_id)
+        outcome = _pool_for(hardware).run(
+            _run_rank, config, str(folder.path), run_id, timeout_s=hardware.timeout_s, on_message=say
         )
     except JobFailed as error:
         outcome = Outcome("failed", str(error))
@@ -54,9 +56,16 @@ def execute(
         raise
     finally:  # also when interrupted: then no rank stays behind and the folder says so
         folder.finish(outcome.status, outcome.reason, outcome.value)
-        if outcome.status != "ok" or not _keep_ranks or _leaves_tracing(job):
+        if outcome.status != "ok" or not outcome.reusable or not _keep_ranks:
             close_ranks()
     return outcome
+
+
+def _run_rank(info: RankInfo, config: dict[str, Any], run_dir: str, run_id: str, say: Callable[[str], None]) -> Outcome:
+    """What a rank is told to do, by a name that this process knows without importing torch."""
+    from blockshock.jobs.rank import run_rank
+
+    return run_rank(info, config, run_dir, run_id, say)
 
 
 _pools: dict[tuple[Any, ...], RankPool] = {}
@@ -80,12 +89,7 @@ def reusing_ranks() -> Iterator[None]:
         close_ranks()
 
 
-def _leaves_tracing(job: Job) -> bool:
-    return job.hardware.device == "cuda" and getattr(job.phase, "traces_kernels", False)
-
-
-def _pool_for(job: Job) -> RankPool:
-    hardware = job.hardware
+def _pool_for(hardware: HardwareConfig) -> RankPool:
     key = (hardware.world_size, hardware.device, hardware.backend, hardware.threads_per_rank)
     pool = _pools.get(key)
     if pool is None or not pool.alive:
@@ -100,13 +104,15 @@ def close_ranks() -> None:
         pool.close()
 
 
-def _execute_joined(job: Job, folder: RunFolder, run_id: str, say: Callable[[str], None]) -> Outcome:
+def _execute_joined(config: dict[str, Any], folder: RunFolder, run_id: str, say: Callable[[str], None]) -> Outcome:
     """Under torchrun or srun: this process is one rank. Rank 0 opens and closes the folder; any rank may fail it."""
+    from blockshock.ranks.distributed import shutdown
+
     info = launched()
     assert info is not None
     store = joined_store()
     if info.rank == 0:
-        folder.start(job, run_id)
+        folder.start(config, run_id)
         store.set("blockshock/started", "1")
     store.wait(["blockshock/started"])
 
@@ -116,7 +122,7 @@ def _execute_joined(job: Job, folder: RunFolder, run_id: str, say: Callable[[str
 
     if not _IN_A_LAUNCHERS_JOB:  # there sweeps/launchers/watch.py hears signals
         signal.signal(signal.SIGTERM, terminated)
-    outcome = run_rank(info, job.config, str(folder.path), run_id, say)
+    outcome = _run_rank(info, config, str(folder.path), run_id, say)
     if _LOST_PEER.search(outcome.reason) and _IN_A_LAUNCHERS_JOB:
         time.sleep(LAST_WORD_S)  # the cause is another rank's: SLURM ends us meanwhile, and watch.py says why
     if outcome.status != "ok" or info.rank == 0:

@@ -42,6 +42,8 @@ def run_rank(
     job: Job | None = None
     try:
         job = load_job(config)
+        if info.rank == 0:  # the other ranks write none before they have met this one
+            folder.clear(job.phase)
         hardware = job.hardware
         threads = hardware.threads_per_rank or max(1, available_cpus() // info.local_world_size)
         device = distributed.initialize(info, hardware.device, hardware.backend, threads, hardware.timeout_s)
@@ -50,7 +52,8 @@ def run_rank(
         with turn():
             value = job.phase.run(Execution(job, device, folder, run_id))
         distributed.barrier()
-        return Outcome("ok", value=value)
+        leaves_tracing = hardware.device == "cuda" and getattr(job.phase, "traces_kernels", False)
+        return Outcome("ok", value=value, reusable=not leaves_tracing)
     except ConfigError as error:  # found only with the data at hand, such as a mask that is not complementary
         log.exception("refused")
         return Outcome("unsupported", str(error))

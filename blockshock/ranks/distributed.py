@@ -115,8 +115,7 @@ def initialize(info: RankInfo, device_type: str, backend: str, threads: int, tim
     if info.world_size > 1 and not is_distributed():
         store = joined_store()
         if info.store_address is not None:
-            host, port = info.store_address
-            store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout_s))
+            store = _store(info, *info.store_address, timedelta(seconds=timeout_s))
         dist.init_process_group(
             backend,
             store=store,
@@ -126,6 +125,13 @@ def initialize(info: RankInfo, device_type: str, backend: str, threads: int, tim
             device_id=_device if _device.type == "cuda" and backend == "nccl" else None,
         )
     return _device
+
+
+def _store(info: RankInfo, host: str, port: int, timeout: timedelta) -> dist.TCPStore:
+    if info.store_listener is None:
+        return dist.TCPStore(host, port, is_master=False, timeout=timeout)
+    listener = info.store_listener.detach()
+    return dist.TCPStore(host, port, is_master=True, timeout=timeout, wait_for_workers=False, master_listen_fd=listener)
 
 
 def shutdown() -> None:

@@ -16,7 +16,7 @@ from multiprocessing import forkserver, resource_tracker
 
 from blockshock.ranks.process import INTERRUPTS
 
-PRELOAD = ["blockshock.jobs.rank"]  # what the server that forks ranks imports, once
+PRELOAD = ["blockshock.jobs.rank", "blockshock.jobs.job"]  # what the server that forks ranks imports, once
 PRELOAD_FOR_MANY = ["torch._dynamo"]  # what autograd functions and optimizers import at first use, a second or two
 PRELOAD_FOR_STEPS = [  # what a phase of whole models imports, ten seconds on some machines
     "checkpointing.compiled.backend",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import socket
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class RankInfo:
     world_size: int
     local_world_size: int
     store_address: tuple[str, int] | None  # of the rendezvous store; None: torch.distributed's own env:// rendezvous
+    store_listener: socket.socket | None = None  # rank 0's, which keeps the store: the others connect to it already
 
 
 def launched() -> RankInfo | None:

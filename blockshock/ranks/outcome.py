@@ -16,6 +16,7 @@ class Outcome:
     reason: str = ""
     value: Any = None
     at: float = 0.0  # time.monotonic() of this host when the rank knew
+    reusable: bool = True  # another job may run in the same process
     died: bool = False  # the process ended without a report, which explains what other ranks then see
 
 

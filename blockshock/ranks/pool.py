@@ -56,16 +56,13 @@ class RankPool:
     """
 
     def __init__(self, world_size: int) -> None:
-        import torch.distributed as dist
-
         check_loopback()
         context = forking.context()
         self.world_size = world_size
-        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._ranks: list[_Rank] = []
-        with forking.interrupts_wait():
+        with forking.interrupts_wait(), socket.create_server(("127.0.0.1", 0)) as store:
             for rank in range(world_size):
-                info = RankInfo(rank, rank, world_size, world_size, ("127.0.0.1", self._store.port))
+                info = RankInfo(rank, rank, world_size, world_size, store.getsockname(), None if rank else store)
                 ours, theirs = context.Pipe()
                 process = context.Process(target=serve, args=(info, theirs), name=f"rank{rank}", daemon=True)
                 process.start()

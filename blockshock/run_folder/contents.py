@@ -1,7 +1,7 @@
 """Which files of a folder a run has written. A new try deletes these; what else stands there is left alone.
 
 obstacle(path, hash_)        # None, or why a run of the configuration with this hash can't start there
-clear(path, ["drift.csv"])   # delete what an earlier try of the same configuration has written
+clear(path, RUN_FILES)       # delete what an earlier try of the same configuration has written
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ SWEEP_FILES = ("sweep.json", "multirun.yaml", *LOCKS, ".submitit", ".hydra", "re
 _NAMED = 3  # names that a message shows
 
 
-def clear(path: Path, files: Iterable[str] = ()) -> None:
-    """Delete what every run writes and what matches `files`, a phase's own. Nothing else, and no folder."""
+def clear(path: Path, patterns: Iterable[str]) -> None:
+    """Delete the files whose names match one of `patterns`. Nothing else, and no folder."""
     for file in path.iterdir():
-        if _is_one_of(file.name, (*RUN_FILES, *files)) and (file.is_file() or file.is_symlink()):
+        if _is_one_of(file.name, patterns) and (file.is_file() or file.is_symlink()):
             file.unlink(missing_ok=True)
 
 

@@ -21,7 +21,6 @@ from filelock import Timeout
 from omegaconf import OmegaConf
 
 from blockshock import SCHEMA
-from blockshock.config import Job
 from blockshock.errors import ConfigError
 from blockshock.locks import locked
 from blockshock.run_folder import contents
@@ -43,18 +42,23 @@ class RunFolder:
         self.path = Path(path)
         self._own_run: str | None = None  # the run that this object has started
 
-    def start(self, job: Job, run_id: str) -> None:
-        """Make the folder and say `running`. Files of an earlier try with the same configuration are deleted.
+    def start(self, config: dict[str, Any], run_id: str) -> None:
+        """Make the folder and say `running`. Files of an earlier try with the same configuration are deleted; those
+        of its phase by `clear`.
 
         Raises ConfigError, and leaves the folder as it is, where it holds something else.
         """
         self._own_run = run_id
-        hash_ = self._check_owner(job.config)
+        hash_ = self._check_owner(config)
         self.path.mkdir(parents=True, exist_ok=True)
         self._status("running", "", started=_now(), ended=None, hash_=hash_, run_id=run_id)
-        contents.clear(self.path, getattr(job.phase, "files", ()))
-        write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(job.config)))
-        write_atomically(self.path / "seed.txt", f"{job.experiment.seed}\n")
+        contents.clear(self.path, contents.RUN_FILES)
+        write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        write_atomically(self.path / "seed.txt", f"{config['experiment']['seed']}\n")
+
+    def clear(self, phase: Any) -> None:
+        """Delete what an earlier try has written beside what every run writes: the files that `phase` names."""
+        contents.clear(self.path, getattr(phase, "files", ()))
 
     @contextmanager
     def claim(self, wait_s: float = 30.0) -> Iterator[bool]:

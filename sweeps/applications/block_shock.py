@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from blockshock import ranks
 from blockshock.cli import resolvers
-from blockshock.cli.main import check
+from blockshock.cli.main import check, settled
 from blockshock.config import check_place
 from blockshock.config import plain as plain_config
 from blockshock.errors import ConfigError, JobFailed
@@ -82,7 +82,8 @@ class BlockShock:
 
     def run(self, place: Place, task: Callable[[], JobReturn]) -> None:
         """The job has recorded how it ended, unless it ended before it could."""
-        error = task()._return_value
+        with settled(place.settled):
+            error = task()._return_value
         if isinstance(error, ConfigError):  # this machine is not what the launcher's was
             place.folder.close(place.settled, "unsupported", str(error), place.run_id)
         elif isinstance(error, Exception) and not isinstance(error, JobFailed):

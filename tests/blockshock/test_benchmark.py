@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with initialize_config_dir(str(CONF), version_base="1.3"), reusing_ranks():
         for part, ranks in RANKS.items():
             job = load_job(compose("config", [*SMALL, f"phase/part={part}", f"hardware.world_size={ranks}"]))
-            outcome = execute(job, found / part, "test")
+            outcome = execute(job.config, found / part, "test")
             assert outcome.status == "ok", (part, outcome.reason)
     return found
 

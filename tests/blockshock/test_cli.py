@@ -357,13 +357,15 @@ def test_a_folder_with_somebody_elses_files_is_refused_and_left_as_it_is(cli, ho
 
 
 def test_a_run_again_in_its_folder_replaces_its_own_files_and_no_other_configuration_may(cli, tmp_path):
-    run = (*SMALL, "phase=phase0_correctness", "hydra.run.dir=mine")
+    run = (*SMALL, "phase=phasex_drift", "phase.steps=2", "hydra.run.dir=mine")
     assert cli(*run).code == 0
     (tmp_path / "mine" / "notes.txt").write_text("kept")
+    (tmp_path / "mine" / ".drift.csv.4711").write_text("the phase's own, of a process that was killed")
     assert cli(*run).code == 0
     before = files_in(tmp_path)
     assert before["mine/notes.txt"] == "kept"
-    assert before["mine/metrics.jsonl"].count("\n") == 1
+    assert before["mine/metrics.jsonl"].count("\n") == 2
+    assert "mine/.drift.csv.4711" not in before
     done = cli(*run, "model.B=16")
     assert (done.code, "holds the run of another configuration" in done.err) == (2, True)
     assert files_in(tmp_path) == before

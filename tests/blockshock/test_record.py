@@ -68,7 +68,7 @@ def line_of(n: int) -> str:
 def test_a_cut_last_line_is_left_out_or_named_by_readers_and_the_next_run_replaces_it(tmp_path, end):
     """A launcher says `failed` of a run that was killed. One that says `ok` has lost a record: it can't be read."""
     folder = RunFolder(tmp_path)
-    folder.start(tiny_job(), "killed")
+    folder.start(tiny_job().config, "killed")
     folder.append(make_record("phase1_forward", "dense_single"), make_record("phase1_forward", "dense_single"))
     os.truncate(tmp_path / "metrics.jsonl", (tmp_path / "metrics.jsonl").stat().st_size - 10)
     if end != "running":
@@ -82,7 +82,7 @@ def test_a_cut_last_line_is_left_out_or_named_by_readers_and_the_next_run_replac
         assert not folder.is_done()
     else:
         assert rows["N"].tolist() == [64]  # of the whole line
-    folder.start(tiny_job(), "next")
+    folder.start(tiny_job().config, "next")
     folder.append(make_record("phase1_forward", "dense_single"))
     folder.finish("ok")
     assert load_runs([tmp_path])["status"].tolist() == ["ok"]
@@ -137,7 +137,7 @@ def test_a_folder_is_claimed_by_one_at_a_time(tmp_path):
 def test_a_new_try_replaces_the_records_of_the_last_and_is_never_without_a_status(tmp_path, monkeypatch):
     job = tiny_job()
     folder = RunFolder(tmp_path / "job")
-    folder.start(job, "first")
+    folder.start(job.config, "first")
     folder.append({"n": 1})
     folder.finish("failed", "why")
     removed = []
@@ -145,7 +145,7 @@ def test_a_new_try_replaces_the_records_of_the_last_and_is_never_without_a_statu
     monkeypatch.setattr(
         Path, "unlink", lambda path, **kw: (removed.append(folder.status()["status"]), unlink(path, **kw))
     )
-    folder.start(job, "second")
+    folder.start(job.config, "second")
     assert set(removed) == {"running"}
     assert folder.records() == []
 
@@ -164,7 +164,7 @@ USERS = (
 def test_a_new_try_deletes_what_a_run_of_its_phase_writes_and_nothing_else(tmp_path):
     job = tiny_job("phase=phasex_drift")
     folder = RunFolder(tmp_path)
-    folder.start(job, "first")
+    folder.start(job.config, "first")
     folder.append({"n": 1})
     folder.finish("ok")
     ours = ("drift.csv", "log.rank0.txt", "log.rank11.txt", "env.json", ".status.json.4711")
@@ -172,7 +172,8 @@ def test_a_new_try_deletes_what_a_run_of_its_phase_writes_and_nothing_else(tmp_p
         (tmp_path / name).write_text("x")
     (tmp_path / "env.json.d").mkdir()
     (tmp_path / "env.json.d" / "metrics.jsonl").write_text("x")
-    folder.start(job, "second")
+    folder.start(job.config, "second")
+    folder.clear(job.phase)
     there = {path.name for path in tmp_path.iterdir()}
     assert there == {*USERS, "env.json.d", "config.yaml", "seed.txt", "status.json", ".status.json.4711"}
     assert all((tmp_path / name).read_text() == "x" for name in USERS)
@@ -190,7 +191,7 @@ def a_file_of_that_name(folder: Path) -> None:
 
 def another_configuration(folder: Path) -> None:
     other = RunFolder(folder)
-    other.start(tiny_job("model.N=32"), "other")
+    other.start(tiny_job("model.N=32").config, "other")
     other.append({"n": 1})
     other.finish("ok")
 
@@ -221,7 +222,7 @@ def test_what_is_not_a_run_of_the_same_configuration_is_left_as_it_is(tmp_path, 
     before = snapshot(tmp_path)
     folder = RunFolder(path)
     with pytest.raises(ConfigError, match=r"choose another folder|is no folder"):
-        folder.start(tiny_job(), "mine")
+        folder.start(tiny_job().config, "mine")
     folder.finish("failed", "not let in")
     with pytest.raises(ConfigError):
         folder.close(tiny_config(), "failed", "why", "mine")
@@ -233,10 +234,10 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_run_that_was_not_let_in_does_not_end_the_one_that_is_there(tmp_path):
-    RunFolder(tmp_path).start(tiny_job("model.N=32"), "first")
+    RunFolder(tmp_path).start(tiny_job("model.N=32").config, "first")
     second = RunFolder(tmp_path)
     with pytest.raises(ConfigError):
-        second.start(tiny_job(), "second")
+        second.start(tiny_job().config, "second")
     second.finish("failed", "refused")
     assert second.status()["status"] == "running"
 
@@ -244,10 +245,10 @@ def test_a_run_that_was_not_let_in_does_not_end_the_one_that_is_there(tmp_path):
 @pytest.mark.parametrize("broken", ["status.json", "config.yaml"])
 def test_one_of_status_and_configuration_is_enough_to_know_a_run_again(tmp_path, broken):
     folder = RunFolder(tmp_path)
-    folder.start(tiny_job(), "first")
+    folder.start(tiny_job().config, "first")
     folder.append({"n": 1})
     (tmp_path / broken).write_text("{")
-    folder.start(tiny_job(), "second")
+    folder.start(tiny_job().config, "second")
     assert folder.records() == []
     assert folder.status()["run_id"] == "second"
 
@@ -264,7 +265,7 @@ def test_a_folder_is_claimed_where_the_file_system_has_no_flock(tmp_path, monkey
 
 def test_a_run_never_ends_before_it_started_though_the_clock_was_set_back(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.start(tiny_job(), "run")
+    folder.start(tiny_job().config, "run")
     path = tmp_path / "status.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "started": "2999-01-01T00:00:00.000+00:00"}))
     folder.finish("ok")
@@ -273,7 +274,7 @@ def test_a_run_never_ends_before_it_started_though_the_clock_was_set_back(tmp_pa
 
 def test_a_folder_deleted_under_a_run_is_named_and_not_made_again(tmp_path):
     folder = RunFolder(tmp_path / "job")
-    folder.start(tiny_job(), "run")
+    folder.start(tiny_job().config, "run")
     shutil.rmtree(folder.path)
     with pytest.raises(FileNotFoundError, match=str(folder.path)):
         folder.append({"n": 1})
@@ -283,7 +284,7 @@ def test_a_folder_deleted_under_a_run_is_named_and_not_made_again(tmp_path):
 
 def test_a_requeued_jobs_status_is_not_its_last(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.start(tiny_job(), "run")
+    folder.start(tiny_job().config, "run")
     folder.finish("timeout", "SLURM: out of time; requeued, 1 of 3", requeued=True)
     assert not folder.has_ended()
     folder.finish("failed", "SLURM: cancelled (scancel)")
@@ -292,7 +293,7 @@ def test_a_requeued_jobs_status_is_not_its_last(tmp_path):
 
 def test_a_reason_is_one_line_without_control_characters(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.start(tiny_job(), "run")
+    folder.start(tiny_job().config, "run")
     folder.finish("failed", "red \x1b[31malert\x07\nüber · 2")
     assert folder.status()["reason"] == r"red \x1b[31malert\x07\nüber · 2"
 
@@ -308,7 +309,7 @@ def test_a_reason_is_one_line_without_control_characters(tmp_path):
 )
 def test_done_means_that_every_record_is_whole(tmp_path, text, problem):
     folder = RunFolder(tmp_path)
-    folder.start(tiny_job(), "run")
+    folder.start(tiny_job().config, "run")
     folder.append({"n": 1})
     folder.finish("ok")
     assert folder.is_done()

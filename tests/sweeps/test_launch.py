@@ -76,8 +76,19 @@ def measured(folder: Path) -> list[Path]:
     return [p / "metrics.jsonl" for p in (f.parent for f in folder.rglob("status.json")) if RunFolder(p).is_done()]
 
 
+REFUSED_IN_A_RANK = """
+from blockshock.errors import ConfigError
+from blockshock.ranks.launched import STARTED_HERE
+def check(self, job):
+    if job.model.B == 40 and STARTED_HERE in os.environ:
+        raise ConfigError("model.B", 40, "not on this machine")
+Mine.check = check
+"""
+
+
 def test_jobs_that_run_out_of_memory_or_lose_a_rank_harm_no_other_and_are_tried_again_on_request(tmp_path):
-    """B says which: 8 is well, 16 kills its own rank once, 24 has no memory left, 32 fails every time."""
+    """B says which: 8 is well, 16 kills its own rank once, 24 has no memory left, 32 fails every time. 40 is refused
+    where it runs: the launcher's machine was another."""
     mine = write_method(
         tmp_path,
         "if len(x) == 16 and tries() == 1:\n"
@@ -88,17 +99,20 @@ def test_jobs_that_run_out_of_memory_or_lose_a_rank_harm_no_other_and_are_tried_
         "if len(x) == 32:\n"
         "    raise ZeroDivisionError('every time')\n",
     )
-    sweep = [*QUICK, *mine, "model.N=16", "model.B=8,16,24,32", "experiment.name=bad", "hydra.launcher.retries=1"]
+    with (tmp_path / "method_mine.py").open("a") as file:
+        file.write(REFUSED_IN_A_RANK)
+    sweep = [*QUICK, *mine, "model.N=16", "model.B=8,16,24,32,40", "experiment.name=bad", "hydra.launcher.retries=1"]
     code, err = run(tmp_path, *sweep, "hydra.launcher.max_parallel=2")
     assert code == 1
     found = {row["config.model.B"]: (row["status"], row["reason"]) for _, row in load_runs([tmp_path]).iterrows()}
     assert found[8] == found[16] == ("ok", "")
     assert (found[24][0], "N=16" in found[24][1]) == ("oom", True)
     assert found[32] == ("failed", "rank 0: ZeroDivisionError: every time")
+    assert found[40] == ("unsupported", "model.B=40: not on this machine")
     assert err.count("failed, tried again") == 2
     assert "rank 0 died: killed by SIGKILL" in err  # said when it happened, though the second try is ok
     assert "2 tries failed and were repeated" in err
-    assert "2 ok, 1 oom, 1 failed" in sorted_summary(err)
+    assert "2 ok, 1 oom, 1 failed, 1 unsupported" in sorted_summary(err)
     assert "hydra.launcher.resume=outputs/sweeps/bad" in err
     assert "Traceback" not in err
 
@@ -107,7 +121,7 @@ def sorted_summary(err: str) -> str:
     """The summary's counts, `ok` first, whatever ended first."""
     line = next(line for line in err.splitlines() if " ok" in line and " in " in line)
     parts = line.partition(" in ")[0].split(", ")
-    order = ("ok", "oom", "failed")
+    order = ("ok", "oom", "failed", "unsupported")
     return ", ".join(sorted(parts, key=lambda part: order.index(part.split()[1])))
 
 
@@ -204,6 +218,7 @@ class TwoStep(Sweeper):
 """
 CALLBACK = """
 import logging
+import sys
 from pathlib import Path
 from hydra.experimental.callback import Callback
 
@@ -221,6 +236,7 @@ class Note(Callback):
 
     def on_job_end(self, config, job_return, **kwargs):
         self.note(f"job {config.hydra.job.num} {job_return.status.name} {job_return.return_value is not None}")
+        self.note(f"job {config.hydra.job.num} with torch: {'torch' in sys.modules}")
 
     def on_multirun_end(self, config, **kwargs):
         self.note("sweep ends")
@@ -228,7 +244,10 @@ class Note(Callback):
 
 
 def test_sweepers_of_others_get_values_and_callbacks_hear_every_job(tmp_path):
-    """A sweeper in two batches, a callback in both processes, and Hydra's numbers, folders and logs."""
+    """A sweeper in two batches, a callback in both processes, and Hydra's numbers, folders and logs.
+
+    A job's process supervises its rank, and has not imported torch for that: each job of a sweep would wait for it.
+    """
     (tmp_path / "hydra_plugins").mkdir()
     (tmp_path / "hydra_plugins" / "two_step.py").write_text(PLUGIN)
     (tmp_path / "notes.py").write_text(CALLBACK)
@@ -248,10 +267,14 @@ def test_sweepers_of_others_get_values_and_callbacks_hear_every_job(tmp_path):
     values = [found[f"number_{i}"]["value"] for i in range(3)]
     assert (tmp_path / "values.txt").read_text() == repr(values)
     assert all(isinstance(value, float) for value in values)
-    starts_and_ends = [line for i in range(3) for line in (f"job {i} starts", f"job {i} COMPLETED True")]
+    starts_and_ends = [line for i in range(3) for line in _heard_of(i)]
     assert (tmp_path / "notes.txt").read_text().splitlines() == ["sweep starts", *starts_and_ends, "sweep ends"]
     assert "model.N=16" in (tmp_path / "here/number_1/dot_hydra/overrides.yaml").read_text()
     assert "from the callback of job 1" in (tmp_path / "here/number_1/blockshock.log").read_text()
+
+
+def _heard_of(job: int) -> tuple[str, ...]:
+    return f"job {job} starts", f"job {job} COMPLETED True", f"job {job} with torch: False"
 
 
 def planned(cli, monkeypatch, *arguments: str) -> list[dict]:
