@@ -31,9 +31,9 @@ from checkpointing.compiled.loss.choice import LossChunks, candidate, guessed
 from checkpointing.compiled.memory.device_memory import (
     FirstSteps,
     device_of,
+    graph_workspaces,
     input_bytes,
     resident_bytes,
-    take_graph_workspace,
     take_library_workspaces,
 )
 from checkpointing.compiled.memory.generated_memory import peak_of_code, peak_of_plan
@@ -80,8 +80,11 @@ class CompiledStep:
         self.loss_kernel = loss_kernel
         self.device = device_of(inputs)
         self.parameters = [t for t in inputs if isinstance(t, nn.Parameter) and t.requires_grad]
-        take = take_graph_workspace if cuda_graphs else take_library_workspaces
-        self.workspace = take(self.device, self.parameters) or 0  # bytes in each CUDA graph
+        self.workspaces: list[int] = []  # bytes of each that the libraries take in a CUDA graph
+        if cuda_graphs:
+            self.workspaces = graph_workspaces(self.device, self.parameters)
+        else:
+            take_library_workspaces(self.device, self.parameters)
         self.resident = resident_bytes(self.device, inputs)
         self.static = input_bytes(inputs)
         self.state = missing_optimizer_state(self.parameters, self.device) if torch.is_grad_enabled() else []
@@ -231,7 +234,7 @@ class CompiledStep:
         if halves.forward is None or halves.backward is None:
             return plan.predicted_peak_bytes
         try:
-            pool = (self.copied, self.workspace) if self.cuda_graphs else ()
+            pool = (self.copied, self.workspaces) if self.cuda_graphs else ()
             code = (halves.forward, halves.backward)
             above = peak_of_code(*code, self.given, self.leaving, self.static, self.state, *pool)
         except WrapperError as error:
@@ -331,7 +334,7 @@ class CompiledStep:
 
     def _peak(self, schedule: Schedule) -> int:
         """Bytes at the peak that a plan is expected to have: the allocator's, with what is known of the code."""
-        return peak_of_plan(schedule, self.device, self.state, self.cuda_graphs) + self.offset
+        return peak_of_plan(schedule, self.device, self.state, self.cuda_graphs, self.workspaces) + self.offset
 
     def _decided(self, problem: PlanningProblem) -> Plan:
         """The plan of whoever decides. Raises BudgetError."""

@@ -14,7 +14,8 @@ held 62 MiB more in the backward of attention than what was alive.)
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,18 +93,20 @@ def _inductor(
         names = tuple(node.name for node in graph.graph.find_nodes(op="placeholder"))
         results = tuple(str(getattr(node, "name", node)) for node in output.args[0])
         reuse = inductor_config.allow_buffer_reuse and not frees_at_once()
-        with inductor_config.patch(allow_buffer_reuse=reuse):
+        with inductor_config.patch(allow_buffer_reuse=reuse), run_once_before_recording() as recorded:
             compiled: Any = compile_fx_inner(graph, example_inputs, **options)
+        for half in recorded:
+            half.inputs_to_check = compiled.inputs_to_check
         if cuda_graphs and not options["cudagraphs"]:
             raise CheckpointingError(
                 f'mode="reduce-overhead": inductor puts this step in no CUDA graph ({_why_no_graph(compiled)}): leave '
                 "mode out"
             )
-        half = Half(compiled.source_code, tuple(example_inputs), names, results)
+        code = Half(compiled.source_code, tuple(example_inputs), names, results)
         if options.get("is_backward"):
-            halves.backward = half
+            halves.backward = code
         else:
-            halves.forward = half
+            halves.forward = code
         return compiled
 
     # The cache of AOTAutograd would skip the planning; inductor's cache of each half stays on. The backward is compiled
@@ -117,6 +120,48 @@ def _inductor(
         compiled: Any = compile_fx(module, list(inputs), inner_compile=record)
     halves.run = compiled
     return halves
+
+
+class RunOnceBeforeRecording:
+    """A half that is to be a CUDA graph, which runs as it is in its first call.
+
+    In its first call, Triton times kernels against each other, with buffers as large as the device's cache and copies
+    of what they write. Of a graph that is warmed up then, the pool would keep all of them.
+    """
+
+    def __init__(self, code: Callable[[list[Any]], Any], graph: Callable[[list[Any]], Any], mutated: Any) -> None:
+        self.code, self.graph, self.mutated = code, graph, mutated
+        self.inputs_to_check: Sequence[int] = ()  # whose alignment the code relies on
+        self.has_run = False
+
+    def __call__(self, inputs: list[Any]) -> Any:
+        from torch._inductor.utils import align_inputs_from_check_idxs
+        from torch.utils._ordered_set import OrderedSet
+
+        if self.has_run:
+            return self.graph(inputs)
+        self.has_run = True
+        return align_inputs_from_check_idxs(self.code, self.inputs_to_check, OrderedSet(self.mutated))(inputs)
+
+
+@contextmanager
+def run_once_before_recording() -> Iterator[list[RunOnceBeforeRecording]]:
+    """Meanwhile, what inductor puts in CUDA graphs runs once before it is recorded. Yields these halves."""
+    import torch._inductor.compile_fx as inductor
+
+    made: list[RunOnceBeforeRecording] = []
+    original = inductor.cudagraphify
+
+    def cudagraphify(model: Callable[[list[Any]], Any], *args: Any, **options: Any) -> RunOnceBeforeRecording:
+        graph = original(model, *args, **options)
+        made.append(RunOnceBeforeRecording(model, graph, options.get("mutated_input_idxs", ())))
+        return made[-1]
+
+    inductor.cudagraphify = cudagraphify
+    try:
+        yield made
+    finally:
+        inductor.cudagraphify = original
 
 
 def _tell_static_inputs(module: fx.GraphModule, own: fx.GraphModule) -> None:

@@ -148,43 +148,57 @@ def graph_pool(
     backward: WrapperTimeline,
     saved: Mapping[int, int],
     copied: Sequence[int] = (),
-    workspace: int = 0,
+    workspaces: Sequence[int] = (),
 ) -> int:
     """Bytes of the pool that both CUDA graphs of a step take for good: what their warm-up reserved, and the recording.
 
-    `copied`: bytes of each input that a replay finds at a place of its own. `workspace`: bytes that the libraries take
-    in each graph, until it ends. `saved`: see `step_memory`.
+    `copied`: bytes of each input that a replay finds at a place of its own. `workspaces`: bytes of each that the
+    libraries take in a graph, from its first matmul to its end. `saved`: see `step_memory`.
     """
     allocator = CachingAllocator()
     for own_inputs in ((), copied):
         for size in own_inputs:
             allocator.malloc(size)
-        own = allocator.malloc(workspace)
-        values = replay(allocator, forward, {})
-        allocator.free(own)
-        own = allocator.malloc(workspace)
-        for block in [own, *_backward(allocator, backward, values, saved)]:
+        values = replay(allocator, forward, {}, workspaces)
+        for block in _backward(allocator, backward, values, saved, workspaces):
             allocator.free(block)
     return allocator.reserved
 
 
 def _backward(
-    allocator: CachingAllocator, backward: WrapperTimeline, values: Mapping[int, Block], saved: Mapping[int, int]
+    allocator: CachingAllocator,
+    backward: WrapperTimeline,
+    values: Mapping[int, Block],
+    saved: Mapping[int, int],
+    workspaces: Sequence[int] = (),
 ) -> list[Block]:
     """After a forward whose outputs are `values`. What both have left."""
     held = {position: values[output] for position, output in saved.items() if output in values}
-    gradients = replay(allocator, backward, held)
+    gradients = replay(allocator, backward, held, workspaces)
     return [block for block in _distinct([*values.values(), *gradients.values()]) if not block.free]
 
 
-def replay(allocator: CachingAllocator, timeline: WrapperTimeline, inputs: Mapping[int, Block]) -> dict[int, Block]:
-    """Repeat a call's requests; `inputs` has the block of each input that it frees. Output → its block, if counted."""
+def replay(
+    allocator: CachingAllocator,
+    timeline: WrapperTimeline,
+    inputs: Mapping[int, Block],
+    workspaces: Sequence[int] = (),
+) -> dict[int, Block]:
+    """Repeat a call's requests; `inputs` has the block of each input that it frees. Output → its block, if counted.
+
+    `workspaces` are bytes of each that the libraries take at the first matmul, and hold until the call ends.
+    """
     blocks = {-1 - position: block for position, block in inputs.items()}
-    for storage, size in timeline.events:
+    taken: list[Block] = []
+    for number, (storage, size) in enumerate((*timeline.events, (0, 0))):
+        if number == timeline.first_matmul:
+            taken = [allocator.malloc(workspace) for workspace in workspaces]
         if size > 0:
             blocks[storage] = allocator.malloc(size)
         elif size < 0:
             allocator.free(blocks.pop(storage))
+    for block in taken:
+        allocator.free(block)
     return {
         output: blocks[storage]
         for output, storage in enumerate(timeline.output_storages)

@@ -48,24 +48,35 @@ def take_library_workspaces(device: torch.device, parameters: Collection[Tensor]
     that they are there when the step is planned. Each thread has its own: the caller's, and autograd's backward."""
     if device.type != "cuda":
         return
-    dtypes = {parameter.dtype for parameter in parameters} & _MULTIPLIED
-    if torch.is_autocast_enabled(device.type):
-        dtypes.add(torch.get_autocast_dtype(device.type))
     with _disable_current_modes(), torch.enable_grad():  # we are within a compilation, whose tensors are fake
-        for dtype in dtypes:
+        for dtype in _multiplied_dtypes(device, parameters):
             matrix = torch.ones(256, 256, dtype=dtype, device=device, requires_grad=True)
             _InBothThreads.apply(matrix).sum().backward()
 
 
-def take_graph_workspace(device: torch.device, parameters: Collection[Tensor]) -> int:
-    """Bytes of the workspaces that the matmul libraries take in each CUDA graph: inductor drops those that they hold
-    before it records one, and after it. So does this, that they do not count among what is there before the step."""
+def graph_workspaces(device: torch.device, parameters: Collection[Tensor]) -> list[int]:
+    """Bytes of each workspace that the matmul libraries take in a CUDA graph, from its first matmul on: inductor drops
+    those that they hold before it records one, and after it. So does this, that they do not count among what is there
+    before the step."""
     torch._C._cuda_clearCublasWorkspaces()
-    before = torch.cuda.memory_allocated(device)
-    take_library_workspaces(device, parameters)
-    taken = torch.cuda.memory_allocated(device) - before
+    taken = []
+    with _disable_current_modes(), torch.no_grad():
+        for dtype in _multiplied_dtypes(device, parameters):
+            matrix = torch.ones(256, 256, dtype=dtype, device=device)
+            for multiply in (_mm, _addmm):
+                before = torch.cuda.memory_allocated(device)
+                multiply(matrix)
+                taken.append(torch.cuda.memory_allocated(device) - before)
     torch._C._cuda_clearCublasWorkspaces()
-    return taken // 2  # of two threads
+    return [size for size in taken if size > 0]
+
+
+def _multiplied_dtypes(device: torch.device, parameters: Collection[Tensor]) -> set[torch.dtype]:
+    """Of the step's matmuls."""
+    dtypes = {parameter.dtype for parameter in parameters} & _MULTIPLIED
+    if torch.is_autocast_enabled(device.type):
+        dtypes.add(torch.get_autocast_dtype(device.type))
+    return dtypes
 
 
 class _InBothThreads(torch.autograd.Function):
@@ -81,9 +92,17 @@ class _InBothThreads(torch.autograd.Function):
 
 
 def _multiplied(matrix: Tensor) -> Tensor:
-    """By matmuls without and with a bias: these are calls of two libraries."""
     matrix = matrix.contiguous()  # the gradient of a sum is one element, expanded
-    return torch.addmm(matrix[0], torch.mm(matrix, matrix), matrix)
+    return _addmm(matrix) + _mm(matrix)
+
+
+def _mm(matrix: Tensor) -> Tensor:
+    return torch.mm(matrix, matrix)
+
+
+def _addmm(matrix: Tensor) -> Tensor:
+    """A matmul with a bias is a call of another library."""
+    return torch.addmm(matrix[0], matrix, matrix)
 
 
 def graph_pool_bytes(device: torch.device) -> int:
@@ -103,8 +122,9 @@ class FirstSteps:
     (`torch.cuda.max_memory_allocated`) starts anew with each of these steps. A CPU has none: nothing is read there.
     `highest` is asked for the peak that counts among the ranks; None, where it was not read, is of all of them.
 
-    With `in_graphs` the first step warms the CUDA graphs up and the second records them: of these, what is there after
-    the step counts, with all that the graphs' pool holds. The third replays, and its peak is read.
+    With `in_graphs` the first step runs without CUDA graphs, and is not read. The second warms them up and the third
+    records them: of these, what is there after the step counts, with all that the graphs' pool holds. The fourth
+    replays, and its peak is read.
     """
 
     def __init__(
@@ -117,7 +137,7 @@ class FirstSteps:
     ) -> None:
         self.device, self.to_come, self.report, self.highest = device, to_come, report, highest
         self.in_graphs, self.checked = in_graphs, CHECKED + in_graphs
-        self.calls = 0
+        self.calls = -1 if in_graphs else 0
         self.before = 0  # bytes at the start of the step that is being read
         self.timings = 0  # of kernels by inductor, until then
 

@@ -14,15 +14,22 @@ from checkpointing.compiled.execution import Half
 from checkpointing.compiled.memory.caching_allocator import Block, CachingAllocator, graph_pool, step_memory
 from checkpointing.compiled.memory.wrapper_memory import wrapper_timeline
 from checkpointing.planners.schedule import Schedule
-from profiler.costs.memory import CUDA_ROUNDING, default_rounding, rounded
+from profiler.costs.memory import default_rounding, rounded
 
 _STEPS = 2  # the second finds the blocks that the first has left
 
 
-def peak_of_plan(schedule: Schedule, device: torch.device, state: Sequence[int] = (), in_graphs: bool = False) -> int:
+def peak_of_plan(
+    schedule: Schedule,
+    device: torch.device,
+    state: Sequence[int] = (),
+    in_graphs: bool = False,
+    workspaces: Sequence[int] = (),
+) -> int:
     """Bytes at the peak of a planned step. On a GPU, larger blocks that the caching allocator hands out are counted,
     those of the optimizer's `state` (bytes of each tensor) among them: they are cut from what the first step freed.
-    With `in_graphs` the step has a pool of its own, and all that this reserves counts."""
+    With `in_graphs` the step has a pool of its own, and all that this reserves counts, the libraries' `workspaces`
+    (bytes of each) among it."""
     if device.type != "cuda":
         return schedule.peak
     problem = schedule.problem
@@ -32,6 +39,8 @@ def peak_of_plan(schedule: Schedule, device: torch.device, state: Sequence[int] 
         starting.setdefault(life.first, []).append(number)
         ending.setdefault(life.last, []).append(number)
     allocator = CachingAllocator()
+    for size in workspaces:
+        allocator.malloc(size)
     for step in range(_STEPS):
         blocks: dict[int, Block] = {}
         before = allocator.peak = allocator.allocated
@@ -62,14 +71,14 @@ def peak_of_code(
     static: Sequence[int],
     state: Sequence[int],
     copied: Sequence[int] | None = None,
-    workspace: int = 0,
+    workspaces: Sequence[int] = (),
 ) -> int:
     """Bytes at the peak of forward and backward, in the order in which inductor allocates, reuses and deletes, with the
     optimizer's state.
 
     `given` are the names of the joint graph's inputs, which the step does not free; `leaving` those of the forward's
     results, which its caller may hold until the backward ends. `static` and `state`: see `step_memory`. `copied`
-    and `workspace` are given where both are CUDA graphs (`graph_pool`).
+    and `workspaces` are given where both are CUDA graphs (`graph_pool`).
     """
     first = wrapper_timeline(forward.source_code, forward.inputs)
     position = {name: index for index, name in enumerate(forward.output_names)}
@@ -94,9 +103,20 @@ def peak_of_code(
         return sum(state) + max(first.peak, held + between + second.peak)
     saved = {index: position[backward.input_names[index]] for index in freed if backward.input_names[index] in position}
     if copied is not None:
-        return sum(rounded(size, CUDA_ROUNDING) for size in state) + graph_pool(first, second, saved, copied, workspace)
+        return _blocks(static, state) + graph_pool(first, second, saved, copied, workspaces)
     memory = step_memory(static, first, second, saved, state)
     return memory.state + max(memory.peak_forward, between + memory.peak_backward)
+
+
+def _blocks(static: Sequence[int], state: Sequence[int]) -> int:
+    """Bytes of the blocks that the optimizer's state gets, beside what was there before the first step."""
+    allocator = CachingAllocator()
+    for size in static:
+        allocator.malloc(size)
+    before = allocator.allocated
+    for size in state:
+        allocator.malloc(size)
+    return allocator.allocated - before
 
 
 def _bytes(value: object) -> int:

@@ -8,6 +8,7 @@ The wrapper's `call` runs on fake tensors, with kernels that do nothing: what it
 and storages are counted, so that views and reused buffers cost nothing.
 """
 
+import re
 import traceback
 import weakref
 from collections.abc import Callable, Collection, Sequence
@@ -25,6 +26,7 @@ from checkpointing.compiled.memory.wrapper_names import fake_device, wrapper_nam
 from checkpointing.errors import CheckpointingError
 from profiler.costs.memory import default_rounding, rounded
 
+_MATMUL = re.compile(r"\..*(mm(_|\.|$)|matmul)")  # of an operator's name: a generated kernel's has no point
 InternalBytes = Callable[[str, tuple[Any, ...]], int]
 
 
@@ -60,6 +62,7 @@ class WrapperTimeline:
     outputs: tuple[Any, ...]  # fake tensors; outputs that are views of each other share a storage
     events: tuple[tuple[int, int], ...]  # (storage, bytes asked for), in order; negative bytes: freed
     output_storages: tuple[int | None, ...]  # per output: its storage in `events`; input i's is -1 - i
+    first_matmul: int | None = None  # the number of events before it; None without one
 
     @property
     def output_inputs(self) -> tuple[int | None, ...]:
@@ -117,6 +120,7 @@ def wrapper_timeline(
         outputs=outputs,
         events=tuple(ledger.events),
         output_storages=output_storages,
+        first_matmul=ledger.first_matmul,
     )
 
 
@@ -148,6 +152,7 @@ class _Ledger(TorchDispatchMode):
         self.now = self.peak = self.peak_step = 0
         self.steps: list[Step] = []
         self.operator: str | None = None
+        self.first_matmul: int | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if "resize" in func.__name__:
@@ -179,6 +184,8 @@ class _Ledger(TorchDispatchMode):
 
     def ran(self, operator: str, args: tuple[Any, ...]) -> None:
         self.operator = operator
+        if self.first_matmul is None and _MATMUL.search(operator):
+            self.first_matmul = len(self.events)
         inside = self.internal_bytes(operator, args)
         if inside:
             self.count += 1

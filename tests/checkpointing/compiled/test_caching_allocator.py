@@ -85,8 +85,10 @@ def test_a_recorded_training_step_peaks_where_the_gpu_measured_it() -> None:
     assert allocator.peak - before == recorded["peak"]
 
 
-def timeline(events: list[tuple[int, int]], outputs: tuple[int | None, ...]) -> WrapperTimeline:
-    return WrapperTimeline(0, 0, 0, (), 0, (None,) * len(outputs), tuple(events), outputs)
+def timeline(
+    events: list[tuple[int, int]], outputs: tuple[int | None, ...], first_matmul: int | None = None
+) -> WrapperTimeline:
+    return WrapperTimeline(0, 0, 0, (), 0, (None,) * len(outputs), tuple(events), outputs, first_matmul)
 
 
 def test_a_step_keeps_what_is_saved_until_its_backward_frees_it() -> None:
@@ -117,7 +119,22 @@ def test_the_pool_of_cuda_graphs_keeps_what_the_warm_up_reserved() -> None:
     assert graph_pool(forward, backward, saved) == warm
     assert graph_pool(forward, backward, saved, copied=[4, big]) == warm  # the recording finds room in it
     assert graph_pool(forward, backward, saved, copied=[3 * big]) == warm + 3 * big
-    assert graph_pool(forward, backward, saved, workspace=32 * MIB) == warm + 32 * MIB  # both halves' in turn
+
+
+def test_the_libraries_workspaces_are_in_the_pool_from_the_first_matmul_on() -> None:
+    big = 40 * MIB
+
+    def step(first_matmul: int | None) -> tuple[WrapperTimeline, WrapperTimeline]:
+        forward = timeline([(0, big), (0, -big), (1, 4)], (1,), first_matmul)
+        return forward, timeline([(0, 4)], (0,), first_matmul and 1)
+
+    rest = 2 * MIB  # of the two results
+    assert graph_pool(*step(None), {}, workspaces=[32 * MIB, MIB]) == big + rest  # there is no matmul
+    assert (
+        graph_pool(*step(1), {}, workspaces=[32 * MIB, MIB]) == big + 32 * MIB + rest
+    )  # the small one beside the results
+    assert graph_pool(*step(2), {}, workspaces=[32 * MIB]) == big + rest  # where a buffer was
+    assert graph_pool(*step(3), {}, workspaces=[2 * big]) == 3 * big + rest  # in the last statement
 
 
 @given(st.lists(st.integers(1, 64 * MIB), min_size=1, max_size=20), st.lists(st.integers(1, 64 * MIB), max_size=4))

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._inductor import compile_fx
 from torch._inductor.async_compile import AsyncCompile
 from torch.nn.functional import cross_entropy, linear
 
 import checkpointing
 from checkpointing.compiled import compiled_step
-from checkpointing.compiled.execution import CompiledHalves, compile_halves
+from checkpointing.compiled.execution import CompiledHalves, compile_halves, run_once_before_recording
 from tests.checkpointing.compiled.training import Blocks, square
 
 
@@ -108,3 +109,21 @@ def test_a_cuda_graph_reads_parameters_and_buffers_in_place() -> None:
 
     torch.compile(model, backend=compiler, dynamic=False)(torch.randn(4, 8)).sum().backward()
     assert len(told) == 1
+
+
+def test_the_code_runs_once_before_it_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On inputs as aligned as it relies on, which CUDA graphs see to themselves."""
+    monkeypatch.setattr(compile_fx, "cudagraphify", lambda model, static_input_idxs=(), **_: lambda inputs: "replayed")
+    graphs_alone = compile_fx.cudagraphify
+    given: list[Tensor] = []
+    with run_once_before_recording() as recorded:
+        step = compile_fx.cudagraphify(given.extend, static_input_idxs=(1,), mutated_input_idxs=())
+    assert recorded == [step]
+    assert compile_fx.cudagraphify is graphs_alone
+    recorded[0].inputs_to_check = [0]
+    inputs = [torch.arange(9.0)[1:], torch.arange(9.0)[1:]]
+    step(list(inputs))
+    assert [x.data_ptr() % 16 for x in given] == [0, 4]
+    assert all(map(torch.equal, given, inputs))
+    assert [step(list(inputs)), step(list(inputs))] == ["replayed"] * 2
+    assert len(given) == 2

@@ -223,6 +223,32 @@ def test_a_module_level_call_of_older_torch_is_followed() -> None:
     assert (timeline.start, timeline.peak, timeline.end) == (0, 5, 5)  # not rounded on a CPU
 
 
+@pytest.mark.parametrize(
+    ("statement", "events"),
+    [
+        ("extern_kernels.mm(x, x, out=buf1)", 2),
+        ("extern_kernels.addmm(x, x, x, alpha=1, beta=1, out=buf1)", 2),
+        ("buf3 = torch.ops.aten.bmm.default(x.unsqueeze(0), x.unsqueeze(0))", 3),
+        ("triton_poi_fused_mm_0.run(x, buf1, 64, stream=0)", None),
+    ],
+)
+def test_the_first_call_of_a_matmul_library_is_known(statement: str, events: int | None) -> None:
+    source = f"""
+import torch
+from torch._inductor.select_algorithm import extern_kernels
+triton_poi_fused_mm_0 = async_compile.triton('triton_poi_fused_mm_0', '', device_str='cpu')
+
+def call(args):
+    x, = args
+    args.clear()
+    buf0 = empty_strided_cpu((8, 8), (8, 1), torch.float32)
+    buf1 = empty_strided_cpu((8, 8), (8, 1), torch.float32)
+    {statement}
+    return (buf1, )
+"""
+    assert wrapper_timeline(source, [torch.ones(8, 8)]).first_matmul == events
+
+
 def test_the_partitions_of_a_graph_for_cuda_graphs_are_followed() -> None:
     partition = """
 def partition_0(args):
