@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def _typed(schema: type | None, options: dict[str, Any], group: str, key: str | 
             raise WrongValue(group, options.get("name"), "its YAML file has no `_target_` (a dataclass)")
         schema = option_class(str(target), group, CONF / group)
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), options))
+        return OmegaConf.to_object(OmegaConf.merge(_structured(schema), options))
     except ConfigKeyError as error:
         at_fault = error.object_type if dataclasses.is_dataclass(error.object_type) else schema
         problem = f"allowed keys: {', '.join(f.name for f in dataclasses.fields(at_fault))}"
@@ -171,6 +172,12 @@ def _typed(schema: type | None, options: dict[str, Any], group: str, key: str | 
     except OmegaConfBaseException as error:
         problem = str(error.msg).splitlines()[0]
         raise WrongValue(f"{key}.{error.full_key}", _given(options, str(error.full_key)), problem) from error
+
+
+@cache
+def _structured(schema: type) -> Any:
+    """Once for all jobs of a sweep. What is merged into it is merged into a copy."""
+    return OmegaConf.structured(schema)
 
 
 def _given(options: dict[str, Any], key: str) -> Any:

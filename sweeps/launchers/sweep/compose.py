@@ -197,7 +197,7 @@ class _ReadOnce(CachingConfigRepository):
     """Hydra's cache of configuration files, for all jobs of a sweep: Hydra itself reads them anew for each."""
 
     def __init__(self, delegate: Any, caches: dict[str, dict[str, Any]] | None = None) -> None:
-        super().__init__(delegate)
+        self.delegate = delegate  # all jobs' in common, until one has a search path of its own
         self._caches = {} if caches is None else caches
         self.cache = self._caches.setdefault("", {})
 
@@ -210,6 +210,7 @@ class _ReadOnce(CachingConfigRepository):
         return copy.deepcopy(super().load_config(config_path))
 
     def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
+        self.delegate = copy.deepcopy(self.delegate)
         super().initialize_sources(config_search_path)
         self.cache = self._caches.setdefault(str(config_search_path), {})
 
@@ -228,7 +229,9 @@ def _compose(
         config.hydra.job.id = f"{number:04d}"
         if config.hydra.launcher.resume is not None:
             config.hydra.sweep.dir = config.hydra.launcher.resume
-    HydraConfig.instance().set_config(config)  # for ${hydra:job.num} in a job's own keys
+    # For ${hydra:job.num} in a job's own keys. `set_config` would do it with a copy of all that is Hydra's.
+    OmegaConf.set_readonly(config.hydra, True)
+    HydraConfig.instance().cfg = config
     settled, refusal = application.settle(config, elsewhere)
     with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.job.id = application.job_id(settled, number)
