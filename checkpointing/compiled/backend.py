@@ -132,7 +132,20 @@ def fit(
             "torch.compile(model, backend=checkpointing.backend(...), dynamic=False)"
         )
     model.compile(backend=chosen, mode=mode, dynamic=False)
+    compiled: Any = model._compiled_call_impl
+    model._compiled_call_impl = _as_one_graph(compiled)
     return model
+
+
+def _as_one_graph(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """Inside of DistributedDataParallel, Dynamo compiles a graph for each bucket of gradients, so that the reduction of
+    one overlaps with the backward of the next; a budget is of one graph."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch._dynamo.config.patch(optimize_ddp=False):
+            return compiled(*args, **kwargs)
+
+    return call
 
 
 def recompute(

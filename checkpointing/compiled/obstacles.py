@@ -30,6 +30,7 @@ _REMEDIES = {
     "Dynamic shape": _FIXED_LENGTH,
     "Dynamic slicing": _FIXED_LENGTH,
     "Data-dependent": "use torch.where in place of the condition, or take the check out of the step",
+    "DDPOptimizer": "checkpointing.fit(model, ...) in its place keeps the model whole",
     "requires_grad": "set requires_grad outside of the step (speech models of transformers: freeze_feature_encoder)",
 }
 
@@ -40,7 +41,7 @@ def place_of(stack: Sequence[FrameSummary] | None) -> str:
         return ""
     library = str(Path(torch.__file__).parent)
     frame = [frame for frame in stack if not frame.filename.startswith(library)] or stack
-    return f" at {frame[-1].filename}:{frame[-1].lineno} ({frame[-1].line})"
+    return f" at {frame[-1].filename}:{frame[-1].lineno} ({frame[-1].line})" if frame[-1].lineno else ""
 
 
 def remedy_of_break(reason: str) -> str:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 import checkpointing
 
 ON_GPU = torch.cuda.is_available()
-WIDTH = 64
+WIDTH = 256
 
 
 class Autoencoder(nn.Module):
