@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +80,9 @@ def run(payload: bytes, path: list[str], folders: list[str]) -> None:
     watching = watch.begin()
     sys.path += [entry for entry in path if entry not in sys.path]
     import cloudpickle
+    from hydra.core.hydra_config import HydraConfig
     from hydra.core.singleton import Singleton
+    from omegaconf.errors import OmegaConfBaseException
 
     from blockshock import ranks
 
@@ -99,6 +101,11 @@ def run(payload: bytes, path: list[str], folders: list[str]) -> None:
     shared: Shared = cloudpickle.loads(submission.shared)
     Singleton.set_state(shared.singletons)
     os.chdir(shared.folder)
+    # Hydra sets it when a job's task begins, which is too late for ranks' server. All jobs of a process have the same.
+    first, _ = submission.jobs[0]
+    HydraConfig.instance().set_config(first)
+    with suppress(OmegaConfBaseException):  # the job fails of it when it begins, and says so in its folder
+        os.environ |= {**first.hydra.job.env_set, **submission.environment}
     settled_jobs = [settled for _, settled in submission.jobs]
     with submission.application.session(submission.run_id, submission.reuse_ranks, settled_jobs):
         for (config, settled), folder in zip(submission.jobs, folders, strict=True):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import psutil
 
@@ -249,8 +249,8 @@ class LocalRunner:
                 path.unlink(missing_ok=True)
 
 
-def _shape(job: PlannedJob) -> tuple[int, ...]:
-    return job.needs.gpus, job.needs.ranks, job.needs.cpus_per_rank or 0
+def _shape(job: PlannedJob) -> tuple[Any, ...]:
+    return job.needs.gpus, job.needs.ranks, job.needs.cpus_per_rank or 0, sorted(job.environment.items())
 
 
 def _gpus() -> list[str]:

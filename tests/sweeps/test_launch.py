@@ -88,9 +88,10 @@ Mine.check = check
 
 def test_jobs_that_run_out_of_memory_or_lose_a_rank_harm_no_other_and_are_tried_again_on_request(tmp_path):
     """B says which: 8 is well, 16 kills its own rank once, 24 has no memory left, 32 fails every time. 40 is refused
-    where it runs: the launcher's machine was another."""
+    where it runs: the launcher's machine was another. Ranks have their job's environment."""
     mine = write_method(
         tmp_path,
+        "pathlib.Path(__file__).with_name(f'of{len(x)}').write_text(os.environ['OF_JOB'])\n"
         "if len(x) == 16 and tries() == 1:\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "if len(x) == 24:\n"
@@ -102,8 +103,10 @@ def test_jobs_that_run_out_of_memory_or_lose_a_rank_harm_no_other_and_are_tried_
     with (tmp_path / "method_mine.py").open("a") as file:
         file.write(REFUSED_IN_A_RANK)
     sweep = [*QUICK, *mine, "model.N=16", "model.B=8,16,24,32,40", "experiment.name=bad", "hydra.launcher.retries=1"]
-    code, err = run(tmp_path, *sweep, "hydra.launcher.max_parallel=2")
+    numbered = "+hydra.job.env_set.OF_JOB=job ${hydra:job.num}"
+    code, err = run(tmp_path, *sweep, numbered, "hydra.launcher.max_parallel=2")
     assert code == 1
+    assert [(tmp_path / f"of{b}").read_text() for b in (8, 16)] == ["job 0", "job 1"]
     found = {row["config.model.B"]: (row["status"], row["reason"]) for _, row in load_runs([tmp_path]).iterrows()}
     assert found[8] == found[16] == ("ok", "")
     assert (found[24][0], "N=16" in found[24][1]) == ("oom", True)

@@ -1,14 +1,19 @@
 """Packing jobs onto GPUs: invariants for any jobs, and how busy GPUs are when durations are random (simulated)."""
 
 import heapq
+import itertools
 import random
 import subprocess
 import sys
 
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
-from sweeps.launchers.machine.gpu_placement import GpuClaims, choose, share_of_cores, side_by_side
+from sweeps.applications.application import HydraApplication
+from sweeps.launchers.local import LocalLauncherConf, LocalRunner
+from sweeps.launchers.machine.gpu_placement import GpuClaims, Machine, choose, share_of_cores, side_by_side
+from sweeps.launchers.sweep.compose import Needs, PlannedJob
 from tests.launching import ROOT
 
 demands = st.lists(st.integers(0, 9), max_size=12)
@@ -123,3 +128,22 @@ def test_two_launchers_never_choose_the_same_gpu_and_a_killed_one_gives_its_own_
     other.communicate()
     assert claims.claim(["0", "1"])
     claims.release(["0", "1", "2"])
+
+
+def test_jobs_share_ranks_where_they_need_and_are_given_the_same():
+    runner = LocalRunner(LocalLauncherConf(reuse_ranks=True), None, None)
+    runner.machine = Machine([], [0])
+    jobs = [planned_job(ranks, given) for ranks in (1, 2) for given in ({}, {"A": "1"}, {}, {"A": "${hydra:job.num}"})]
+    jobs += [planned_job(2, {"A": "${hydra:job.num}"})]
+    batches = runner._batches(jobs)
+    assert sorted(len(batch) for batch in batches) == [1, 1, 1, 1, 1, 2, 2]
+    assert [[job.needs.ranks for job in batch] for batch in batches if len(batch) == 2] == [[1, 1], [2, 2]]
+
+
+numbers = itertools.count()
+
+
+def planned_job(ranks: int, environment: dict[str, str]) -> PlannedJob:
+    config = OmegaConf.create({"hydra": {"job": {"env_set": environment}}})
+    needs = Needs(ranks, 0, None, None, None)
+    return PlannedJob(next(numbers), [], config, {}, None, needs, HydraApplication())

@@ -80,6 +80,14 @@ class PlannedJob:
         return Path(self.config.hydra.sweep.dir)
 
     @property
+    def environment(self) -> dict[str, str]:
+        """Its hydra.job.env_set as it is written: what it interpolates may be known only where the job runs."""
+        env_set = self.config.hydra.job.env_set
+        written: Any = OmegaConf.to_container(env_set, resolve=False)
+        ours = f" of job {self.number}"
+        return {key: f"{value}{ours * OmegaConf.is_interpolation(env_set, key)}" for key, value in written.items()}
+
+    @property
     def folder(self) -> RunFolder:
         return self.application.folder(self.sweep / self.name)
 
