@@ -3,8 +3,8 @@
     torchrun --nproc-per-node 2 -m tests.checkpointing.loops.parallel_speed gpt2 8 outputs/parallel.csv
 
 Arguments: a model of `profiler.models`, sequences (or images) per GPU, a file for the table. Each planned step has a
-budget of `SAVED` of the one GPU's unplanned peak less than the unplanned step of its kind has, so that all plans save as
-many bytes. `ddp in buckets` is what torch.compile does by itself: a graph per bucket of gradients, whose reductions
+budget of `SAVED` of the one GPU's unplanned peak less than the unplanned step of its kind has, so that all plans save
+as many bytes. `ddp in buckets` is what torch.compile does by itself: a graph per bucket of gradients, whose reductions
 overlap with the backward. Gradients are compared with the unplanned step's, from the same state and masks, as
 ‖difference‖ / ‖gradient‖ over all parameters.
 """
