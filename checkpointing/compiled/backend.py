@@ -187,7 +187,8 @@ def _number(text: str) -> float | str:
 
 @dataclass(eq=False)  # Dynamo compares backends to learn what was compiled by which
 class Backend:
-    """Called by Dynamo with each graph that it captures. `plans` are those of the graphs so far, the latest last."""
+    """Called by Dynamo with each graph that it captures. `plans` are those of the graphs so far, the latest last: a step
+    that its first runs showed to take more than predicted has two."""
 
     memory_budget: float | str
     execution: str
@@ -229,10 +230,10 @@ class Backend:
                 self._decider(),
                 self.loss_kernel,
                 cuda_graphs,
+                self.plans,
             )
             _say_if_last()
             if step.plan is not None:
-                self.plans.append(step.plan)
                 self._references.append(weakref.ref(step))
             return step
         except CheckpointingError as error:  # plain, where Dynamo would wrap it: the call that compiles raises it

@@ -71,9 +71,11 @@ class CompiledStep:
         decider: Decider | None = None,
         loss_kernel: bool | None = None,
         cuda_graphs: bool = False,
+        plans: list[CompiledPlan] | None = None,
     ) -> None:
+        """`plans` gets each plan that has been compiled."""
         self.module, self.memory_budget = module, memory_budget
-        self.cuda_graphs = cuda_graphs
+        self.cuda_graphs, self.plans = cuda_graphs, [] if plans is None else plans
         self.inputs = [described(value) for value in inputs]
         self.decider = decider or Decider()
         self.execution, self.solver, self.rules, self.chunks = execution, solver, rules, LossChunks(chunked_loss)
@@ -158,20 +160,21 @@ class CompiledStep:
         self.plan.measured_peak_bytes = max(peak, self.plan.measured_peak_bytes or 0)
         if peak <= self.plan.budget_bytes:
             return
-        if self.cuda_graphs:  # their pool keeps what it has, so that a smaller plan would not make it smaller
-            budget = self.plan.budget_bytes
-            raise BudgetError(
-                f"memory_budget={self.memory_budget!r} is {budget / 2**20:.1f} MiB, and the step's CUDA graphs take "
-                f"{(peak - budget) / 2**20:.1f} MiB more: use at least {budgets.written(peak)}"
-            )
         more = peak - self.plan.predicted_peak_bytes
         self.offset += more
         self.unseen += more
         self.plan.predicted_peak_bytes = peak
         self._learn(self.plan)
-        if peak > self.plan.budget_bytes:
-            self._count(peak - self.plan.budget_bytes, "the step")
-            self.recompile = True
+        budget = self.plan.budget_bytes  # a fraction is one of an unplanned peak that is now known to be higher
+        if peak <= budget:
+            return
+        if self.cuda_graphs:  # their pool keeps what it has, so that a smaller plan would not make it smaller
+            raise BudgetError(
+                f"memory_budget={self.memory_budget!r} is {budget / 2**20:.1f} MiB, and the step's CUDA graphs take "
+                f"{(peak - budget) / 2**20:.1f} MiB more: use at least {budgets.written(peak)}"
+            )
+        self._count(peak - budget, "the step")
+        self.recompile = True
 
     def _compile(self, inputs: Sequence[Any]) -> CompiledHalves:
         """Plan and compile, and again for less where the generated code takes more than the plan.
@@ -206,6 +209,7 @@ class CompiledStep:
                 fitting = (halves, plan, self.offset)
             self._count(excess, "the generated code")
         remember(self.parameters, plan)
+        self.plans.append(plan)
         return halves
 
     def _has_plan(self) -> bool:

@@ -426,11 +426,25 @@ def test_a_step_that_takes_more_than_predicted_is_planned_for_less_and_trains_on
     need = plan_of(train(model, square, batch, planned(1.0), steps=1).model).unplanned_peak_bytes
     model, _ = blocks(count=8)
     Overrun(monkeypatch, excess=4096, times=1)
-    train(model, square, batch, planned(int(0.95 * need)), steps=5)
+    by = planned(int(0.95 * need))
+    train(model, square, batch, by, steps=5)
     first, second = plans_of(model)
+    assert [plan is other for plan, other in zip(by.plans, (first, second), strict=True)] == [True, True]
     assert second.recompilations == 1
     assert second.plan.predicted_peak_bytes <= first.budget_bytes - 4096
     assert_equal(model.state_dict(), expected.state_dict(), "")
+
+
+def test_a_step_that_takes_more_fits_a_fraction_of_an_unplanned_peak_that_is_as_much_higher(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, batch = blocks(count=8)
+    Overrun(monkeypatch, excess=1024, times=9)
+    by = planned(1.0)
+    train(model, square, batch, by, steps=3)
+    [plan] = by.plans  # it is not compiled again
+    assert plan.is_empty
+    assert plan.budget_bytes == plan.unplanned_peak_bytes == plan.measured_peak_bytes
 
 
 @pytest.mark.slow

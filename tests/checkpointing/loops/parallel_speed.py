@@ -15,6 +15,7 @@ import gc
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile
 
 import checkpointing
 from profiler.models import build
 
 SAVED = 0.3
-WARM_UPS, STEPS = 8, 40
+WARM_UPS, STEPS, PROFILED = 8, 40, 5
 MIB = 2**20
 
 
@@ -44,6 +46,7 @@ class Row:
     predicted_mib: float | None
     peak_mib: float
     step_p50_ms: float
+    kernels_ms: float  # of a step, without the collectives': what the host delays is not in it
     gradient_distance: float | None
 
 
@@ -84,33 +87,54 @@ def measured(name: str, batch_size: int, kind: str, budget: float | None) -> tup
     torch.manual_seed(1 + rank)
     gradients: list[Tensor] = []
     times = []
+
+    def train() -> None:
+        outer(*batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
     for step in range(WARM_UPS + STEPS):
         if step == WARM_UPS:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        outer(*batch).backward()
         if step == 0:
+            outer(*batch).backward()
             gradients = [_whole(p.grad).cpu() for p in model.parameters() if p.grad is not None]
-        optimizer.step()
-        optimizer.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
+        else:
+            train()
         end.record()
         times.append((start, end))
     torch.cuda.synchronize()
     ms = sorted(start.elapsed_time(end) for start, end in times[WARM_UPS:])
+    peak = torch.cuda.max_memory_allocated()
     plan = planner.plans[-1] if planner else None
+    if plan and rank == 0:
+        print(plan.summary(), flush=True)
     row = Row(
         kind=kind,
         planned=plan is not None,
         rank=rank,
         budget_mib=plan and plan.budget_bytes / MIB,
         predicted_mib=plan and plan.predicted_peak_bytes / MIB,
-        peak_mib=torch.cuda.max_memory_allocated() / MIB,
+        peak_mib=peak / MIB,
         step_p50_ms=ms[len(ms) // 2],
+        kernels_ms=_kernels_ms(train),
         gradient_distance=None,
     )
     return row, gradients
+
+
+def _kernels_ms(train: Callable[[], None]) -> float:
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        for _ in range(PROFILED):
+            train()
+        torch.cuda.synchronize()
+    kernels = [event for event in profiled.key_averages() if "nccl" not in event.key.lower()]
+    return sum(event.self_device_time_total for event in kernels) / 1e3 / PROFILED
 
 
 def _whole(gradient: Tensor) -> Tensor:
