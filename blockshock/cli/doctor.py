@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from blockshock.cli.pipes import closed_pipe_ends_quietly
-from blockshock.cli.startup import check_packages, versions
+from blockshock.cli.startup import check_packages, end_at_once, versions
 from blockshock.doctor.finding import BROKEN, LIMITED, MISSING, STATES, WORKS, Check, Finding
 
 COLOURS = {WORKS: "green", LIMITED: "yellow", MISSING: "dim", BROKEN: "bold red"}
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run every check and print what was found. Exit status 1 if something that all work needs is broken."""
     options = _parser().parse_args(argv)
     check_packages("blockshock-doctor")
+    end_at_once()
     findings: list[tuple[str, Finding]] = []
     console = Console(highlight=False, soft_wrap=True)
     with _libraries_silent():

@@ -22,7 +22,7 @@ from blockshock import config, ranks
 from blockshock.cli import resolvers
 from blockshock.cli.hydra_errors import UserErrors, explain, is_users
 from blockshock.cli.pipes import closed_pipe_ends_quietly, leave_closed_pipe
-from blockshock.cli.startup import check_packages, hide_working_directory_from_children, versions
+from blockshock.cli.startup import check_packages, end_at_once, hide_working_directory_from_children, versions
 from blockshock.cli.sweep_keys import left_to_jobs
 from blockshock.config import CONF
 from blockshock.errors import REFUSED, ConfigError, JobFailed, writable
@@ -39,6 +39,7 @@ def main() -> None:
         print(versions())
         sys.exit(0)
     check_packages("blockshock")
+    end_at_once()
     hide_working_directory_from_children()
     resolvers.register()
     _show_trace = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")

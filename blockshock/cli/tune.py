@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from blockshock.cli.pipes import closed_pipe_ends_quietly
-from blockshock.cli.startup import check_packages, versions
+from blockshock.cli.startup import check_packages, end_at_once, versions
 from blockshock.config import CONF
 from blockshock.dtypes import DTYPES
 from blockshock.errors import REFUSED, ConfigError, one_of, whole_numbers
@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     """Do as `argv` says; exit status 2 for what can't be done."""
     options = _parser().parse_args(argv)
     check_packages("blockshock-tune")
+    end_at_once()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     path = cache_path(device)
     console = Console()

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from blockshock.cli.pipes import closed_pipe_ends_quietly
-from blockshock.cli.startup import check_packages, versions
+from blockshock.cli.startup import check_packages, end_at_once, versions
 from blockshock.errors import REFUSED, ConfigError, one_of, writable
 from blockshock.run_folder.files import printable
 from sweeps.artifact.check import AGAIN, FAIL, NOT_HERE, PASS, RECORD, Done, Outcome, measure, recompute
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     any_terminal()
     options = _parser().parse_args(argv)
     check_packages("blockshock-artifact")
+    end_at_once()
     try:
         claims = _chosen(options)
         if options.markdown and not options.list:

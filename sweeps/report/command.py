@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from blockshock.cli.pipes import closed_pipe_ends_quietly
-from blockshock.cli.startup import check_packages, versions
+from blockshock.cli.startup import check_packages, end_at_once, versions
 from blockshock.errors import writable
 from blockshock.run_folder.files import printable
 from blockshock.run_folder.folder import UNREADABLE
@@ -65,6 +65,7 @@ def main() -> None:
     any_terminal()
     arguments = _parser().parse_args()
     check_packages("blockshock-report")
+    end_at_once()
     if arguments.keep and not arguments.pack:
         _refuse(f"--keep={arguments.keep[0]}: only --pack keeps files; give it too")
     if arguments.fail_over and not arguments.compare:

@@ -43,6 +43,12 @@ def test_the_version_is_printed_without_importing_torch(tmp_path):
     assert done.stdout.splitlines()[1:] == ["False"]
 
 
+def test_nothing_is_searched_for_cycles_at_the_end(tmp_path):
+    at_exit = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0))"
+    done = run(f"{at_exit}; {MAIN}", "modle.N=64", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "True\n")
+
+
 @pytest.mark.parametrize("hiding", ["sweeps.py", "profiler/__init__.py", "checkpointing/__init__.py"])
 def test_a_users_module_that_hides_ours_is_named_before_any_work(hiding, tmp_path):
     file = tmp_path / hiding
