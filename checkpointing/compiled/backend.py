@@ -187,8 +187,8 @@ def _number(text: str) -> float | str:
 
 @dataclass(eq=False)  # Dynamo compares backends to learn what was compiled by which
 class Backend:
-    """Called by Dynamo with each graph that it captures. `plans` are those of the graphs so far, the latest last: a step
-    that its first runs showed to take more than predicted has two."""
+    """Called by Dynamo with each graph that it captures. `plans` are those of the graphs so far, the latest last: a
+    step that its first runs showed to take more than predicted has two."""
 
     memory_budget: float | str
     execution: str
