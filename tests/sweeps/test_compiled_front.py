@@ -43,6 +43,26 @@ def test_a_baseline_is_known_by_its_options(measured):
     }
 
 
+def test_steps_in_cuda_graphs_are_told_apart(write_run, tmp_path):
+    graphs = {"mode": "reduce-overhead"}
+    ways = [{"checkpoint": "blocks"}, {"checkpoint": "blocks", "blocks": 0.5}, {"memory_budget": 0.2}]
+    ways += [{"checkpoint": "blocks", "saved": ["qkv"]}]
+    for number, way in enumerate(ways):
+        write_run(
+            f"run{number}", [make_compiled("torch_compile", 100 + number, 10.0, {**graphs, **way}, f"way {number}")]
+        )
+    planned = make_planned(60, 12.0, 0.6)
+    write_run("ours", [planned | {"method_config": planned["method_config"] | graphs}])
+    found = points(tmp_path / "sweep")
+    assert sorted(found.loc[found["kind"] == "CUDA graphs", "label"]) == [
+        "reduce-overhead, 0.2",
+        "reduce-overhead, 0.5 of the blocks",
+        "reduce-overhead, per block",
+        "reduce-overhead, qkv",
+    ]
+    assert found.loc[found["kind"] == "ours", "label"].tolist() == ["0.6, CUDA graphs"]
+
+
 def test_a_baseline_is_dominated_by_a_point_of_ours_that_needs_no_more_and_is_within_a_percent(measured):
     rows = dominated(points(measured)).set_index("options")
     assert rows.loc["per block", "dominated"]

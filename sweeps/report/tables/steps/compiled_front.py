@@ -64,17 +64,25 @@ def _kind(row: dict[Any, Any]) -> str:
 
 def _label(row: dict[Any, Any]) -> str:
     """What tells a point from the others of its kind."""
-    budget, blocks, kind = row["budget"], row["blocks"], row["kind"]
+    blocks, kind = row["blocks"], row["kind"]
+    in_graphs = row["mode"] not in ("default", "")
     if kind in (OURS, BUDGET):
-        if not isinstance(budget, int | float):
-            return str(budget)
-        return f"{budget:g}" if budget <= 1 else f"{budget / 2**20:.0f} MiB"
+        return _budget(row) + (f", {MODE}" if in_graphs else "")
     if kind == BLOCKS:
         return "all" if blocks == "" else f"{blocks:g}"
     saved = "+".join(row["saved"]) if isinstance(row["saved"], list) else ""
     in_blocks = saved or ("per block" if row["checkpoint"] == "blocks" else "")
     loss = ", ".join(filter(None, (str(row["loss"]), in_blocks)))
-    return {PLAIN: "", SELECTIVE: saved, LOSS: loss, MODE: str(row["mode"])}[kind]
+    share = f"{blocks:g} of the blocks" if in_blocks and not saved and blocks != "" else in_blocks
+    mode = ", ".join(filter(None, (str(row["mode"]), share or ("" if row["budget"] in (1, "") else _budget(row)))))
+    return {PLAIN: "", SELECTIVE: saved, LOSS: loss, MODE: mode}[kind]
+
+
+def _budget(row: dict[Any, Any]) -> str:
+    budget = row["budget"]
+    if not isinstance(budget, int | float):
+        return str(budget)
+    return f"{budget:g}" if budget <= 1 else f"{budget / 2**20:.0f} MiB"
 
 
 def host_bound(points: pd.DataFrame) -> pd.Series:
