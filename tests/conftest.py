@@ -98,6 +98,19 @@ LONGEST = (
 )
 
 
+class _SayFailuresAtOnce:
+    """The whole suite takes many minutes, and pytest names what failed at its end."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            why = [line for line in report.longreprtext.splitlines() if line.startswith("E  ")]
+            terminal.write_line(f"\nFAILED {report.nodeid} {why[0] if why else ''}")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Each of pytest-xdist's workers has cores of its own, and so have the jobs that it starts. A job runs a thread for
     each of its cores: where two jobs share them, threads wait for each other, and a step took twice the CPU's time.
@@ -107,6 +120,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = getattr(config, "workerinput", None)
+    if not worker:
+        config.pluginmanager.register(_SayFailuresAtOnce(config), "say_failures_at_once")
     if worker:
         cores, number = sorted(os.sched_getaffinity(0)), int(worker["workerid"].removeprefix("gw"))
         os.sched_setaffinity(0, cores[number :: worker["workercount"]] or {cores[number % len(cores)]})
