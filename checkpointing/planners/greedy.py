@@ -6,10 +6,12 @@ what has been given up so far: a source that falls is replaced by its own source
 needs again counts again.
 
 Beyond the paper, a copy that waits at the peak for a later use is a candidate too: it is dropped, and made once more.
+And where the paper's order ends above the budget, since what is recomputed needs memory of its own, others are tried:
+the cheapest activation first, then the largest.
 """
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from checkpointing.planners.plan import NoPlanError, Plan
@@ -17,6 +19,22 @@ from checkpointing.planners.problem import PlanningProblem
 from checkpointing.planners.schedule import Schedule, make_schedule
 
 MOST_ADDED = 1.0  # of the step's time: repeated copies beyond that are no plan
+Order = Callable[[int, float], float]  # of an activation's bytes and the seconds to recompute it; the highest first
+
+
+def by_ratio(size: int, seconds: float) -> float:
+    return size / max(seconds, 1e-12)
+
+
+def cheapest(size: int, seconds: float) -> float:
+    return -seconds
+
+
+def largest(size: int, seconds: float) -> float:
+    return size
+
+
+ORDERS: tuple[Order, ...] = (by_ratio, cheapest, largest)
 
 
 @dataclass
@@ -70,14 +88,21 @@ class Recomputations:
 
 def plan_greedy(problem: PlanningProblem, budget: int, deadline: float | None = None) -> Plan:
     """The plan of `greedy` under `budget` bytes. Raises NoPlanError where it finds none, or none by `deadline`."""
-    _, kept, fresh, why = greedy(problem, budget, deadline=deadline)
-    if why:
-        raise NoPlanError(why)
-    return Plan(problem, "greedy", kept, fresh, budget)
+    reasons = []
+    for order in ORDERS:
+        _, kept, fresh, why = greedy(problem, budget, deadline=deadline, order=order)
+        if not why:
+            return Plan(problem, "greedy", kept, fresh, budget)
+        reasons.append(why)
+    raise NoPlanError(reasons[0])
 
 
 def greedy(
-    problem: PlanningProblem, budget: int, kept: Collection[int] | None = None, deadline: float | None = None
+    problem: PlanningProblem,
+    budget: int,
+    kept: Collection[int] | None = None,
+    deadline: float | None = None,
+    order: Order = by_ratio,
 ) -> tuple[Schedule, frozenset[int], dict[int, tuple[int, ...]], str]:
     """A schedule whose peak is at most `budget` bytes, or the lowest that was reached and why nothing helps more.
 
@@ -106,7 +131,7 @@ def greedy(
             return *best, reason
         while idle and excess > 0:
             _score, index, at = max(
-                ((problem.size[i] / max(recomputations.seconds(i), 1e-12), i, at) for i, at in idle.items())
+                ((order(problem.size[i], recomputations.seconds(i)), i, at) for i, at in idle.items())
             )
             idle.pop(index)
             if at is None:

@@ -39,7 +39,7 @@ checkpointing.fit(model, memory_budget=0.9, execution="inductor" if ON_GPU else 
 parallel = DistributedDataParallel(model)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 torch.manual_seed(1 + rank)
-batch = torch.rand(512, WIDTH, device=device)
+batch = torch.rand(4096, WIDTH, device=device)
 for step in range(10):
     loss = parallel(batch)
     loss.backward()

@@ -20,7 +20,7 @@ from checkpointing import (
     problem_of,
     rewrite_graph_with_recomputation,
 )
-from checkpointing.planners.greedy import greedy
+from checkpointing.planners.greedy import greedy, plan_greedy
 from checkpointing.planners.lower_bound import unavoidable
 from checkpointing.planners.lp_rounding import round_relaxation
 from checkpointing.planners.milp import Program
@@ -138,6 +138,15 @@ def test_greedy_never_beats_optimal(seed: int, length: int, fraction: float) -> 
             assert found.schedule.added_seconds <= schedule.added_seconds + NOTHING
     if found.schedule is not None:
         assert found.schedule.peak <= budget
+
+
+@pytest.mark.parametrize(("seed", "fraction"), [(12, 0.95), (43, 0.75), (69, 0.75), (174, 0.75)])
+def test_where_greedys_first_order_ends_above_the_budget_another_meets_it(seed: int, fraction: float) -> None:
+    problem = random_problem(seed)
+    budget = int(fraction * make_schedule(problem, problem.default_kept | frozenset(problem.pinned)).peak)
+    assert greedy(problem, budget)[3]
+    plan = plan_greedy(problem, budget)
+    assert make_schedule(problem, plan.kept, plan.fresh).peak <= budget
 
 
 @pytest.mark.parametrize("solver", ["optimal", "greedy"])
