@@ -81,6 +81,9 @@ SLOW = {
     *("test_architectures", "test_chunks", "test_obstacles", "test_by_kernel", "test_contrast", "test_long_report"),
     *("test_attention_over_ranks", "test_pairs", "test_compiled_plan", "test_add_rows", "test_aligned_matmuls"),
     *("test_clocks_in_reports", "test_kernels_compile", "test_generated_code", "test_verdicts"),
+    *("test_artifact", "test_steps_over_ranks", "test_compiled_proof", "test_choice", "test_surroundings"),
+    *("test_regions_and_modules", "test_what_the_step_reaches", "test_schedules", "test_chunked_loss"),
+    *("test_loss_region", "test_replan", "test_wrapper_memory", "test_exports", "test_targets"),
 }
 
 
