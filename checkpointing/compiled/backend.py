@@ -114,8 +114,9 @@ def fit(
     """Compile `model` in place so that a training step with it keeps to the budget, and return it.
 
     `mode` is torch.compile's, `options` are those of `backend`. It stays the module that it was: parameters, names and
-    state are the same. Raises CheckpointingError if it is compiled already, or a container of torch.nn; the first call
-    plans, and raises BudgetError for too small a budget.
+    state are the same. Inside of DistributedDataParallel it stays one graph, so that gradients are reduced when the
+    backward is done, and do not overlap with it. Raises CheckpointingError if it is compiled already, or a container of
+    torch.nn; the first call plans, and raises BudgetError for too small a budget.
     """
     from torch._dynamo import OptimizedModule
 
