@@ -287,7 +287,7 @@ def _handed_to_cpp(exchange: Callable[[Any], Any]) -> Iterator[None]:
     """
     function, script = torch.autograd.Function, torch._C.ScriptFunction
     apply, call = function.__dict__["apply"], script.__call__
-    formats = {symbol: symbol.__format__ for symbol in _SYMBOLS}
+    formats = {symbol: symbol.__dict__.get("__format__") for symbol in _SYMBOLS}  # None: inherited
 
     def exchanged_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         return apply.__func__(cls, *exchange(args), **exchange(kwargs))
@@ -304,5 +304,8 @@ def _handed_to_cpp(exchange: Callable[[Any], Any]) -> Iterator[None]:
     finally:
         function.apply = apply  # type: ignore[method-assign]
         script.__call__ = call  # type: ignore[method-assign]
-        for symbol, original in formats.items():
-            symbol.__format__ = original  # type: ignore[method-assign]
+        for symbol, own in formats.items():
+            if own is None:
+                del symbol.__format__
+            else:
+                symbol.__format__ = own  # type: ignore[method-assign]
