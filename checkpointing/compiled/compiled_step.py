@@ -37,6 +37,7 @@ from checkpointing.compiled.memory.device_memory import (
     take_library_workspaces,
 )
 from checkpointing.compiled.memory.generated_memory import peak_of_code, peak_of_plan
+from checkpointing.compiled.memory.operator_memory import measured_bytes
 from checkpointing.compiled.memory.optimizer_memory import missing_optimizer_state
 from checkpointing.compiled.memory.wrapper_memory import WrapperError
 from checkpointing.compiled.obstacles import check_shapes
@@ -238,9 +239,17 @@ class CompiledStep:
         if halves.forward is None or halves.backward is None:
             return plan.predicted_peak_bytes
         try:
-            pool = (self.copied, self.workspaces) if self.cuda_graphs else ()
-            code = (halves.forward, halves.backward)
-            above = peak_of_code(*code, self.given, self.leaving, self.static, self.state, *pool)
+            above = peak_of_code(
+                halves.forward,
+                halves.backward,
+                self.given,
+                self.leaving,
+                self.static,
+                self.state,
+                copied=self.copied if self.cuda_graphs else None,
+                workspaces=self.workspaces,
+                internal_bytes=measured_bytes(self.device),
+            )
         except WrapperError as error:
             self._warn_of_unread_code(error)
             return plan.predicted_peak_bytes

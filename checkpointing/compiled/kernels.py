@@ -127,7 +127,12 @@ def is_called(node: fx.Node) -> bool:
     """Whether inductor calls a library for the operator, or has a template or a fallback for it."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return True  # higher-order operators: collectives, triton kernels of the user, flex attention
-    return node.target.overloadpacket in _CALLED or node.target.namespace not in ("aten", "prims") or is_random(node)
+    return is_library_call(node.target) or node.target.namespace not in ("aten", "prims") or is_random(node)
+
+
+def is_library_call(operator: torch._ops.OpOverload) -> bool:
+    """Whether inductor calls a library for the operator, which it knows by name."""
+    return operator.overloadpacket in _CALLED
 
 
 def is_random(node: fx.Node) -> bool:

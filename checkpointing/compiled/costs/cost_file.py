@@ -1,7 +1,7 @@
 """Where measured costs are kept between processes: one file of JSON lines per device, which only ever grows.
 
-append_cost(path, where, "aten.mm.default(...)", 1.2e-4)
-read_costs(path, where)        # {"aten.mm.default(...)": 0.00012}
+append_cost(path, where, "aten.mm.default(...)", OperatorCost(1.2e-4, 0))
+read_costs(path, where)        # {"aten.mm.default(...)": OperatorCost(seconds=0.00012, inside_bytes=0)}
 
 `where` names the device, the versions and the settings that a time depends on. A line is appended by a single write,
 so processes that write at once need no lock; each line has a checksum, and what does not match it is skipped. Of two
@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import tempfile
+from dataclasses import asdict, dataclass
 from functools import cache
 from math import isfinite
 from pathlib import Path
@@ -21,6 +22,15 @@ from typing import Any
 from zlib import crc32
 
 log = logging.getLogger("checkpointing")
+
+
+@dataclass(frozen=True)
+class OperatorCost:
+    """What one run of an operator takes: seconds, and on a GPU the bytes that it allocates and frees inside, beyond its
+    results (cuDNN's workspace of a convolution, say)."""
+
+    seconds: float
+    inside_bytes: int = 0
 
 
 def cost_path(device_name: str) -> Path:
@@ -39,23 +49,23 @@ def _cache_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"blockshock-{os.getuid()}"
 
 
-def read_costs(path: Path, where: str) -> dict[str, float]:
-    """{operator call: seconds} of the lines for `where`; empty where there is no file, or none that can be read."""
+def read_costs(path: Path, where: str) -> dict[str, OperatorCost]:
+    """{operator call: cost} of the lines for `where`; empty where there is no file, or none that can be read."""
     try:
         content = path.read_bytes()
     except OSError:  # not there yet, or not ours to read: it is measured again
         return {}
-    costs: dict[str, float] = {}
+    costs: dict[str, OperatorCost] = {}
     for line in content.splitlines():
         entry = _entry(line)
         if entry and entry["where"] == where:
-            costs.setdefault(entry["call"], entry["seconds"])
+            costs.setdefault(entry["call"], OperatorCost(entry["seconds"], entry["inside_bytes"]))
     return costs
 
 
-def append_cost(path: Path, where: str, call: str, seconds: float) -> None:
+def append_cost(path: Path, where: str, call: str, cost: OperatorCost) -> None:
     """Keep one cost. Where the folder cannot be written, that is logged once, and the cost is lost with the process."""
-    line = json.dumps({"where": where, "call": call, "seconds": seconds, "crc": _checksum(where, call, seconds)})
+    line = json.dumps({"where": where, "call": call, **asdict(cost), "crc": _checksum(where, call, cost)})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
@@ -80,13 +90,15 @@ def _entry(line: bytes) -> dict[str, Any] | None:
         entry = json.loads(line)
     except ValueError:  # cut short, or not text
         return None
-    if not isinstance(entry, dict) or entry.keys() != {"where", "call", "seconds", "crc"}:
+    if not isinstance(entry, dict) or entry.keys() != {"where", "call", "seconds", "inside_bytes", "crc"}:
         return None
-    where, call, seconds = entry["where"], entry["call"], entry["seconds"]
+    where, call, seconds, inside = entry["where"], entry["call"], entry["seconds"], entry["inside_bytes"]
     if not (isinstance(where, str) and isinstance(call, str) and isinstance(seconds, float) and isfinite(seconds)):
         return None
-    return entry if seconds >= 0 and entry["crc"] == _checksum(where, call, seconds) else None
+    if not isinstance(inside, int) or min(seconds, inside) < 0:
+        return None
+    return entry if entry["crc"] == _checksum(where, call, OperatorCost(seconds, inside)) else None
 
 
-def _checksum(where: str, call: str, seconds: float) -> int:
-    return crc32(f"{where}\n{call}\n{seconds!r}".encode())
+def _checksum(where: str, call: str, cost: OperatorCost) -> int:
+    return crc32(f"{where}\n{call}\n{cost.seconds!r}\n{cost.inside_bytes}".encode())

@@ -3,6 +3,7 @@
 costs = Costs(torch.device("cuda"))     # reads the file of this device
 costs.measure(nodes)                    # those that are not known yet: about 10 ms each
 costs.seconds(node)                     # of one run
+costs.inside_bytes(call)                # that it allocates and frees inside, beyond its results
 fusible_seconds(nbytes, costs)          # of a fused kernel, which is priced by the bytes that it moves
 
 Only one operator's inputs and outputs are in memory at a time. Measured are matmuls, convolutions, attention and
@@ -22,9 +23,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from checkpointing.compiled.costs.cost_file import append_cost, cost_path, read_costs
+from checkpointing.compiled.costs.cost_file import OperatorCost, append_cost, cost_path, read_costs
 from checkpointing.compiled.costs.operator_call import OperatorCall, TensorSpec, call_of
-from checkpointing.compiled.costs.operator_timing import seconds_of
+from checkpointing.compiled.costs.operator_timing import cost_of
 from checkpointing.errors import CostError
 
 log = logging.getLogger("checkpointing")
@@ -51,7 +52,7 @@ def measured_in(turn: Callable[[], AbstractContextManager[object]]) -> Iterator[
 
 
 class Costs:
-    """Seconds of operators on one device, under the versions and settings (TF32, threads) of when this was made."""
+    """What operators take on one device, under the versions and settings (TF32, threads) of when this was made."""
 
     def __init__(self, device: torch.device) -> None:
         if device.type not in _COPIED_BYTES:
@@ -69,7 +70,14 @@ class Costs:
         `node` calls an operator; it and its inputs have fake tensors in meta["val"]. Raises CostError where it cannot
         be run on its own, with its name and shapes.
         """
-        return self._seconds(call_of(node))
+        return self._cost(call_of(node)).seconds
+
+    def inside_bytes(self, call: OperatorCall) -> int:
+        """Bytes that one run allocates and frees beyond its results; measured now if they are not known.
+
+        Raises CostError where the operator cannot be run on its own.
+        """
+        return self._cost(call).inside_bytes
 
     def measure(self, nodes: Iterable[fx.Node]) -> None:
         """Measure every operator of `nodes` that is not known, once for all nodes that call it alike.
@@ -83,15 +91,15 @@ class Costs:
         """Bytes per second that a large copy on the device reads and writes, both counted."""
         size = _COPIED_BYTES[self.device.type]
         spec = TensorSpec((size // 4,), (1,), torch.float32, self.device.type)
-        return 2 * size / self._seconds(OperatorCall(torch.ops.aten.copy_.default, (spec, spec), {}))
+        return 2 * size / self._cost(OperatorCall(torch.ops.aten.copy_.default, (spec, spec), {})).seconds
 
     @property
     def launch_s(self) -> float:
         """Seconds of the smallest kernel on a stream whose kernels are queued; of the smallest operator on a CPU."""
         spec = TensorSpec((1,), (1,), torch.float32, self.device.type)
-        return self._seconds(OperatorCall(torch.ops.aten.add.Tensor, (spec, 1.0), {}))
+        return self._cost(OperatorCall(torch.ops.aten.add.Tensor, (spec, 1.0), {})).seconds
 
-    def _seconds(self, call: OperatorCall) -> float:
+    def _cost(self, call: OperatorCall) -> OperatorCost:
         key = str(call)
         if key not in self._known:
             self._measure({key: call})
@@ -113,7 +121,7 @@ class Costs:
                 said = time.monotonic()
                 log.info("measuring operators on %s: %d of %d, %s", self.device, done + 1, len(missing), call.operator)
             try:
-                self._known[key] = seconds_of(call, self.device)
+                self._known[key] = cost_of(call, self.device)
             except CostError as error:
                 failures.append(error)
                 continue

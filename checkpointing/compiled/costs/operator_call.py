@@ -1,12 +1,14 @@
 """One operator with the shapes it is called with, without any data: what the measured costs are kept by.
 
 call = call_of(node)     # fx.Node of an ATen operator, with fake tensors in meta["val"] of its inputs
+call = call_with(torch.ops.aten.mm.default, (left, right), {})
 str(call)                # aten.mm.default(bfloat16[8192, 768]/[768, 1]@cuda, bfloat16[768, 2304]/[2304, 1]@cuda)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,30 +84,44 @@ def call_of(node: fx.Node) -> OperatorCall:
     if communicates(node):
         raise CostError(f"{node.name}: {node.target} needs the other ranks, and cannot be timed on one")
 
+    return _call(target, tuple(args), kwargs, f"{node.name}: {node.target}")
+
+
+def call_with(operator: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> OperatorCall:
+    """The call of `operator` with these arguments, real or fake, written as a traced graph writes it: by position.
+
+    Raises CostError where an argument is no number, name or dense tensor.
+    """
+    names = [argument.name for argument in operator._schema.arguments[len(args) :] if not argument.kwarg_only]
+    given = list(itertools.takewhile(kwargs.__contains__, names))
+    named = {name: value for name, value in kwargs.items() if name not in given}
+    return _call(operator, (*args, *(kwargs[name] for name in given)), named, str(operator))
+
+
+def _call(operator: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], who: str) -> OperatorCall:
     def spec(value: Any) -> Any:
-        return _spec(value, node)
+        return _spec(value, who)
 
-    return OperatorCall(target, tuple(tree_map(spec, args)), dict(tree_map(spec, kwargs)))
+    return OperatorCall(operator, tuple(tree_map(spec, args)), dict(tree_map(spec, kwargs)))
 
 
-def _spec(value: Any, node: fx.Node) -> Any:
+def _spec(value: Any, who: str) -> Any:
     name = ""
     if isinstance(value, fx.Node):
         name = f" {value.name}"
         if "val" not in value.meta:
-            raise CostError(f"{node.name}: {node.target} has no shape for its input{name}: trace it with fake tensors")
+            raise CostError(f"{who} has no shape for its input{name}: trace it with fake tensors")
         value = value.meta["val"]
     if isinstance(value, torch.Tensor):
         if value.layout is not torch.strided:
-            raise CostError(f"{node.name}: {node.target} reads{name} with layout {value.layout}; it has to be dense")
+            raise CostError(f"{who} reads{name} with layout {value.layout}; it has to be dense")
         numbers = (*value.shape, *value.stride())
         if all(isinstance(number, int) for number in numbers):
             return TensorSpec(tuple(value.shape), tuple(value.stride()), value.dtype, value.device.type)
     elif isinstance(value, _PLAIN):
         return value
     raise CostError(
-        f"{node.name}: {node.target} is called with{name} = {value}, which is not known before the step runs: "
-        "compile with dynamic=False"
+        f"{who} is called with{name} = {value}, which is not known before the step runs: compile with dynamic=False"
     )
 
 

@@ -1,6 +1,6 @@
-"""Seconds of one operator, alone on a device, on random inputs that no cache holds.
+"""What one operator takes, alone on a device: its seconds on random inputs that no cache holds, and its own memory.
 
-seconds_of(call, torch.device("cuda:0"))     # the device's time between launches that are queued ahead
+cost_of(call, torch.device("cuda:0"))     # the device's time between launches that are queued ahead
 
 It works in the middle of a compilation, under autocast, and leaves every random generator as it was.
 """
@@ -18,6 +18,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from checkpointing.compiled.costs.cost_file import OperatorCost
 from checkpointing.compiled.costs.operator_call import OperatorCall
 from checkpointing.compiled.costs.random_inputs import random_arguments
 from checkpointing.errors import CostError
@@ -31,18 +32,19 @@ _CYCLES_PER_S = 2e9  # at least what any GPU's clock reaches
 _LONGEST_SLEEP_S = 0.02
 
 
-def seconds_of(call: OperatorCall, device: torch.device) -> float:
-    """The least time that a run of `call` took on `device`, after some that do not count.
+def cost_of(call: OperatorCall, device: torch.device) -> OperatorCost:
+    """The least time that a run of `call` took on `device`, after some that do not count, and the bytes of it.
 
     On a GPU that is the device's time: the launches of a batch are queued before the first of them starts, so the host
-    has no part in it. Raises CostError where the operator does not run on its own, or does not fit in memory.
+    has no part in it. The bytes are the allocator's, whose peak counter starts anew; a CPU has none, and they are 0
+    there. Raises CostError where the operator does not run on its own, or does not fit in memory.
     """
     kinds = {spec.device_type for spec in call.tensors()} - {"cpu", device.type}
     if kinds:
         raise CostError(f"{call} runs on {', '.join(sorted(kinds))}, and cannot be timed on {device}")
     with _undisturbed(device):
         try:
-            return _on_cuda(call, device) if device.type == "cuda" else _on_cpu(call, device)
+            return _on_cuda(call, device) if device.type == "cuda" else OperatorCost(_on_cpu(call, device))
         except _OPERATOR_ERRORS as error:
             traceback.clear_frames(error.__traceback__)  # they would keep the inputs
             reason = str(error).strip().partition("\n")[0]
@@ -79,7 +81,7 @@ def _on_cpu(call: OperatorCall, device: torch.device) -> float:
     return min(times)
 
 
-def _on_cuda(call: OperatorCall, device: torch.device) -> float:
+def _on_cuda(call: OperatorCall, device: torch.device) -> OperatorCost:
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     inputs = [random_arguments(call, device)]
@@ -88,6 +90,7 @@ def _on_cuda(call: OperatorCall, device: torch.device) -> float:
     for _ in range(1 + _WARM_UPS):
         torch.cuda.synchronize(device)
         output = None  # freed before the next is made
+        torch.cuda.reset_peak_memory_stats(device)
         started = time.perf_counter()
         start.record()
         output = call.operator(*args, **kwargs)
@@ -95,6 +98,7 @@ def _on_cuda(call: OperatorCall, device: torch.device) -> float:
         host.append(time.perf_counter() - started)
         end.synchronize()
         once.append(start.elapsed_time(end) / 1e3)
+    inside = _requested(device, "peak") - _requested(device, "current")  # of the last run: libraries are loaded
     runs = _count(_BATCH_S / max(min(once), 1e-9), _BATCH_RUNS)
     copies = _copies(inputs, output, runs, cache)
     inputs += [random_arguments(call, device) for _ in range(copies - 1)]
@@ -114,7 +118,12 @@ def _on_cuda(call: OperatorCall, device: torch.device) -> float:
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end) / 1e3 / runs)
-    return min(times)
+    return OperatorCost(min(times), inside)
+
+
+def _requested(device: torch.device, which: str) -> int:
+    """Bytes as they were asked for: the allocator's blocks are larger, and whose they were before."""
+    return int(torch.cuda.memory_stats(device)[f"requested_bytes.all.{which}"])
 
 
 def _count(wanted: float, most: int) -> int:

@@ -12,6 +12,7 @@ import torch
 
 from checkpointing.compiled.execution import Half
 from checkpointing.compiled.memory.caching_allocator import Block, CachingAllocator, graph_pool, step_memory
+from checkpointing.compiled.memory.operator_memory import InternalBytes, known_bytes
 from checkpointing.compiled.memory.wrapper_memory import wrapper_timeline
 from checkpointing.planners.schedule import Schedule
 from profiler.costs.memory import default_rounding, rounded
@@ -72,15 +73,16 @@ def peak_of_code(
     state: Sequence[int],
     copied: Sequence[int] | None = None,
     workspaces: Sequence[int] = (),
+    internal_bytes: InternalBytes = known_bytes,
 ) -> int:
     """Bytes at the peak of forward and backward, in the order in which inductor allocates, reuses and deletes, with the
     optimizer's state.
 
     `given` are the names of the joint graph's inputs, which the step does not free; `leaving` those of the forward's
     results, which its caller may hold until the backward ends. `static` and `state`: see `step_memory`. `copied`
-    and `workspaces` are given where both are CUDA graphs (`graph_pool`).
+    and `workspaces` are given where both are CUDA graphs (`graph_pool`). `internal_bytes`: see `wrapper_timeline`.
     """
-    first = wrapper_timeline(forward.source_code, forward.inputs)
+    first = wrapper_timeline(forward.source_code, forward.inputs, (), internal_bytes)
     position = {name: index for index, name in enumerate(forward.output_names)}
     inputs = [
         first.outputs[position[name]] if name in position else value
@@ -92,7 +94,7 @@ def peak_of_code(
         for index, name in enumerate(backward.input_names)
         if name not in kept and (name not in position or first.output_inputs[position[name]] is None)
     }
-    second = wrapper_timeline(backward.source_code, inputs, freed)
+    second = wrapper_timeline(backward.source_code, inputs, freed, internal_bytes)
     tangents = [v for n, v in zip(backward.input_names, backward.inputs, strict=True) if "tangents" in n]
     between = sum(_bytes(value) for value in tangents)
     device = next((v.device for v in inputs if isinstance(v, torch.Tensor)), torch.device("cpu"))

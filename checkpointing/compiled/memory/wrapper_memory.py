@@ -11,7 +11,7 @@ and storages are counted, so that views and reused buffers cost nothing.
 import re
 import traceback
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +20,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from checkpointing.compiled.memory.operator_memory import internal_bytes
+from checkpointing.compiled.memory.operator_memory import InternalBytes, known_bytes
 from checkpointing.compiled.memory.wrapper_module import FILENAME, load_wrapper
 from checkpointing.compiled.memory.wrapper_names import fake_device, wrapper_names
 from checkpointing.errors import CheckpointingError
 from profiler.costs.memory import default_rounding, rounded
 
 _MATMUL = re.compile(r"\..*(mm(_|\.|$)|matmul)")  # of an operator's name: a generated kernel's has no point
-InternalBytes = Callable[[str, tuple[Any, ...]], int]
 
 
 # what a statement that is not known raises: of ours, of fake tensors, and of inductor's own checks
@@ -79,15 +78,15 @@ def wrapper_timeline(
     source_code: str,
     inputs: Sequence[Any],
     freed: Collection[int] = (),
-    internal_bytes: InternalBytes = internal_bytes,
+    internal_bytes: InternalBytes = known_bytes,
 ) -> WrapperTimeline:
     """Memory over one call of the wrapper `source_code` (`CompiledFxGraph.source_code`).
 
     `inputs` are the graph's inputs, real or fake. Of tensors, only the layout counts and which of them share a
     storage; give a backward the `outputs` of its forward's timeline, and views that were saved share one. `freed`
     are the positions of inputs to which the caller keeps no reference: saved activations in a backward. A storage
-    that another input keeps alive is not freed. `internal_bytes(operator, args)` says what an operator takes inside,
-    on CUDA; one that measured convolutions knows more than the default. Bytes are rounded as the device's allocator
+    that another input keeps alive is not freed. `internal_bytes(operator, args, kwargs)` says what an operator takes
+    inside, on CUDA; `MeasuredBytes` knows more than the default. Bytes are rounded as the device's allocator
     counts requests; its blocks may be up to 1 MiB larger, which is what `caching_allocator` is for.
     Raises WrapperError, with the line, on what it does not know.
     """
@@ -138,12 +137,17 @@ def _explained(error: Exception, lines: list[str]) -> WrapperError:
     )
 
 
+def _nothing(operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """A CPU's operators take what they need without a count of it."""
+    return 0
+
+
 class _Ledger(TorchDispatchMode):
     """Counts the storages on one device type, from the operator that makes them to their end."""
 
     def __init__(self, device_type: str, lines: list[str], internal_bytes: InternalBytes) -> None:
         super().__init__()
-        self.internal_bytes = internal_bytes if device_type == "cuda" else lambda operator, args: 0
+        self.internal_bytes = internal_bytes if device_type == "cuda" else _nothing
         self.device_type, self.lines = device_type, lines
         self.rounding = default_rounding(torch.device(device_type))
         self.known: dict[int, int] = {}  # address of a living storage -> its number
@@ -182,11 +186,11 @@ class _Ledger(TorchDispatchMode):
         self.now += rounded(size, self.rounding) if size > 0 else -rounded(-size, self.rounding)
         self.reach(self.now)
 
-    def ran(self, operator: str, args: tuple[Any, ...]) -> None:
+    def ran(self, operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.operator = operator
         if self.first_matmul is None and _MATMUL.search(operator):
             self.first_matmul = len(self.events)
-        inside = self.internal_bytes(operator, args)
+        inside = self.internal_bytes(operator, args, kwargs)
         if inside:
             self.count += 1
             self._change(self.count - 1, inside)

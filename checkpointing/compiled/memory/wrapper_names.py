@@ -17,7 +17,7 @@ import torch
 from checkpointing.compiled.memory.wrapper_module import constants_of, kernels_of
 
 _ALIGNMENT = 16  # bytes: torch._inductor.utils.ALIGNMENT
-Ran = Callable[[str, tuple[Any, ...]], None]  # of an operator: its name and arguments
+Ran = Callable[[str, tuple[Any, ...], dict[str, Any]], None]  # of an operator: its name and arguments
 
 _CHECKS = (
     "assert_size_stride", "assert_alignment", "get_raw_stream", "run_intermediate_hooks", "start_graph", "end_graph",
@@ -27,7 +27,7 @@ _CHECKS = (
 def wrapper_names(source: str, ran: Ran) -> dict[str, Any]:
     """Global names for the wrapper `source`.
 
-    `ran(name, args)` hears of each kernel and operator that a call runs, when its outputs are there.
+    `ran(name, args, kwargs)` hears of each kernel and operator that a call runs, when its outputs are there.
     To be called, like the wrapper, under a FakeTensorMode.
     """
     ops = _Ops(torch.ops, "torch.ops", ran)
@@ -90,7 +90,7 @@ class _Kernel:
         self.name, self.ran = name, ran
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        self.ran(self.name, args)
+        self.ran(self.name, args, kwargs)
 
     run = __call__
 
@@ -106,7 +106,7 @@ class _ExternKernels:
 
         def run(*args: Any, **kwargs: Any) -> Any:
             result = kwargs["out"] if "out" in kwargs else getattr(extern_kernels, name)(*args, **kwargs)
-            self._ran(f"extern_kernels.{name}", args)
+            self._ran(f"extern_kernels.{name}", args, kwargs)
             return result
 
         return run
@@ -125,7 +125,7 @@ class _Ops:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         result = self._real(*args, **kwargs)
-        self._ran(self._path.removeprefix("torch.ops."), args)
+        self._ran(self._path.removeprefix("torch.ops."), args, kwargs)
         return result
 
 

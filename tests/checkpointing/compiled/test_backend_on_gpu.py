@@ -91,6 +91,46 @@ def test_the_pool_of_cuda_graphs_keeps_to_the_budget_as_predicted() -> None:
     assert all(lower < higher for higher, lower in itertools.pairwise(peaks))
 
 
+class Convolutions(nn.Module):
+    """A bottleneck of ResNet on images [B, 256, H, W]: cuDNN takes a workspace for each of its convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shapes = ((256, 64, 1), (64, 64, 3), (64, 256, 1))
+        self.layers = nn.Sequential()
+        for given, made, size in shapes:
+            self.layers.append(nn.Conv2d(given, made, size, padding=size // 2, bias=False))
+            self.layers.extend([nn.BatchNorm2d(made), nn.ReLU()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_the_workspaces_of_convolutions_are_predicted(mode: str) -> None:
+    for fraction in (0.9, 0.75):
+        torch._dynamo.reset()
+        gc.collect()
+        model = nn.Sequential(*(Convolutions() for _ in range(4))).cuda()
+        x = torch.randn(32, 256, 56, 56, device="cuda").to(memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        step = torch.compile(loss_of, backend=checkpointing.backend(fraction), mode=mode, dynamic=False)
+        for number in range(7):
+            if number == 6:
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = step(model, x)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        peak = torch.cuda.max_memory_allocated() + graph_pool_bytes(x.device)
+        plan = plan_of(model)
+        assert peak <= plan.budget_bytes
+        assert peak == pytest.approx(plan.predicted_peak_bytes, rel=0.01), f"{fraction}: {plan.summary()}"
+        del model, step, loss, x, optimizer
+
+
 def test_a_model_is_freed_with_its_last_reference() -> None:
     """Also by what planned and compiled it."""
     _, _, model = measured(0.8)

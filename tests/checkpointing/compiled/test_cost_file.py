@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from blockshock.measure.cache import cache_folder
-from checkpointing.compiled.costs.cost_file import append_cost, cost_path
+from checkpointing.compiled.costs.cost_file import OperatorCost, append_cost, cost_path
 from checkpointing.compiled.costs.costs import Costs
 from checkpointing.compiled.costs.operator_call import call_of
 from tests.checkpointing.compiled.counted_operator import RUNS, counted, counted_node, operators
@@ -76,6 +76,8 @@ def _seconds_changed(line: str) -> str:
         pytest.param(_seconds_changed, id="another number"),
         pytest.param(lambda line: json.dumps(json.loads(line) | {"seconds": "1"}), id="text"),
         pytest.param(lambda line: line.replace("torch 2", "torch 1"), id="another version"),
+        pytest.param(lambda line: json.dumps(json.loads(line) | {"inside_bytes": 7}), id="other bytes"),
+        pytest.param(lambda line: json.dumps(json.loads(line) | {"inside_bytes": -1.5}), id="no bytes"),
         pytest.param(lambda line: json.dumps([line]), id="a list"),
         pytest.param(lambda line: json.dumps({"seconds": 1.0}), id="a part"),
         pytest.param(lambda line: "\x00\xff\ud800", id="binary"),
@@ -102,7 +104,7 @@ def test_a_damaged_line_is_measured_again_and_the_others_count(damage):
 def test_costs_of_another_version_or_setting_are_not_used():
     costs, node = Costs(CPU), counted_node()
     for where in (costs.where.replace("torch 2", "torch 1"), f"{costs.where}, more"):
-        append_cost(costs.path, where, str(call_of(node)), 123.0)
+        append_cost(costs.path, where, str(call_of(node)), OperatorCost(123.0))
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
@@ -116,7 +118,7 @@ def test_costs_of_another_version_or_setting_are_not_used():
 
 def test_of_two_processes_that_measure_at_once_the_first_to_write_counts_for_both():
     node, costs = counted_node(), Costs(CPU)
-    RUNS.during = lambda x: append_cost(costs.path, costs.where, str(call_of(node)), 123.0)
+    RUNS.during = lambda x: append_cost(costs.path, costs.where, str(call_of(node)), OperatorCost(123.0))
     assert costs.seconds(node) == 123
     assert Costs(CPU).seconds(node) == 123
 

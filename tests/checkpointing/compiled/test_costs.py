@@ -22,7 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 from checkpointing.compiled.costs.costs import Costs, fusible_seconds
-from checkpointing.compiled.costs.operator_call import OperatorCall, TensorSpec, call_of
+from checkpointing.compiled.costs.operator_call import OperatorCall, TensorSpec, call_of, call_with
 from checkpointing.compiled.costs.random_inputs import random_arguments
 from checkpointing.errors import CheckpointingError, CostError
 from tests.checkpointing.compiled.counted_operator import RUNS, counted_node, one, operators
@@ -234,3 +234,27 @@ def test_on_a_gpu_a_training_step_is_measured_and_memory_and_generators_stay_as_
     assert torch.equal(torch.cuda.get_rng_state(), state)
     assert 0 < again.launch_s < 1e-3
     assert all(again.seconds(node) > 0 for node in nodes)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels", [(64, 64), (256, 1024)])
+def test_on_a_gpu_the_bytes_inside_a_convolution_are_those_above_its_results(channels):
+    narrow, wide = channels
+    device, dtype = torch.device("cuda"), torch.bfloat16
+    x = torch.randn(64, narrow, 28, 28, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    weight = torch.randn(wide, narrow, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    gradient = torch.randn(64, wide, 28, 28, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    options = ([0], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False])
+    for operator, args in (
+        (torch.ops.aten.convolution.default, (x, weight, None, *options[1:-1])),
+        (torch.ops.aten.convolution_backward.default, (gradient, x, weight, *options)),
+    ):
+        inside = Costs(torch.device("cuda")).inside_bytes(call_with(operator, args, {}))
+        for _ in range(2):
+            results = None
+            torch.cuda.reset_peak_memory_stats()
+            results = operator(*args)
+            stats = torch.cuda.memory_stats()
+        assert inside == stats["requested_bytes.all.peak"] - stats["requested_bytes.all.current"]
+        del results
+    assert Costs(torch.device("cuda")).inside_bytes(call_with(torch.ops.aten.mm.default, (x[0, 0], x[0, 0]), {})) == 0

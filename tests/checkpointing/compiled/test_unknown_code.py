@@ -12,6 +12,7 @@ import torch
 import checkpointing
 from checkpointing import plan_of
 from checkpointing.compiled.costs import costs
+from checkpointing.compiled.costs.cost_file import OperatorCost
 from checkpointing.compiled.costs.operator_call import OperatorCall
 from checkpointing.compiled.memory import wrapper_memory
 from checkpointing.errors import CostError
@@ -62,15 +63,15 @@ def test_an_operator_that_cannot_be_timed_is_said_with_what_that_changes(
     level: int,
     words: str,
 ) -> None:
-    measured = costs.seconds_of
+    measured = costs.cost_of
 
-    def without_one(call: OperatorCall, device: torch.device) -> float:
+    def without_one(call: OperatorCall, device: torch.device) -> OperatorCost:
         if str(call.operator).startswith(f"{operator}."):
             raise CostError(f"{call.operator} cannot be timed")
         return measured(call, device)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # no costs are known yet
-    monkeypatch.setattr(costs, "seconds_of", without_one)
+    monkeypatch.setattr(costs, "cost_of", without_one)
     with caplog.at_level(logging.INFO):
         plan = plan_of(planned_step("eager"))
     [record] = [record for record in caplog.records if "cannot be timed" in record.message]

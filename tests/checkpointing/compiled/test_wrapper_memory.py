@@ -2,16 +2,21 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.profiler import ProfilerActivity, profile
 
 from checkpointing import CheckpointingError
-from checkpointing.compiled.memory.operator_memory import internal_bytes
+from checkpointing.compiled.costs.cost_file import OperatorCost, append_cost
+from checkpointing.compiled.costs.costs import Costs
+from checkpointing.compiled.costs.operator_call import call_of
+from checkpointing.compiled.memory.operator_memory import known_bytes, measured_bytes
 from checkpointing.compiled.memory.wrapper_memory import WrapperTimeline, wrapper_timeline
 
 
@@ -280,7 +285,7 @@ def test_an_operator_runs_with_a_random_generator_and_its_workspace_counts_at_th
         "return (buf1, buf2, )",
     )
     workspace = {"aten.native_dropout.default": 10_000}
-    timeline = wrapper_timeline(source, graph_inputs(), internal_bytes=lambda operator, args: workspace[operator])
+    timeline = wrapper_timeline(source, graph_inputs(), internal_bytes=lambda operator, *_: workspace[operator])
     assert timeline.end == 4096 + 1024  # 1000 values in float32 and their mask
     assert timeline.peak == timeline.end + 20 * 512
     assert timeline.peak_operator == "aten.native_dropout.default"
@@ -319,9 +324,40 @@ def test_the_backward_of_cudnn_attention_takes_what_was_recorded() -> None:
         grouped = torch.empty(4, 8, 1024, 64, dtype=torch.bfloat16, device="cuda:0")
         many = torch.empty(4, 32, 1024, 64, dtype=torch.bfloat16, device="cuda:0")
     backward = "aten._scaled_dot_product_cudnn_attention_backward.default"
-    assert internal_bytes(backward, (query, query, query)) == 25559296 + 256  # recorded 25559296, in blocks of 512
-    assert internal_bytes(backward, (many, many, grouped)) == 67633408 + 256
-    assert internal_bytes("aten.mm.default", (query, query)) == 0
+    assert known_bytes(backward, (query, query, query)) == 25559296 + 256  # recorded 25559296, in blocks of 512
+    assert known_bytes(backward, (many, many, grouped)) == 67633408 + 256
+    assert known_bytes("aten.mm.default", (query, query)) == 0
+
+
+def test_what_a_convolution_takes_inside_is_what_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    x, weight = torch.ones(2, 3, 8, 8), torch.ones(4, 3, 3, 3)
+    given = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+    given |= {"transposed": False, "output_padding": (0, 0), "groups": 1, "bias": None}
+    graph = make_fx(lambda x, w: F.conv2d(x, w, padding=1), tracing_mode="fake")(x, weight).graph
+    [node] = [node for node in graph.nodes if node.op == "call_function"]
+    costs = Costs(torch.device("cpu"))
+    append_cost(costs.path, costs.where, str(call_of(node)), OperatorCost(1e-3, 4096))
+    inside = measured_bytes(torch.device("cpu"))
+    assert inside("extern_kernels.convolution", (x, weight), given) == 4096
+    assert inside("extern_kernels.mm", (x[0, 0], x[0, 0]), {"out": x[0, 0]}) == 0
+    assert inside("triton_poi_fused_0", (x, weight, 100), {}) == 0
+    assert len(costs.path.read_text().splitlines()) == 1  # nothing was measured for these
+    backward = (
+        x[:, :1].expand(2, 4, 8, 8),
+        x,
+        weight,
+        [0],
+        [1, 1],
+        [1, 1],
+        [1, 1],
+        False,
+        [0, 0],
+        1,
+        [True, True, False],
+    )
+    assert inside("aten.convolution_backward.default", backward, {}) == 0  # on a CPU
+    assert len(costs.path.read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(
