@@ -163,8 +163,7 @@ class ActivatesTwice(LayersPair):
 class ForgetsADownWeight(LayersPair):
     def forward(self, x):
         return (
-            self.between.activate(self.first(x))
-            @ torch.cat([self.down.weight[:, 1:], self.down.weight[:, :1] * 0], dim=1).t()
+            self.activate(self.first(x)) @ torch.cat([self.down.weight[:, 1:], self.down.weight[:, :1] * 0], dim=1).t()
         )
 
 

@@ -15,7 +15,7 @@ from blockshock.collectives.choice import CollectiveOptions, check_collective
 from blockshock.errors import ConfigError
 from blockshock.measure.roofline import Cost, all_reduce
 from blockshock.methods.dense_single import dense_costs
-from blockshock.methods.pairs.pair import Between, PairWeights, ParallelPair
+from blockshock.methods.pairs.pair import Activate, Between, PairWeights, ParallelPair
 from blockshock.ranks import distributed
 
 if TYPE_CHECKING:
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 class ColumnRowPair(ParallelPair):
     PAIRING = "column_row"
 
-    def __init__(self, problem: Problem, method: Any, between: Between, weights: PairWeights) -> None:
-        super().__init__(problem, between, weights)
+    def __init__(
+        self, problem: Problem, method: Any, between: Between, activate: Activate, weights: PairWeights
+    ) -> None:
+        super().__init__(problem, method, between, activate, weights)
         up = problem.of_layer("up", between.rows, problem.K)
         down = problem.of_layer("down", problem.N, between.hidden)
         self.up, self.down = method.build_column_row(up, self.own_rows(weights.up), down, weights.down)
@@ -43,10 +45,6 @@ class ColumnRowPair(ParallelPair):
         check_shares(job, between)
         if isinstance(job.method, CollectiveOptions):
             check_collective(job, job.method, job.hardware.world_size, job.model.N)
-
-    @classmethod
-    def build(cls, problem: Problem, method: Any, between: Between, weights: PairWeights) -> ParallelPair:
-        return cls(problem, method, between, weights)
 
     def first(self, x: Tensor) -> Tensor:
         first: Tensor = self.up(x)

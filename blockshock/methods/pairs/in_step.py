@@ -65,6 +65,6 @@ def put_layers(job: Job, model: nn.Module, device: torch.device) -> None:
 
     def pair(site: Site) -> ParallelPair:
         own: Problem = problem.of_layer(site.path, problem.N, problem.K)
-        return pairing.build(own, layered.method, site.between, site.weights())
+        return pairing(own, layered.method, site.between, site.activate, site.weights())
 
     put_pairs(model, job.workload.layers, pair)

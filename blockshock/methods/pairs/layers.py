@@ -21,7 +21,7 @@ from blockshock.errors import ConfigError
 from blockshock.measure.roofline import Cost
 from blockshock.measure.timing import region
 from blockshock.methods import ParallelLinear
-from blockshock.methods.pairs.pair import Between, PairWeights, ParallelPair
+from blockshock.methods.pairs.pair import Activate, Between, PairWeights, ParallelPair
 from blockshock.ranks import distributed
 
 if TYPE_CHECKING:
@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 class LayersPair(ParallelPair):
     PAIRING = "layers"
 
-    def __init__(self, problem: Problem, method: Any, between: Between, weights: PairWeights) -> None:
-        super().__init__(problem, between, weights)
+    def __init__(
+        self, problem: Problem, method: Any, between: Between, activate: Activate, weights: PairWeights
+    ) -> None:
+        super().__init__(problem, method, between, activate, weights)
         self.up: ParallelLinear = method.build(problem.of_layer("up", between.rows, problem.K), weights.up)
         self.down = method.build(problem.of_layer("down", problem.N, between.hidden), weights.down)
 
@@ -45,10 +47,6 @@ class LayersPair(ParallelPair):
     def check(cls, job: Job, between: Between) -> None:
         check_layer(job, between, N=between.rows)
         check_layer(job, between, K=between.hidden)
-
-    @classmethod
-    def build(cls, problem: Problem, method: Any, between: Between, weights: PairWeights) -> ParallelPair:
-        return cls(problem, method, between, weights)
 
     @property
     def shares(self) -> int:

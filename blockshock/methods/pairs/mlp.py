@@ -94,7 +94,7 @@ class MlpProblem(Problem):
         return ["dW_up", "dW_down"]
 
     def build(self, method: Method, weights: PairWeights) -> ParallelModule:
-        return self.pairing.build(self, method, self.mlp, weights)
+        return self.pairing(self, method, self.mlp, self.mlp.activate, weights)
 
     def dense(self, dtype: torch.dtype) -> nn.Module:
         weights = self.weights()

@@ -157,7 +157,8 @@ class ModelProblem(Problem):
 
     def build(self, method: Method, weights: nn.Module) -> ParallelModule:
         def pair(site: Site) -> ParallelPair:
-            return self.pairing.build(self.of_layer(site.path, self.N, self.K), method, site.between, site.weights())
+            own = self.of_layer(site.path, self.N, self.K)
+            return self.pairing(own, method, site.between, site.activate, site.weights())
 
         return ParallelModel(weights, self._original, self.layers, pair)
 

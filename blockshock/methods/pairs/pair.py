@@ -1,6 +1,6 @@
 """What a pair of layers computes, whoever computes it, and what every pairing has in common.
 
-    h = between(x @ weights.up.t() + weights.up_bias);   y = h @ weights.down.t() + weights.down_bias
+    h = activate(x @ weights.up.t() + weights.up_bias);   y = h @ weights.down.t() + weights.down_bias
 
 Between the layers, a hidden feature is computed from a few of the first layer's outputs: an MLP's from one (two where
 gated, as in Llama), attention's from those of its head. The first layer's weight is a stack of matrices, such as gate
@@ -29,8 +29,15 @@ if TYPE_CHECKING:
     from blockshock.problem import Problem
 
 
+# The first layer's output (B, rows), or a share of it, and what a call of the pair adds -> (B, hidden), or that share.
+Activate = Callable[..., Tensor]
+
+
 class Between(ABC):
-    """What stands between the two layers, and how ranks share it: MLP's (mlp.py) or attention (sites/attention.py)."""
+    """Which rows of the first layer make which hidden features: an MLP's (mlp.py) or attention's (sites/attention.py).
+
+    It says what ranks can share, and how. What computes the features is the pair's `activate`.
+    """
 
     hidden: int  # features that the second layer reads
 
@@ -38,10 +45,6 @@ class Between(ABC):
     @abstractmethod
     def matrices(self) -> tuple[int, ...]:
         """Rows of each of the matrices that make the first layer's weight."""
-
-    @abstractmethod
-    def activate(self, first: Tensor) -> Tensor:
-        """The first layer's output (B, rows), or a share of it -> (B, hidden), or that share of it."""
 
     @abstractmethod
     def check_shares(self, job: Job) -> None:
@@ -86,9 +89,13 @@ class ParallelPair(ParallelModule):
 
     down: ParallelLinear
 
-    def __init__(self, problem: Problem, between: Between, weights: PairWeights) -> None:
+    def __init__(
+        self, problem: Problem, method: Any, between: Between, activate: Activate, weights: PairWeights
+    ) -> None:
+        """`method`: whose layers the pairing builds."""
         super().__init__()
-        self.between, self.batch, self.itemsize = between, problem.B, problem.dtype.itemsize
+        self.between, self.activate = between, activate
+        self.batch, self.itemsize = problem.B, problem.dtype.itemsize
         self.outputs, self.inputs = problem.N, problem.K
         self.ranks = distributed.world_size()
         self.up_bias = _parameter(weights.up_bias, self.own_rows)
@@ -103,10 +110,6 @@ class ParallelPair(ParallelModule):
     @abstractmethod
     def check(cls, job: Job, between: Between) -> None:
         """Reject sizes that this pairing of the job's method can't split."""
-
-    @classmethod
-    @abstractmethod
-    def build(cls, problem: Problem, method: Any, between: Between, weights: PairWeights) -> ParallelPair: ...
 
     @property
     def shares(self) -> int:
@@ -127,7 +130,7 @@ class ParallelPair(ParallelModule):
 
     @abstractmethod
     def enter_down(self, hidden: Tensor) -> Tensor:
-        """The hidden features as `between` left them -> what the second layer reads of them."""
+        """The hidden features as `activate` left them -> what the second layer reads of them."""
 
     @abstractmethod
     def assemble_products(self, like_parameters: list[Tensor]) -> list[Tensor]:
@@ -137,12 +140,12 @@ class ParallelPair(ParallelModule):
     def own_costs(self) -> dict[str, Cost]:
         """Of the first layer, and of what is sent between the layers and for dX."""
 
-    def forward(self, x: Tensor, between: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """(B, K) -> (B, N). `between`: what to run in place of `self.between.activate`, of the same shapes."""
+    def forward(self, x: Tensor, *call: Any) -> Tensor:
+        """(B, K) -> (B, N). `call`: what `activate` takes besides the first layer's output."""
         first = self.first(x)
         if self.up_bias is not None:
             first = first + self.up_bias
-        hidden = (between or self.between.activate)(first)
+        hidden = self.activate(first, *call)
         y: Tensor = self.down(self.enter_down(hidden))
         return y if self.down_bias is None else y + self.down_bias
 

@@ -33,7 +33,7 @@ from blockshock.measure.roofline import Cost, all_gather, reduce_scatter
 from blockshock.methods.dense_tp_row import DenseTpRowLinear
 from blockshock.methods.pairs.column_row import check_shares
 from blockshock.methods.pairs.layers import check_layer
-from blockshock.methods.pairs.pair import Between, PairWeights, ParallelPair
+from blockshock.methods.pairs.pair import Activate, Between, PairWeights, ParallelPair
 from blockshock.ranks import distributed
 
 if TYPE_CHECKING:
@@ -45,8 +45,10 @@ if TYPE_CHECKING:
 class ReduceScatterPair(ParallelPair):
     PAIRING = "reduce_scatter"
 
-    def __init__(self, problem: Problem, method: Any, between: Between, weights: PairWeights) -> None:
-        super().__init__(problem, between, weights)
+    def __init__(
+        self, problem: Problem, method: Any, between: Between, activate: Activate, weights: PairWeights
+    ) -> None:
+        super().__init__(problem, method, between, activate, weights)
         block = problem.of_layer("up", between.rows // self.ranks, problem.K)
         blocks = [between.rows_of(weights.up, rank, self.ranks).contiguous() for rank in range(self.ranks)]
         self.blocks = nn.ModuleList(method.build_partial(block, rows) for rows in blocks)
@@ -79,10 +81,6 @@ class ReduceScatterPair(ParallelPair):
     def check(cls, job: Job, between: Between) -> None:
         check_shares(job, between)
         check_layer(job, between, N=between.rows // job.hardware.world_size)
-
-    @classmethod
-    def build(cls, problem: Problem, method: Any, between: Between, weights: PairWeights) -> ParallelPair:
-        return cls(problem, method, between, weights)
 
     def halves(self) -> list[HalvesLinear]:
         return cast("list[HalvesLinear]", list(self.blocks))  # as `build_partial` made them

@@ -1,7 +1,7 @@
 """Where a transformers model has pairs of layers, by structure, not by model: MLPs (mlp.py), attention (attention.py).
 
 for site in find_sites(model, "mlp+attention"):
-    pair = pairing.build(problem, method, site.between, site.weights())
+    pair = pairing(problem, method, site.between, site.activate, site.weights())
     site.put(pair)                                   # the model now runs the pair
 """
 

@@ -8,13 +8,14 @@ counts heads by the features that it is given.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from blockshock.errors import ConfigError
-from blockshock.methods.pairs.pair import Between, ParallelPair
+from blockshock.methods.pairs.pair import Activate, Between, ParallelPair
 from blockshock.methods.pairs.sites.site import Site, stored_weight
 
 if TYPE_CHECKING:
@@ -35,9 +36,6 @@ class Attention(Between):
     def matrices(self) -> tuple[int, ...]:
         """Query, key and value."""
         return (self.hidden, self.groups * self.head_dim, self.groups * self.head_dim)
-
-    def activate(self, first: Tensor) -> Tensor:
-        raise NotImplementedError("depends on positions and masks of a call: `Projected` tells the pair what to run")
 
     def check_shares(self, job: Job) -> None:
         ranks = job.hardware.world_size
@@ -93,6 +91,10 @@ class AttentionSite(Site):
         return Attention(hidden, (rows - hidden) // 2 // head_dim, head_dim)
 
     @property
+    def activate(self) -> Activate:
+        return attend
+
+    @property
     def place(self) -> str:
         return f"{self._path_of_attend()}.pair"
 
@@ -127,6 +129,11 @@ class Columns(nn.Module):
         return first[..., self.columns]
 
 
+def attend(first: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:
+    """`attention` is the model's own with the positions and masks of a call, as `Projected` calls the pair."""
+    return attention(first)
+
+
 class Projected(nn.Module):
     """The model's attention, called as ever, with a pair's projections."""
 
@@ -138,12 +145,12 @@ class Projected(nn.Module):
         shape = hidden_states.shape[:-1]
         more: list[Any] = []  # what the model returns besides the heads' output
 
-        def between(first: Tensor) -> Tensor:
+        def attention(first: Tensor) -> Tensor:
             heads, *rest = self.attend(first.view(*shape, -1), *args, **kwargs)
             more.extend(rest)
             return heads.reshape(len(first), -1)
 
-        y = self.pair(hidden_states.reshape(-1, hidden_states.shape[-1]), between)
+        y = self.pair(hidden_states.reshape(-1, hidden_states.shape[-1]), attention)
         return y.view(*shape, -1), *more
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from blockshock.methods.pairs.mlp import Mlp
-from blockshock.methods.pairs.pair import ParallelPair
+from blockshock.methods.pairs.pair import Activate, ParallelPair
 from blockshock.methods.pairs.sites.site import Rows, Site, stored_weight
 
 
@@ -51,6 +51,10 @@ class MlpSite(Site):
     def between(self) -> Mlp:
         hidden = stored_weight(self.part(self.names.down)).shape[1]
         return Mlp(hidden, self.part(self.names.act), self.names.gate is not None)
+
+    @property
+    def activate(self) -> Activate:
+        return self.between.activate
 
     @property
     def place(self) -> str:

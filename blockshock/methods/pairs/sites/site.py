@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from blockshock.methods.pairs.pair import Between, PairWeights, ParallelPair
+from blockshock.methods.pairs.pair import Activate, Between, PairWeights, ParallelPair
 
 
 class Rows(nn.Module):
@@ -44,6 +44,11 @@ class Site(ABC):
     @property
     @abstractmethod
     def between(self) -> Between: ...
+
+    @property
+    @abstractmethod
+    def activate(self) -> Activate:
+        """What the pair runs between its layers, given what the module that `put` makes calls the pair with."""
 
     @property
     @abstractmethod
