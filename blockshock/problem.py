@@ -62,7 +62,7 @@ class Problem:
     device: torch.device
     seed: int
     workload: Inputs | None  # None: in a model, whose batches its own problem draws
-    mask: Mask
+    mask: Mask | WindowMask
 
     has_input_grad: ClassVar[bool] = True  # whether dX is one of its quantities
 

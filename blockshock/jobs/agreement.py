@@ -61,7 +61,9 @@ def _digest(tensor: Tensor) -> str:
 
 def _decisions(plan: Plan | CompiledPlan) -> list[Any]:
     """By name, what is kept and what is recomputed."""
-    if hasattr(plan, "decisions"):
+    from checkpointing import Plan
+
+    if isinstance(plan, Plan):
         return sorted((name, str(decision)) for name, decision in plan.decisions.items())
     table = plan.table()
     return sorted(zip(table["value"], table["decision"], strict=True))

@@ -16,6 +16,8 @@ from blockshock.masks.window import WindowMask
 
 
 class Mask(Protocol):
+    """Of halves. A `WindowMask` is none: it has no first half to make."""
+
     name: str
 
     @property
@@ -30,16 +32,19 @@ def prunes(mask: object) -> bool:
     return isinstance(mask, WindowMask)
 
 
-def reject_pruning(mask: Mask, who: str) -> None:
-    """For what needs every weight to be in one of two halves."""
-    if prunes(mask):
+def reject_pruning(mask: Mask | WindowMask, who: str) -> Mask:
+    """The mask itself, for what needs every weight to be in one of two halves."""
+    if isinstance(mask, WindowMask):
         problem = f"prunes, and {who} needs complementary halves; use a mask of halves, or method=block_shock"
         raise ConfigError("mask", mask.name, problem)
+    return mask
 
 
-def halves(mask: Mask, weight: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def halves(
+    mask: Mask | WindowMask, weight: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     """M₀ and M₁ = ¬M₀ of `weight` (N, K), checked: 2:4 along rows, along columns where claimed, period as stated."""
-    reject_pruning(mask, "this")
+    mask = reject_pruning(mask, "this")
     first = mask.make(weight, generator)
     problem = violation(first, ~first, mask.period, mask.column_wise)
     if problem:

@@ -45,22 +45,19 @@ class DenseTpColumn:
         return ColumnShard(up, up_rows), DenseTpRowLinear(down, down_weight)
 
 
-class DenseTpColumnLinear(ParallelLinear):
-    def __init__(self, problem: Problem, weight: torch.Tensor) -> None:
+class ColumnShardedLinear(ParallelLinear):
+    """What a rank holds, gathers and sums where the output features are sharded, whoever multiplies."""
+
+    def __init__(self, problem: Problem) -> None:
         super().__init__()
         self.batch, self.outputs, self.features = problem.B, problem.N, problem.K
         self.itemsize = problem.dtype.itemsize
         self.ranks, height = distributed.world_size(), problem.N // distributed.world_size()
         self.rows = slice(distributed.rank() * height, (distributed.rank() + 1) * height)
-        self.weight = nn.Parameter(weight[self.rows].clone())  # (N/P, K)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = sum_gradient(x, dist.group.WORLD)
-        return gather_columns(nn.functional.linear(x, self.weight), dist.group.WORLD)
-
-    def parts(self, x: torch.Tensor) -> Parts:
-        assert dist.group.WORLD is not None
-        return gather_parts(x, partial(nn.functional.linear, weight=self.weight), dist.group.WORLD)
+    def own(self, weight: torch.Tensor) -> torch.Tensor:
+        """(N, K) -> a copy of this rank's rows (N/P, K)."""
+        return weight[self.rows].clone()
 
     def place_weight(self, parts: list[torch.Tensor]) -> torch.Tensor:
         full = parts[0].new_zeros(self.outputs, parts[0].shape[1])
@@ -78,3 +75,17 @@ class DenseTpColumnLinear(ParallelLinear):
 
     def roundings(self) -> dict[str, float]:
         return {"Y": 1.0, "dX": ring_roundings(self.ranks), "dW": 1.0}
+
+
+class DenseTpColumnLinear(ColumnShardedLinear):
+    def __init__(self, problem: Problem, weight: torch.Tensor) -> None:
+        super().__init__(problem)
+        self.weight = nn.Parameter(self.own(weight))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = sum_gradient(x, dist.group.WORLD)
+        return gather_columns(nn.functional.linear(x, self.weight), dist.group.WORLD)
+
+    def parts(self, x: torch.Tensor) -> Parts:
+        assert dist.group.WORLD is not None
+        return gather_parts(x, partial(nn.functional.linear, weight=self.weight), dist.group.WORLD)

@@ -57,26 +57,61 @@ def check_shards(job: Job, axis: str) -> None:
         raise ConfigError(f"model.{axis}", size, f"{job.method.name} on {ranks} ranks needs a multiple of {ranks}")
 
 
-AUTO = CollectiveOptions()
+class RowShardedLinear(ParallelLinear):
+    """What a rank reads, holds and sums where the input features are sharded, whoever multiplies."""
 
-
-class DenseTpRowLinear(ParallelLinear):
-    KERNEL: ClassVar[str] = "dense"
-
-    def __init__(self, problem: Problem, weight: torch.Tensor, options: CollectiveOptions = AUTO) -> None:
+    def __init__(self, problem: Problem) -> None:
         super().__init__()
         self.batch, self.outputs, self.features = problem.B, problem.N, problem.K
         self.itemsize = problem.dtype.itemsize
-        self.ranks, width = distributed.world_size(), problem.K // distributed.world_size()
-        self.columns = slice(distributed.rank() * width, (distributed.rank() + 1) * width)
-        self.weight = nn.Parameter(weight[:, self.columns].contiguous())  # (N, K/P)
+        self.ranks, self.width = distributed.world_size(), problem.K // distributed.world_size()
+        self.columns = slice(distributed.rank() * self.width, (distributed.rank() + 1) * self.width)
+
+    def own(self, weight: torch.Tensor) -> torch.Tensor:
+        """(N, K) -> this rank's columns (N, K/P), contiguous."""
+        return weight[:, self.columns].contiguous()
+
+    def shard_input(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, self.columns].contiguous()
+
+    def assemble_input_grad(self, dx: torch.Tensor) -> torch.Tensor:
+        full = dx.new_zeros(len(dx), self.features)
+        full[:, self.columns] = dx
+        return distributed.allreduce_sum(full)
+
+    def place_weight(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        full = parts[0].new_zeros(len(parts[0]), self.features)
+        full[:, self.columns] = parts[0]
+        return full
+
+    def costs(self) -> dict[str, Cost]:
+        costs = dense_costs(self.batch, self.outputs, self.width, self.itemsize)
+        costs["forward"] += all_reduce(self.ranks, self.batch * self.outputs * self.itemsize)
+        return costs
+
+    def collectives(self) -> dict[str, Counter[str]]:
+        return {"forward": Counter(all_reduce=1), "input_grad": Counter(all_reduce=1)}
+
+    def roundings(self) -> dict[str, float]:
+        return {"Y": ring_roundings(self.ranks), "dX": 1.0, "dW": 1.0}
+
+
+AUTO = CollectiveOptions()
+
+
+class DenseTpRowLinear(RowShardedLinear):
+    KERNEL: ClassVar[str] = "dense"
+
+    def __init__(self, problem: Problem, weight: torch.Tensor, options: CollectiveOptions = AUTO) -> None:
+        super().__init__(problem)
+        self.weight = nn.Parameter(self.own(weight))
         self.prepare()
         self.collective = choose(
             options,
             self.matmul,
             dist.group.WORLD,
             batch=problem.B,
-            features=width,
+            features=self.width,
             width=problem.N,
             dtype=problem.dtype,
             device=problem.device,
@@ -90,35 +125,11 @@ class DenseTpRowLinear(ParallelLinear):
         """This rank's X (B, K/P) -> its partial sums (B, N), into `out` where given."""
         return matmul(x, out, weight=self.weight)
 
-    def shard_input(self, x: torch.Tensor) -> torch.Tensor:
-        return x[:, self.columns].contiguous()
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return dense_linear(x, self.weight, self.collective.total, multiply=self.matmul)
 
     def parts(self, x: torch.Tensor) -> Parts | None:
         return sum_parts(self.collective.total, x, self.matmul)
-
-    def assemble_input_grad(self, dx: torch.Tensor) -> torch.Tensor:
-        full = dx.new_zeros(len(dx), self.features)
-        full[:, self.columns] = dx
-        return distributed.allreduce_sum(full)
-
-    def place_weight(self, parts: list[torch.Tensor]) -> torch.Tensor:
-        full = parts[0].new_zeros(len(parts[0]), self.features)
-        full[:, self.columns] = parts[0]
-        return full
-
-    def costs(self) -> dict[str, Cost]:
-        costs = dense_costs(self.batch, self.outputs, self.features // self.ranks, self.itemsize)
-        costs["forward"] += all_reduce(self.ranks, self.batch * self.outputs * self.itemsize)
-        return costs
-
-    def collectives(self) -> dict[str, Counter[str]]:
-        return {"forward": Counter(all_reduce=1), "input_grad": Counter(all_reduce=1)}
-
-    def roundings(self) -> dict[str, float]:
-        return {"Y": ring_roundings(self.ranks), "dX": 1.0, "dW": 1.0}
 
     def describe(self) -> dict[str, Any]:
         return self.collective.describe()

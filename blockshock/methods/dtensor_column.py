@@ -14,7 +14,7 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel
 
 from blockshock.methods import ParallelLinear
-from blockshock.methods.dense_tp_column import DenseTpColumnLinear
+from blockshock.methods.dense_tp_column import ColumnShardedLinear
 from blockshock.methods.dense_tp_row import check_shards
 from blockshock.methods.dtensor_row import DTensorRowLinear
 from blockshock.methods.shared.column_shard import Shards
@@ -42,7 +42,8 @@ class DTensorColumn:
         return PlannedShard(up, up_rows), DTensorRowLinear(down, down_weight)
 
 
-class DTensorColumnLinear(PlannedLinear, DenseTpColumnLinear):
+class DTensorColumnLinear(PlannedLinear, ColumnShardedLinear):
     def __init__(self, problem: Problem, weight: torch.Tensor) -> None:
-        super().__init__(problem, weight)
-        self.follow(ColwiseParallel(input_layouts=Replicate(), output_layouts=Replicate()), Shard(0))
+        super().__init__(problem)
+        plan = ColwiseParallel(input_layouts=Replicate(), output_layouts=Replicate())
+        self.follow(plan, self.own(weight), Shard(0))

@@ -13,9 +13,8 @@ import torch
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import RowwiseParallel
 
-from blockshock.collectives.choice import PLAIN
 from blockshock.methods import ParallelLinear
-from blockshock.methods.dense_tp_row import DenseTpRowLinear, check_shards
+from blockshock.methods.dense_tp_row import RowShardedLinear, check_shards
 from blockshock.methods.shared.column_shard import Shards
 from blockshock.methods.shared.dtensor import PlannedLinear, PlannedShard, reject_whole_step_graph
 
@@ -41,7 +40,8 @@ class DTensorRow:
         return PlannedShard(up, up_rows), DTensorRowLinear(down, down_weight)
 
 
-class DTensorRowLinear(PlannedLinear, DenseTpRowLinear):
+class DTensorRowLinear(PlannedLinear, RowShardedLinear):
     def __init__(self, problem: Problem, weight: torch.Tensor) -> None:
-        super().__init__(problem, weight, PLAIN)
-        self.follow(RowwiseParallel(input_layouts=Shard(-1), output_layouts=Replicate()), Shard(1))
+        super().__init__(problem)
+        plan = RowwiseParallel(input_layouts=Shard(-1), output_layouts=Replicate())
+        self.follow(plan, self.own(weight), Shard(1))

@@ -12,6 +12,7 @@ from blockshock.jobs import correctness
 from blockshock.kernels.gpu.lift import lift
 from blockshock.masks.window import WindowMask
 from blockshock.measure.timing import capture
+from blockshock.methods.pruned.lifted import Lifted
 from tests.blockshock.rank_tasks import method_yaml, problem_of
 
 MASKS = {"window_4of6": 6, "window_6of8": 8}
@@ -71,6 +72,16 @@ def test_it_is_the_pruned_dense_layer_in_float64(spec, kernel):
     assert bool((grad[~kept] == 0).all())
     assert parameter.shape == parameter.grad.shape == (spec["N"], lifted(weight, MASKS[spec["mask"]]).shape[1] // 2)
     assert torch.equal(layer.assemble_weight([parameter.detach()]), weight)
+
+
+@given(layers(), st.sampled_from(["masked_dense", "reference"]))
+def test_a_weight_that_has_changed_is_multiplied_once_it_is_packed_again(spec, kernel):
+    problem = problem_of(spec)
+    weight, x = problem.weight(), problem.inputs()
+    lifted = Lifted.of(kernel, problem.mask, weight, problem.B)
+    values = lifted.adopt(lifted.pack(weight))
+    lifted.recompress(values, -2 * weight)
+    torch.testing.assert_close(lifted.matmul(x, values), linear(x, -2 * weight))
 
 
 @given(layers(), st.sampled_from(DTYPES))

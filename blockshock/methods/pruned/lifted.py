@@ -53,6 +53,9 @@ class Lifted(Kernel):
     def adopt(self, values: Tensor) -> Tensor:
         return self.inner.adopt(values)
 
+    def recompress(self, values: Tensor, dense: Tensor) -> None:
+        values.copy_(self.pack(dense))
+
     def matmul(self, x: Tensor, values: Tensor, out: Tensor | None = None) -> Tensor:
         return self.inner.matmul(lift(x.contiguous(), self.block), values, out)
 

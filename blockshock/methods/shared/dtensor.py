@@ -1,9 +1,9 @@
 """What both DTensor methods need: a dense layer's shards under one of PyTorch's own tensor-parallel plans.
 
-    class DTensorRowLinear(PlannedLinear, DenseTpRowLinear):
+    class DTensorRowLinear(PlannedLinear, RowShardedLinear):
         def __init__(self, problem, weight):
-            super().__init__(problem, weight, PLAIN)             # self.weight (N, K/P): this rank's columns
-            self.follow(RowwiseParallel(...), Shard(1))          # and now a DTensor of which they are this rank's part
+            super().__init__(problem)
+            self.follow(RowwiseParallel(...), self.own(weight), Shard(1))      # own: (N, K/P), this rank's columns
 
 The weight is a DTensor made of the shards that the ranks hold, so that nothing is sent to build it.
 """
@@ -39,15 +39,12 @@ def reject_whole_step_graph(name: str, job: Job) -> None:
 
 
 class PlannedLinear(ParallelLinear):
-    """The products and collectives of a dense tensor-parallel layer, left to PyTorch: to be inherited before it."""
+    """The matmuls and collectives of a sharded layer, left to PyTorch: to be inherited before what shards it."""
 
-    weight: nn.Parameter
-
-    def follow(self, plan: ParallelStyle, placement: Shard) -> None:
-        """Put this rank's `weight`, its shard by `placement`, under `plan`."""
+    def follow(self, plan: ParallelStyle, shard: torch.Tensor, placement: Shard) -> None:
+        """Put the weight under `plan`; of `placement`, this rank has `shard`."""
         self.plan = type(plan).__name__
-        self.linear = _parallelized(self.weight.detach(), placement, plan)
-        del self.weight
+        self.linear = _parallelized(shard, placement, plan)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return _waited_for(self.linear(x))
