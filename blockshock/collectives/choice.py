@@ -4,11 +4,14 @@
     y = chosen.total(x, multiply);   record["collective"] = chosen.describe()
 
 `auto` times every implementation and number of chunks that this machine and size allow, with the layer's own product at
-its own size, in CUDA graphs; the slowest rank's time counts, so all ranks agree. measure/cache.py keeps the result.
+its own size, in CUDA graphs. They take turns: a GPU at its power cap slows by more, while they are timed, than they
+differ. The slowest rank's times count, so all ranks agree. measure/cache.py keeps the result.
 """
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,13 +26,15 @@ from blockshock.dtypes import DTYPES, torch_name
 from blockshock.errors import ConfigError, at_least, one_of
 from blockshock.flatten import flatten
 from blockshock.measure.cache import cached_measurement
-from blockshock.measure.timing import quick_time_ms
+from blockshock.measure.interleaved import interleaved
+from blockshock.measure.timing import Timer
 from blockshock.ranks import distributed
 
 if TYPE_CHECKING:
     from blockshock.config import Job
 
 CHUNKS = (1, 2, 4, 8)  # tried where X has the rows
+ROUNDS, ITERS = 5, 4  # in which each way has its turn, and sums of a turn
 
 
 @dataclass(kw_only=True)
@@ -147,24 +152,25 @@ def choose(
         **{"B": batch, "K": features, "R": width},
         "kernel": ",".join(f"{name}:{value}" for name, value in flatten(kernel).items()),
         "of": ",".join(ways),
+        "rounds": ROUNDS,
     }
-    measure = partial(_measure, ways, multiply, (batch, features), dtype, device)
+    measure = partial(time_ways, ways, multiply, (batch, features), dtype, device)
     times = cached_measurement("collective", key, device, measure, list(ways))
     return Chosen(ways[min(times, key=times.__getitem__)], impossible, times)
 
 
-def _measure(
-    ways: dict[str, MatmulAllReduce],
+def time_ways(
+    ways: Mapping[str, Total],
     multiply: Multiply,
     shape: tuple[int, int],
     dtype: torch.dtype,
     device: torch.device,
 ) -> dict[str, float]:
-    """Milliseconds of product and sum by each way, on random data; the slowest rank's."""
+    """Milliseconds of product and sum by each way on random data, in turns: medians of the slowest rank's, the same on
+    all ranks. A collective."""
     x = torch.randn(*shape, device=device).to(dtype)
-    times = []
+    timer = Timer("cuda_graph" if device.type == "cuda" else "sync", device, flush_l2=True)
+    steps = {name: partial(way, x, multiply) for name, way in ways.items()}
     with torch.no_grad():
-        for way in ways.values():
-            distributed.barrier()
-            times.append(quick_time_ms(partial(way, x, multiply), device))
-    return dict(zip(ways, distributed.max_over_ranks(times), strict=True))
+        turns = interleaved(timer, steps, warmup_iters=2, iters=ITERS, rounds=ROUNDS, keep_loops=False)
+    return {name: statistics.median(ms for turn in own.rounds for ms in turn) for name, own in turns.items()}

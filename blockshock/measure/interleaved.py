@@ -26,24 +26,28 @@ class Turns:
 
 def interleaved(
     timer: Timer,
-    steps: dict[str, Callable[[], Any]],
+    steps: Mapping[str, Callable[[], Any]],
     warmup_iters: int,
     iters: int,
     rounds: int,
     regions: Mapping[str, str] | None = None,
+    keep_loops: bool = True,
 ) -> dict[str, Turns]:
     """Times `rounds` rounds in which every step has its turn of `iters` iterations, after a round that warms up.
 
     In mode `cuda_graph` each step is a captured loop. regions: of these steps, the region inside that is timed in place
-    of the whole. A collective.
+    of the whole. `keep_loops=False` captures each loop anew in every round, so that one at a time has its memory. A
+    collective.
     """
     regions = regions or {}
     runs: dict[str, Callable[[], Samples]] = {}
     for name, step in steps.items():
         warm_up(step, warmup_iters)
         if timer.mode == "cuda_graph":
-            loop = CapturedLoop(timer, WHOLE, step, iters, inner=name in regions)
-            runs[name] = partial(_replayed, timer, loop)
+            captured = partial(CapturedLoop, timer, WHOLE, step, iters, inner=name in regions)
+            runs[name] = (
+                partial(_replayed, timer, captured()) if keep_loops else partial(_replayed_once, timer, captured)
+            )
         else:
             runs[name] = partial(timer.measure, WHOLE, step, 0, iters)
     by_step: dict[str, list[list[float]]] = {name: [] for name in steps}
@@ -66,6 +70,13 @@ def _replayed(timer: Timer, loop: CapturedLoop) -> Samples:
     timer.while_running()
     synchronize(timer.device)
     return loop.samples()
+
+
+def _replayed_once(timer: Timer, captured: Callable[[], CapturedLoop]) -> Samples:
+    loop = captured()
+    loop.replay()
+    synchronize(timer.device)
+    return _replayed(timer, loop)
 
 
 def _nothing() -> None:

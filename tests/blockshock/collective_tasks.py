@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from blockshock.collectives import reductions
-from blockshock.collectives.choice import CollectiveOptions, choose
+from blockshock.collectives.choice import CollectiveOptions, choose, time_ways
 from blockshock.collectives.matmul_all_reduce import MatmulAllReduce
 from blockshock.collectives.symmetric import live_bytes, symmetric_buffer
 from blockshock.jobs.correctness import MARGIN, CheckFailed
@@ -74,6 +75,31 @@ def checked_sums(info: RankInfo, dtype: torch.dtype, say: Any) -> Outcome:
         except CheckFailed as error:
             found.append(str(error))
     return Outcome(value=found)
+
+
+class Slow:
+    """A sum that takes `ms` on this rank, and longer the more of them have run before: a processor that gets hot."""
+
+    ran = 0
+
+    def __init__(self, ms: float) -> None:
+        self.ms = ms
+
+    def __call__(self, x: torch.Tensor, multiply: Any) -> torch.Tensor:
+        time.sleep(self.ms / 1e3 * (1 + Slow.ran / 40))
+        Slow.ran += 1
+        return x
+
+
+def timed_while_getting_hot(info: RankInfo, ways: dict[str, list[float]], say: Any) -> Outcome:
+    """What every rank measures of ways that take so many milliseconds on each rank at first."""
+    join(info)
+    Slow.ran = 0
+    slow = {name: Slow(ms[info.rank]) for name, ms in ways.items()}
+    found = time_ways(slow, lambda x, out: x, (4, 4), torch.float32, torch.device("cpu"))
+    everyone: list[Any] = [None] * distributed.world_size()
+    dist.all_gather_object(everyone, found)
+    return Outcome(value=everyone)
 
 
 # On GPUs ------------------------------------------------------------------------------------------------------------

@@ -42,6 +42,19 @@ def test_chunked_sums_are_the_whole_ones_to_the_bit_and_so_are_gradients(pools, 
     assert described["collective"] == {"implementation": "gloo", "chunks": chunks}
 
 
+def test_a_way_is_not_chosen_for_being_timed_before_the_machine_got_hot(pools):
+    first, second = pools(2).run(collective_tasks.timed_while_getting_hot, {"first": [8, 8], "last": [7, 7]}).value
+    assert first == second
+    assert first["last"] < first["first"]
+
+
+def test_the_slowest_rank_decides_and_all_agree(pools):
+    ways = {"slow on rank 1": [2, 8], "steady": [5, 5]}
+    first, second = pools(2).run(collective_tasks.timed_while_getting_hot, ways).value
+    assert first == second
+    assert min(first, key=first.get) == "steady"
+
+
 def test_one_rank_sums_nothing_and_says_nothing(pools):
     spec = {"method": "block_shock", "mask": "random_2of4", "N": 16, "K": 24, "B": 600, "seed": 1, "dtype": "float32"}
     different, described = pools(1).run(collective_tasks.in_chunks_and_whole, spec, 2).value
