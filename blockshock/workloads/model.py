@@ -6,9 +6,10 @@ that builds layers, the model's MLPs or attention are that method's pairs over t
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -113,7 +114,6 @@ class ModelWorkload:
         """The model whose layers the method builds; a batch of its own at every step."""
         from blockshock.methods.pairs.choice import pairing_of
         from blockshock.methods.pairs.model import ModelProblem
-        from profiler.models import build
 
         model, seed, length = job.model, job.experiment.seed, self._length()
         config = _shapes(self.name).config
@@ -123,7 +123,7 @@ class ModelWorkload:
         def build_model(dtype: torch.dtype, device: torch.device) -> nn.Module:
             if device.type == "meta":
                 return _shapes(self.name, self.dropout)
-            return build(self.name, 1, length, dtype, device, seed, self.dropout).model
+            return copy.deepcopy(_drawn(self.name, length, dtype, seed, self.dropout)).to(device)
 
         def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
             on: dict[str, Any] = {"generator": generator, "device": generator.device}
@@ -184,6 +184,14 @@ def _shapes(name: str, dropout: float | None = None) -> Any:
 
     with torch.device("meta"):
         return (TEXT | VISION)[name.removeprefix("tiny_")](tiny=name.startswith("tiny_"), dropout=dropout)
+
+
+@lru_cache(maxsize=1)
+def _drawn(name: str, length: int, dtype: torch.dtype, seed: int, dropout: float | None) -> nn.Module:
+    """The model with its weights, on the host: to draw Llama's takes a core 20 s, and a job needs them three times."""
+    from profiler.models import build
+
+    return build(name, 1, length, dtype, "cpu", seed, dropout).model
 
 
 @cache

@@ -38,7 +38,7 @@ from checkpointing.compiled.memory.device_memory import (
 )
 from checkpointing.compiled.memory.generated_memory import peak_of_code, peak_of_plan
 from checkpointing.compiled.memory.operator_memory import measured_bytes
-from checkpointing.compiled.memory.optimizer_memory import missing_optimizer_state
+from checkpointing.compiled.memory.optimizer_memory import missing_optimizer_state, with_shards
 from checkpointing.compiled.memory.wrapper_memory import WrapperError
 from checkpointing.compiled.obstacles import check_shapes
 from checkpointing.compiled.partition import split
@@ -130,7 +130,7 @@ class CompiledStep:
         trainable = [t for t in arguments if isinstance(t, nn.Parameter) and t.requires_grad]
         if trainable and not (self.parameters and trainable[0] is self.parameters[0]):
             self.parameters = trainable
-            remember(trainable, plan)
+            remember(with_shards(trainable), plan)
 
     def _compile_again(self, arguments: Sequence[Any]) -> CompiledHalves:
         """After the first compilation, which Dynamo made: on fake inputs of the same sizes, none of them symbolic."""
@@ -209,7 +209,7 @@ class CompiledStep:
                     break
                 fitting = (halves, plan, self.offset)
             self._count(excess, "the generated code")
-        remember(self.parameters, plan)
+        remember(with_shards(self.parameters), plan)
         self.plans.append(plan)
         return halves
 

@@ -38,6 +38,18 @@ def test_logits_and_every_gradient_are_the_dense_models_in_float64(pools, model,
         assert error <= (1e-7 if model == "tiny_llama" else 1e-12), name
 
 
+def test_the_same_weights_come_out_each_time_whatever_became_of_those_before():
+    job = load_job(config("workload=tiny_gpt2"))
+    problem = job.workload.problem(job, torch.device("cpu"))
+    trained = problem.weights()
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(1)
+    drawn = build("tiny_gpt2", 1, dtype=problem.dtype, seed=job.experiment.seed, dropout=0.0).model
+    for made in (problem.weights(), problem.dense(problem.dtype)):
+        assert all(torch.equal(*pair) for pair in zip(made.parameters(), drawn.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("mask", ["checkerboard", "random_2of4"])
 def test_masks_that_need_all_of_the_hidden_layer_work_in_models_too(pools, mask):
     found = pools(2).run(model_tasks.compare_with_dense, config("workload=tiny_gpt2", f"mask={mask}")).value

@@ -10,6 +10,7 @@ import gc
 import inspect
 import itertools
 import logging
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -32,7 +33,7 @@ def missing_optimizer_state(parameters: Collection[Tensor], device: torch.device
     counts nothing: the check of the first steps sees its state. Of several optimizers of one parameter (one that was
     replaced lives on in a traceback, say) the one with the most state counts.
     """
-    wanted = {id(parameter) for parameter in parameters}
+    wanted = {id(parameter) for parameter in with_shards(parameters)}
     counted: list[tuple[set[int], list[int]]] = []
     for optimizer in _optimizers(wanted):
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -45,9 +46,20 @@ def missing_optimizer_state(parameters: Collection[Tensor], device: torch.device
 
 def present_optimizer_state(parameters: Collection[Tensor]) -> list[Tensor]:
     """The tensors of optimizer state that the parameters have by now."""
+    parameters = with_shards(parameters)
     wanted = {id(parameter) for parameter in parameters}
     states = [optimizer.state for optimizer in _optimizers(wanted)]
     return [t for state in states for parameter in parameters for t in _tensors(state.get(parameter, {}))]
+
+
+def with_shards(parameters: Collection[Tensor]) -> list[Tensor]:
+    """`parameters`, and this rank's shards of those that FSDP2 has gathered: optimizers hold the shards."""
+    gathered = {id(parameter) for parameter in parameters}
+    module = sys.modules.get("torch.distributed.fsdp._fully_shard._fsdp_param")
+    if module is None:
+        return list(parameters)
+    found = [held for held in gc.get_objects() if type(held) is module.FSDPParam]
+    return [*parameters, *(p.sharded_param for p in found if id(getattr(p, "_unsharded_param", None)) in gathered)]
 
 
 def _optimizers(wanted: Collection[int]) -> Iterator[Optimizer]:
@@ -132,8 +144,10 @@ def _closure(step: Callable[..., Any]) -> tuple[Callable[[], float], ...]:
     return (lambda: next(falling),)
 
 
-def _fake(mode: FakeTensorMode, parameter: Tensor) -> Tensor:
-    fake = mode.from_tensor(parameter)
+def _fake(mode: FakeTensorMode, parameter: Any) -> Tensor:
+    tensors = sys.modules.get("torch.distributed.tensor")  # not imported here: a process without ranks has no need
+    over_ranks = tensors is not None and isinstance(parameter, tensors.DTensor)
+    fake: Tensor = mode.from_tensor(parameter.to_local() if over_ranks else parameter)
     fake.grad = torch.empty_like(fake)
     return fake
 

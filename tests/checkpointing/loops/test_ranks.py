@@ -20,6 +20,7 @@ from torch.optim import SGD
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import checkpointing
+from checkpointing import plan_of
 from checkpointing.compiled import execution
 from checkpointing.compiled.costs.costs import Costs
 from checkpointing.compiled.decisions import ranks
@@ -91,7 +92,7 @@ def train_sharded(by: Any, order: str, rank: int) -> dict[str, Any]:
         outer = fully_shard(model)
     else:
         outer = torch.compile(fully_shard(model), backend=by, dynamic=False)  # type: ignore[assignment]
-    optimizer = SGD(model.parameters(), lr=1e-2)
+    optimizer = SGD(model.parameters(), lr=1e-2, momentum=0.9)
     torch.manual_seed(rank)
     losses = []
     for x, labels in batches(3):
@@ -102,13 +103,21 @@ def train_sharded(by: Any, order: str, rank: int) -> dict[str, Any]:
         losses.append(loss.item())
     assert all(isinstance(p, DTensor) for p in model.parameters())
     gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters()}  # type: ignore[union-attr]
-    plan = None if isinstance(by, str) else by.plans[-1]
+    plan = None if isinstance(by, str) else plan_of(model)
+    assert plan is None or plan is by.plans[-1]
     return {
         "losses": losses,
         "gradients": gradients,
         "peak": max((count for mode in modes for count in mode.counts), default=0),
+        "state": (plan.optimizer_state_bytes if plan else 0, _state_bytes(optimizer)),
         "plan": plan and (sorted(plan.plan.kept), plan.is_empty, plan.budget_bytes, plan.predicted_peak_bytes),
     }
+
+
+def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Of this rank's shards."""
+    kept = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return sum(value.to_local().nbytes if isinstance(value, DTensor) else value.nbytes for value in kept)
 
 
 def both_orders(rank: int) -> dict[str, Any]:
@@ -130,7 +139,9 @@ def test_sharded_ranks_have_one_plan_meet_the_budget_and_have_the_gradients_of_t
             assert_equal(planned["gradients"], unplanned["gradients"], "")
             _, is_empty, budget, predicted = planned["plan"]
             assert not is_empty
-            assert planned["peak"] <= predicted <= budget < roomy["peak"]
+            assert planned["peak"] + planned["state"][0] <= predicted <= budget < roomy["peak"] + roomy["state"][0]
+            most = max(found[other][order, 0.9]["state"][1] for other in range(2))  # one rank's shards are smaller
+            assert planned["state"][0] == most > 0
         assert found[0][order, 0.9]["plan"] == found[1][order, 0.9]["plan"]
         assert found[0][order, 0.9]["losses"] != found[1][order, 0.9]["losses"]
         assert_equal(found[0][order, 0.9]["gradients"], found[1][order, 0.9]["gradients"], "")
