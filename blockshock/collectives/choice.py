@@ -10,7 +10,6 @@ differ. The slowest rank's times count, so all ranks agree. measure/cache.py kee
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,15 +25,13 @@ from blockshock.dtypes import DTYPES, torch_name
 from blockshock.errors import ConfigError, at_least, one_of
 from blockshock.flatten import flatten
 from blockshock.measure.cache import cached_measurement
-from blockshock.measure.interleaved import interleaved
-from blockshock.measure.timing import Timer
+from blockshock.measure.interleaved import ROUNDS, medians_ms
 from blockshock.ranks import distributed
 
 if TYPE_CHECKING:
     from blockshock.config import Job
 
 CHUNKS = (1, 2, 4, 8)  # tried where X has the rows
-ROUNDS, ITERS = 5, 4  # in which each way has its turn, and sums of a turn
 
 
 @dataclass(kw_only=True)
@@ -166,11 +163,7 @@ def time_ways(
     dtype: torch.dtype,
     device: torch.device,
 ) -> dict[str, float]:
-    """Milliseconds of product and sum by each way on random data, in turns: medians of the slowest rank's, the same on
-    all ranks. A collective."""
+    """Milliseconds of product and sum by each way, on random data; the slowest rank's. A collective."""
     x = torch.randn(*shape, device=device).to(dtype)
-    timer = Timer("cuda_graph" if device.type == "cuda" else "sync", device, flush_l2=True)
-    steps = {name: partial(way, x, multiply) for name, way in ways.items()}
     with torch.no_grad():
-        turns = interleaved(timer, steps, warmup_iters=2, iters=ITERS, rounds=ROUNDS, keep_loops=False)
-    return {name: statistics.median(ms for turn in own.rounds for ms in turn) for name, own in turns.items()}
+        return medians_ms({name: partial(way, x, multiply) for name, way in ways.items()}, device)

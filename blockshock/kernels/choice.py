@@ -24,8 +24,7 @@ from blockshock.kernels.sparse_mma import SparseMma
 from blockshock.kernels.triton import Triton
 from blockshock.masks import halves
 from blockshock.measure.cache import cached_measurement
-from blockshock.measure.timing import quick_time_ms
-from blockshock.ranks.distributed import max_over_ranks
+from blockshock.measure.interleaved import medians_ms
 
 if TYPE_CHECKING:
     from blockshock.config import Job
@@ -68,8 +67,8 @@ def blocks_of_mask(job: Job) -> int:
 def make(name: str, mask: torch.Tensor, period: int | None, batch: int, dtype: torch.dtype) -> Kernel:
     """The kernel `name` for a boolean mask half (R, K); `auto` is the fastest here for `batch` rows of X.
 
-    What is fastest is measured once a machine on random data, with the L2 cache cold, and cached (measure/cache.py); on
-    several ranks the slowest rank's time decides, so all agree.
+    What is fastest is measured once a machine on random data, in turns, with the L2 cache cold, and cached
+    (measure/cache.py); on several ranks the slowest rank's time decides, so all agree.
     """
     half = Half(mask, period, batch, dtype)
     if name != "auto":
@@ -78,13 +77,11 @@ def make(name: str, mask: torch.Tensor, period: int | None, batch: int, dtype: t
     if len(names) == 1:
         return KERNELS[names[0]].build(half)
 
-    def measure() -> dict[str, float]:
-        times = [_time(KERNELS[each].build(half), half) for each in names]
-        return dict(zip(names, max_over_ranks(times), strict=True))
-
     shape = half.shape
     key = {"mask": mask_key(half.blocks), "R": shape.rows, "K": shape.features, "B": batch, "dtype": torch_name(dtype)}
-    times = cached_measurement("product", key | {"among": "+".join(names)}, half.device, measure, names)
+    times = cached_measurement(
+        "product", key | {"among": "+".join(names)}, half.device, partial(_measure, names, half), names
+    )
     return KERNELS[min(times, key=lambda each: times[each])].build(half)
 
 
@@ -93,8 +90,10 @@ def candidates(shape: Shape) -> list[str]:
     return [name for name, kernel in KERNELS.items() if kernel.worth_trying(shape) and not kernel.unsupported(shape)]
 
 
-def _time(kernel: Kernel, half: Half) -> float:
+def _measure(names: list[str], half: Half) -> dict[str, float]:
     shape = half.shape
-    x = torch.randn(shape.batch, shape.features, device=half.device).to(kernel.dtype)
-    values = kernel.adopt(torch.randn(shape.rows, shape.features // 2, device=half.device).to(kernel.dtype))
-    return quick_time_ms(partial(kernel.matmul, x, values), half.device)
+    x = torch.randn(shape.batch, shape.features, device=half.device).to(half.dtype)
+    values = torch.randn(shape.rows, shape.features // 2, device=half.device).to(half.dtype)
+    kernels = {name: KERNELS[name].build(half) for name in names}
+    steps = {name: partial(kernel.matmul, x, kernel.adopt(values)) for name, kernel in kernels.items()}
+    return medians_ms(steps, half.device)

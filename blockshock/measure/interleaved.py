@@ -6,16 +6,20 @@ times["mine"].rounds, times["mine"].clocks
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+import torch
 
 from blockshock.measure.clocks import ClockLog
 from blockshock.measure.timing import CapturedLoop, Samples, Timer, synchronize, warm_up
 from blockshock.ranks import distributed
 
 WHOLE = "total_step"
+ROUNDS, ITERS = 5, 4  # of steps between which is chosen
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,13 @@ def interleaved(
         order.append(order.pop(0))  # so that none always follows the one that heats most
     timer.while_running = _nothing
     return {name: Turns(by_step[name], logs[name].summary()) for name in steps}
+
+
+def medians_ms(steps: Mapping[str, Callable[[], Any]], device: torch.device) -> dict[str, float]:
+    """For choosing between steps: medians over a few rounds, L2 cache cold, the same on all ranks. A collective."""
+    timer = Timer("cuda_graph" if device.type == "cuda" else "sync", device, flush_l2=True)
+    turns = interleaved(timer, steps, warmup_iters=2, iters=ITERS, rounds=ROUNDS, keep_loops=False)
+    return {name: statistics.median(ms for turn in own.rounds for ms in turn) for name, own in turns.items()}
 
 
 def _replayed(timer: Timer, loop: CapturedLoop) -> Samples:
