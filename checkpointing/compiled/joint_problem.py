@@ -11,19 +11,23 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import fx
 
 from checkpointing.compiled.costs.costs import Costs, fusible_seconds
+from checkpointing.compiled.costs.operator_call import call_of
 from checkpointing.compiled.joint_step import JointStep, made_by, module_of
 from checkpointing.compiled.kernels import gathers, is_added_in_place, is_element, is_random
 from checkpointing.compiled.loss.ordered_matmuls import is_addition
+from checkpointing.compiled.memory.operator_memory import known_bytes
 from checkpointing.compiled.rules import Rules
 from checkpointing.errors import CostError
 from checkpointing.planners.problem import PlanningProblem
 from checkpointing.planners.schedule import make_schedule
 from profiler import Region
+from profiler.costs.memory import default_rounding, rounded
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +43,15 @@ def planning_problem(
     resident: int,
     pinned: Mapping[fx.Node, str],
     forced: Collection[fx.Node] = (),
+    inside: Callable[[fx.Node], int] = lambda node: 0,
 ) -> PlanningProblem:
     """`seconds` of a called kernel, `moving` a number of bytes (seconds), `resident` bytes that are there anyway.
+    `inside` are the bytes that a called kernel allocates and frees beyond its results.
 
     `pinned` are kernels whose results must be kept, and why; `forced` those whose results must be recomputed. What is
     small or an output of the forward is kept as well.
     """
-    return _Builder(step, seconds, moving, resident, pinned, frozenset(forced)).build()
+    return _Builder(step, seconds, moving, resident, pinned, frozenset(forced), inside).build()
 
 
 def forward_kernels(step: JointStep) -> list[fx.Node]:
@@ -76,8 +82,19 @@ def measured_problem(
         resident=resident,
         pinned={node: why for node in forward if (why := rules.pinned(node) or unknown.get(node, ""))},
         forced=forced,
+        inside=partial(_inside_bytes, costs if measure else None),
     )
     return problem, measuring_s
+
+
+def _inside_bytes(costs: Costs | None, node: fx.Node) -> int:
+    """Bytes that a called kernel takes beyond its results: by a formula, or else as measured."""
+    known = known_bytes(str(node.target), [getattr(value, "meta", {}).get("val", value) for value in node.args])
+    if known or costs is None:
+        return known
+    with contextlib.suppress(CostError):
+        return costs.inside_bytes(call_of(node))
+    return 0
 
 
 def _measured_seconds(costs: Costs, nodes: Sequence[fx.Node], forward: Collection[fx.Node]) -> dict[fx.Node, float]:
@@ -113,9 +130,10 @@ class _Builder:
         resident: int,
         pinned: Mapping[fx.Node, str],
         forced: frozenset[fx.Node],
+        inside: Callable[[fx.Node], int],
     ) -> None:
         self.step, self.seconds, self.moving = step, seconds, moving
-        self.resident, self.pinned_nodes, self.forced = resident, pinned, forced
+        self.resident, self.pinned_nodes, self.forced, self.inside = resident, pinned, forced, inside
         forward = [kernel for kernel in step.order if kernel.node in step.forward]
         backward = [kernel for kernel in step.order if kernel.node not in step.forward]
         self.nodes: list[fx.Node | None] = [k.node for k in forward]
@@ -154,7 +172,7 @@ class _Builder:
             modules=[module_of(node) if node is not None else "" for node in nodes],
             regions=[Region.FORWARD if rank < self.start else Region.BACKWARD for rank in range(len(nodes))],
             time=[self._time(node) for node in nodes],
-            workspace=[0] * len(nodes),
+            workspace=[self._inside(node) for node in nodes],
             inputs=inputs,
             held=held,
             created=created,
@@ -218,6 +236,12 @@ class _Builder:
             return False
         return not kernel.called or (self.step.fused and is_added_in_place(kernel.node))
 
+    def _inside(self, node: fx.Node | None) -> int:
+        kernel = self.step.kernels.of.get(node) if node is not None else None
+        if kernel is None or is_element(kernel.node) or not kernel.called:
+            return 0
+        return rounded(self.inside(kernel.node), default_rounding(self.step.device))
+
     def _time(self, node: fx.Node | None) -> float:
         kernel = self.step.kernels.of.get(node) if node is not None else None
         if kernel is None or is_element(kernel.node):
@@ -235,14 +259,14 @@ class _Builder:
 
 
 def _reused(problem: PlanningProblem, writes_over: list[bool]) -> list[int]:
-    """Bytes that each node takes less than its results: a generated kernel writes over an input of the same size that
-    nothing reads later, as inductor's in-place rule has it."""
+    """`problem.workspace`, negative where a node takes less than its results: a generated kernel writes over an input
+    of the same size that nothing reads later, as inductor's in-place rule has it."""
     last: dict[int, int] = {}
     for rank, sources in enumerate(problem.inputs):
         for source in sources:
             for index in problem.held[source]:
                 last[index] = rank
-    workspace = [0] * problem.count
+    workspace = list(problem.workspace)
     for rank in range(problem.count):
         made = sum(problem.size[index] for index in problem.created[rank])
         if writes_over[rank] and made:

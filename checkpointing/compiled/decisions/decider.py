@@ -48,10 +48,18 @@ class Decider:
         return peak
 
 
-def with_costs(problem: PlanningProblem, times: Sequence[float], pinned: Mapping[str, str]) -> PlanningProblem:
-    """The problem with other costs: seconds of each node, and why values must be kept, by their names."""
+def with_costs(
+    problem: PlanningProblem, times: Sequence[float], pinned: Mapping[str, str], workspace: Sequence[int] | None = None
+) -> PlanningProblem:
+    """The problem with other costs: seconds of each node, why values must be kept, by their names, and (where they are
+    given) the bytes that each node takes beyond its results."""
     index_of = {name: index for index, name in enumerate(problem.storage_names)}
-    changed = replace(problem, time=list(times), pinned={index_of[name]: why for name, why in pinned.items()})
+    changed = replace(
+        problem,
+        time=list(times),
+        pinned={index_of[name]: why for name, why in pinned.items()},
+        workspace=problem.workspace if workspace is None else list(workspace),
+    )
     return replace(changed, default_added_s=make_schedule(changed, changed.default_kept).added_seconds)
 
 
@@ -59,6 +67,7 @@ def costs_of(problem: PlanningProblem) -> dict[str, Any]:
     """The arguments of `with_costs` that make the problem's own, in JSON's types."""
     return {
         "times": problem.time,
+        "workspace": problem.workspace,
         "pinned": {problem.storage_names[index]: why for index, why in problem.pinned.items()},
     }
 

@@ -52,6 +52,8 @@ def peak_of_plan(
                 allocator.free(blocks.pop(number))
             for number in starting.get(position, ()):
                 blocks[number] = allocator.malloc(problem.size[schedule.lifetimes[number].storage])
+            if problem.workspace[run.rank] > 0:
+                allocator.free(allocator.malloc(problem.workspace[run.rank]))
             if step == 0 and position == len(schedule.runs) - 1 and not in_graphs:  # the gradients are there
                 for size in state:
                     allocator.malloc(size)

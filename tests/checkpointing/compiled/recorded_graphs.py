@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,11 @@ def recorded(name: str) -> RecordedGraph:
     )
 
 
-def problem_of(recorded_graph: RecordedGraph, monkeypatch: Any) -> PlanningProblem:
-    """The planners' question, with times by a roofline. The tensors are of the device "meta" in the place of "cuda"."""
+def problem_of(
+    recorded_graph: RecordedGraph, monkeypatch: Any, inside: Callable[[fx.Node], int] = lambda node: 0
+) -> PlanningProblem:
+    """The planners' question, with times by a roofline, and bytes `inside` a called operator. The tensors are of the
+    device "meta" in the place of "cuda"."""
     on_meta(monkeypatch)
     step = JointStep.of(
         recorded_graph.module,
@@ -66,7 +70,7 @@ def problem_of(recorded_graph: RecordedGraph, monkeypatch: Any) -> PlanningProbl
         fused=True,
         default=recorded_graph.saved,
     )
-    return planning_problem(step, _seconds, _moving, recorded_graph.static_bytes, {})
+    return planning_problem(step, _seconds, _moving, recorded_graph.static_bytes, {}, inside=inside)
 
 
 def candidate_of(

@@ -257,4 +257,5 @@ def test_on_a_gpu_the_bytes_inside_a_convolution_are_those_above_its_results(cha
             stats = torch.cuda.memory_stats()
         assert inside == stats["requested_bytes.all.peak"] - stats["requested_bytes.all.current"]
         del results
-    assert Costs(torch.device("cuda")).inside_bytes(call_with(torch.ops.aten.mm.default, (x[0, 0], x[0, 0]), {})) == 0
+    square = torch.randn(256, 256, device=device, dtype=dtype)
+    assert Costs(device).inside_bytes(call_with(torch.ops.aten.mm.default, (square, square), {})) == 0

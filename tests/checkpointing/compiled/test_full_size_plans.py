@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
+from checkpointing.compiled.decisions.decider import costs_of, with_costs
+from checkpointing.compiled.memory.generated_memory import peak_of_plan
 from checkpointing.decide import lowest_plan
 from checkpointing.planners.greedy import plan_greedy
 from checkpointing.planners.optimal import plan_optimal
@@ -36,6 +39,20 @@ def test_optimal_plans_meet_their_budgets_near_the_bound(name: str, monkeypatch:
         assert optimal.predicted_added_s < 0.2 * sum(problem.time)
         assert optimal.gap is not None
         assert optimal.gap <= gap, (share, optimal.gap)
+
+
+@pytest.mark.parametrize("which", [0, -1])
+def test_what_an_operator_takes_inside_counts_while_it_runs(which: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, much = recorded("resnet152"), 2**40
+    name = [n.name for n in graph.module.graph.nodes if n.target is torch.ops.aten.convolution_backward.default][which]
+    problem = problem_of(graph, monkeypatch, inside=lambda node: much if node.name == name else 0)
+    schedule = make_schedule(problem, problem.default_kept)
+    assert schedule.runs[schedule.peak_position].rank == problem.names.index(name)
+    for peak in (schedule.peak, peak_of_plan(schedule, torch.device("cuda"))):
+        assert graph.static_bytes < peak - much < 1.01 * graph.peak_bytes  # the allocator's blocks are larger
+    assert lowest_plan(problem).predicted_peak_bytes > much
+    elsewhere = with_costs(problem_of(graph, monkeypatch), **costs_of(problem))  # as the other ranks have it
+    assert make_schedule(elsewhere, elsewhere.default_kept).peak == schedule.peak
 
 
 def test_what_the_compiler_recomputes_by_itself_costs_a_plan_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
