@@ -48,8 +48,8 @@ def test_what_an_operator_takes_inside_counts_while_it_runs(which: int, monkeypa
     problem = problem_of(graph, monkeypatch, inside=lambda node: much if node.name == name else 0)
     schedule = make_schedule(problem, problem.default_kept)
     assert schedule.runs[schedule.peak_position].rank == problem.names.index(name)
-    for peak in (schedule.peak, peak_of_plan(schedule, torch.device("cuda"))):
-        assert graph.static_bytes < peak - much < 1.01 * graph.peak_bytes  # the allocator's blocks are larger
+    assert graph.static_bytes < schedule.peak - much <= unchanged_peak(problem_of(graph, monkeypatch))
+    assert peak_of_plan(schedule, torch.device("cuda")) >= schedule.peak
     assert lowest_plan(problem).predicted_peak_bytes > much
     elsewhere = with_costs(problem_of(graph, monkeypatch), **costs_of(problem))  # as the other ranks have it
     assert make_schedule(elsewhere, elsewhere.default_kept).peak == schedule.peak
