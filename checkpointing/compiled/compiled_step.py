@@ -100,6 +100,7 @@ class CompiledStep:
         self.given: set[str] = set()  # names of the joint graph's inputs
         self.leaving: set[str] = set()  # and of the forward's results
         self.context = TracingContext.try_get()
+        self.differentiated: list[Any] = []  # the parameter of each of the backward's gradients, or None
         self.copied: list[int] = []  # bytes of each input that a CUDA graph finds at a place of its own
         self.first_steps = FirstSteps(self.device, sum(self.state), self._measured, self.decider.highest, cuda_graphs)
         self.recompile = False
@@ -249,6 +250,7 @@ class CompiledStep:
                 copied=self.copied if self.cuda_graphs else None,
                 workspaces=self.workspaces,
                 internal_bytes=measured_bytes(self.device),
+                parameters=self.differentiated,
             )
         except WrapperError as error:
             self._warn_of_unread_code(error)
@@ -275,6 +277,7 @@ class CompiledStep:
         check_shapes(joint.graph)
         static = list(static_lifetime_input_indices or ())
         placeholders = joint.graph.find_nodes(op="placeholder")
+        self.differentiated = [n.meta["val"] if i in static else None for i, n in enumerate(placeholders)]
         self.copied = input_bytes([node.meta["val"] for index, node in enumerate(placeholders) if index not in static])
         fused = self.execution == "inductor"
         make = cache(partial(candidate, joint, joint_inputs, num_fwd_outputs, static, fused, self.loss_kernel))

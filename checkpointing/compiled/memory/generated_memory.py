@@ -76,6 +76,7 @@ def peak_of_code(
     copied: Sequence[int] | None = None,
     workspaces: Sequence[int] = (),
     internal_bytes: InternalBytes = known_bytes,
+    parameters: Sequence[torch.Tensor | None] = (),
 ) -> int:
     """Bytes at the peak of forward and backward, in the order in which inductor allocates, reuses and deletes, with the
     optimizer's state.
@@ -83,6 +84,7 @@ def peak_of_code(
     `given` are the names of the joint graph's inputs, which the step does not free; `leaving` those of the forward's
     results, which its caller may hold until the backward ends. `static` and `state`: see `step_memory`. `copied`
     and `workspaces` are given where both are CUDA graphs (`graph_pool`). `internal_bytes`: see `wrapper_timeline`.
+    `parameters` are those of which the backward's outputs are the gradients, in their order, and None for other inputs.
     """
     first = wrapper_timeline(forward.source_code, forward.inputs, (), internal_bytes)
     position = {name: index for index, name in enumerate(forward.output_names)}
@@ -107,13 +109,30 @@ def peak_of_code(
         return sum(state) + max(first.peak, held + between + second.peak)
     saved = {index: position[backward.input_names[index]] for index in freed if backward.input_names[index] in position}
     if copied is not None:
-        return _blocks(static, state) + graph_pool(first, second, saved, copied, workspaces)
+        beside = [*state, *_copied_gradients(second.outputs, parameters)]
+        return _blocks(static, beside) + graph_pool(first, second, saved, copied, workspaces)
     memory = step_memory(static, first, second, saved, state)
     return memory.state + max(memory.peak_forward, between + memory.peak_backward)
 
 
+def _copied_gradients(gradients: Sequence[object], parameters: Sequence[torch.Tensor | None]) -> list[int]:
+    """Bytes of each gradient that autograd copies out of a graph's pool: those whose layout is not their parameter's,
+    as of convolutions that run on channels in the last place (`torch::autograd::AccumulateGrad`). It keeps the others.
+    """
+    return [
+        parameter.numel() * parameter.element_size()
+        for gradient, parameter in zip(gradients, parameters, strict=False)
+        if isinstance(gradient, torch.Tensor) and parameter is not None and _layout(gradient) != _layout(parameter)
+    ]
+
+
+def _layout(tensor: torch.Tensor) -> list[int]:
+    """Strides of the dimensions that have more than one element."""
+    return [int(step) for size, step in zip(tensor.shape, tensor.stride(), strict=True) if size != 1]
+
+
 def _blocks(static: Sequence[int], state: Sequence[int]) -> int:
-    """Bytes of the blocks that the optimizer's state gets, beside what was there before the first step."""
+    """Bytes of the blocks that what the first step makes gets, beside what was there before it."""
     allocator = CachingAllocator()
     for size in static:
         allocator.malloc(size)

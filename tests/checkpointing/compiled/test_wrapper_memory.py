@@ -16,8 +16,11 @@ from checkpointing import CheckpointingError
 from checkpointing.compiled.costs.cost_file import OperatorCost, append_cost
 from checkpointing.compiled.costs.costs import Costs
 from checkpointing.compiled.costs.operator_call import call_of
+from checkpointing.compiled.execution import Half as CompiledHalf
+from checkpointing.compiled.memory.generated_memory import peak_of_code
 from checkpointing.compiled.memory.operator_memory import known_bytes, measured_bytes
 from checkpointing.compiled.memory.wrapper_memory import WrapperTimeline, wrapper_timeline
+from profiler.costs.memory import rounded
 
 
 @dataclass(frozen=True)
@@ -219,6 +222,31 @@ def test_the_outputs_of_a_forward_are_the_saved_inputs_of_its_backward() -> None
     )
     assert forward.end == backward.start == 3 * 512 * 4
     assert (backward.peak, backward.end) == (4 * 512 * 4, 512 * 4)
+
+
+@pytest.mark.parametrize(("strides", "is_copied"), [((36, 9, 3, 1), False), ((36, 1, 12, 4), True)])
+def test_beside_a_cuda_graphs_pool_are_the_gradients_of_another_layout_than_their_parameters(
+    strides: tuple[int, ...], is_copied: bool
+) -> None:
+    with torch._subclasses.fake_tensor.FakeTensorMode():
+        weight = torch.empty(1000, 4, 3, 3, device="cuda:0")
+        other = torch.empty(8, 4, 1, 1, device="cuda:0")  # its gradient's strides are others where they do not matter
+    forward = small("return (saved_1, )")
+    backward = small(
+        f"buf0 = empty_strided_cuda((1000, 4, 3, 3), {strides}, torch.float32)",
+        "buf1 = empty_strided_cuda((8, 4, 1, 1), (4, 1, 4, 4), torch.float32)",
+        "return (None, buf0, buf1, )",
+    )
+    names = ("primals_1", "saved_1", "saved_2")
+    halves = (
+        CompiledHalf(forward, tuple(graph_inputs()), names, ("saved_1",)),
+        CompiledHalf(backward, tuple(graph_inputs()), names, ("None", "buf0", "buf1")),
+    )
+
+    def peak(parameters: list[torch.Tensor | None]) -> int:
+        return peak_of_code(*halves, names, (), [], [], copied=[], parameters=parameters)
+
+    assert peak([None, weight, other]) - peak([]) == (rounded(weight.nbytes, 512) if is_copied else 0)
 
 
 def test_a_module_level_call_of_older_torch_is_followed() -> None:
