@@ -117,7 +117,6 @@ def step_as_dense(info: RankInfo, config: dict[str, Any], say: Any) -> Outcome:
     """A step of the job's method with layers over ranks, and an eager one of the dense model from the same parameters:
     the largest difference of the parameters afterwards, by their names in the dense model, over the largest change."""
     join(info)
-    torch._inductor.config.cpp.simdlen = 1  # as in tests/checkpointing/conftest.py
     job = load_job(config)
     work = job.workload
     task = work.task(job, CPU)
