@@ -71,8 +71,8 @@ def loss_of(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(model(x), labels)
 
 
-def backend(memory_budget: float = 0.85) -> Any:
-    return checkpointing.backend(memory_budget, execution="eager")
+def backend(memory_budget: float = 0.85, solver: str = "optimal") -> Any:
+    return checkpointing.backend(memory_budget, execution="eager", solver=solver)
 
 
 def assert_trains_as_unplanned(
