@@ -56,8 +56,9 @@ def _copied(metadata: omegaconf.base.Metadata, memo: dict[int, Any]) -> omegacon
 omegaconf.base.Metadata.__deepcopy__ = _copied
 
 
-# What inductor generates on a CPU is scalar here, and compiled by tests/g++, in whatever process: a kernel takes 0.32 CPU
-# seconds, with vectors 0.7, and no process builds programs that find out which vectors there are. No test is about them.
+# What inductor generates on a CPU is scalar here, in whatever process, and compiled by tests/g++: a kernel takes 0.32
+# CPU seconds, with vectors 0.7, and no process builds programs to find out which vectors there are. No test is about
+# them.
 os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "0"
 if sys.platform == "linux" and shutil.which("g++"):
     os.environ.setdefault("CXX", str(Path(__file__).with_name("g++")))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch._inductor.config
 from torch.nn.functional import cross_entropy
 
 from blockshock.config import load_job
