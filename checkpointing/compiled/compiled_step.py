@@ -25,9 +25,11 @@ from checkpointing.compiled.decisions.decider import Decider
 from checkpointing.compiled.decisions.graph_key import GraphKey, described, graph_key
 from checkpointing.compiled.decisions.rejection import below_minimum
 from checkpointing.compiled.execution import CompiledHalves, compile_halves
+from checkpointing.compiled.garbage import collected_later
 from checkpointing.compiled.joint_problem import forward_kernels, measured_problem
 from checkpointing.compiled.joint_step import JointStep
-from checkpointing.compiled.loss.choice import LossChunks, candidate, guessed
+from checkpointing.compiled.loss.candidates import Candidates
+from checkpointing.compiled.loss.choice import LossChunks
 from checkpointing.compiled.memory.device_memory import (
     FirstSteps,
     device_of,
@@ -80,7 +82,7 @@ class CompiledStep:
         self.inputs = [described(value) for value in inputs]
         self.decider = decider or Decider()
         self.execution, self.solver, self.rules, self.chunks = execution, solver, rules, LossChunks(chunked_loss)
-        self.loss_kernel = loss_kernel
+        self.candidates = Candidates(execution == "inductor", loss_kernel)
         self.device = device_of(inputs)
         self.parameters = [t for t in inputs if isinstance(t, nn.Parameter) and t.requires_grad]
         self.workspaces: list[int] = []  # bytes of each that the libraries take in a CUDA graph
@@ -264,6 +266,7 @@ class CompiledStep:
             log.warning("%s: the peak is the planner's own prediction, and %s", error, checked)
         self.unread_code = True
 
+    @collected_later()
     def _partition(
         self,
         joint: fx.GraphModule,
@@ -279,10 +282,10 @@ class CompiledStep:
         placeholders = joint.graph.find_nodes(op="placeholder")
         self.differentiated = [n.meta["val"] if i in static else None for i, n in enumerate(placeholders)]
         self.copied = input_bytes([node.meta["val"] for index, node in enumerate(placeholders) if index not in static])
-        fused = self.execution == "inductor"
-        make = cache(partial(candidate, joint, joint_inputs, num_fwd_outputs, static, fused, self.loss_kernel))
-        guess = partial(guessed, num_fwd_outputs, static, fused, self.loss_kernel)
+        self.candidates.begin(joint, joint_inputs, num_fwd_outputs, static)
+        make = self.candidates.make
 
+        @cache
         def key_of(count: int | None) -> GraphKey:
             return graph_key(self.module, self.inputs, make(count).step)
 
@@ -293,7 +296,7 @@ class CompiledStep:
         ):  # of the step as its user knows it: chunks have other operators
             self.rules.check(forward_kernels(make(count).step))
         if self.chunks.is_choice:
-            find = partial(self.chunks.find, make, self._problem, self._budget, self._peak, guess)
+            find = partial(self.chunks.find, make, self._problem, self._budget, self._peak, self.candidates.guess)
             count = self.decider.chunks(find)
             if self.chunks.in_one_piece is None:  # of rank 0's choice: for the budget, whatever things cost
                 self.chunks.in_one_piece = self._unmeasured(make(None).step)
@@ -316,14 +319,14 @@ class CompiledStep:
             measuring_s=self.measuring_s,
             recompilations=self.recompilations,
             loss=loss,
-            graph=graph_key(self.module, self.inputs, step),
+            graph=key_of(count),
             options={**self.rules.options(), "chunked_loss": chosen.chunks},
             in_one_piece=None if chosen.chunks is None else self.chunks.in_one_piece,
             on_request=sum(step.storages.get(node) in problem.never_kept for node in step.default_roots),
         )
         if self.plan.is_empty:
             log.info("the unplanned step fits the budget: nothing is recomputed")
-            return default.forward, default.backward
+            return default.halves()
         return split(default.joint, step.saved_nodes(plan.kept), num_fwd_outputs, static)
 
     def _problem(self, step: JointStep, decider: Decider | None = None) -> PlanningProblem:

@@ -2,6 +2,7 @@
 
     default = default_split(joint, joint_inputs, num_fwd_outputs, static, fused=True)
     forward, backward = split(default.joint, saved, num_fwd_outputs, static)
+    forward, backward = default.halves()
 
 What is recomputed runs where the backward first needs it (`reordering_to_mimic_autograd_engine`), and it cannot be
 hoisted into the forward: the two halves are graphs of their own. Random operators that run again start from the state
@@ -10,8 +11,10 @@ that they started from in the forward (`functionalize_rng_ops`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,14 +36,20 @@ _OF_DRAWN = (  # what makes a mask of numbers
 )
 
 
+Halves = tuple[fx.GraphModule, fx.GraphModule]
+
+
 @dataclass(frozen=True)
 class DefaultSplit:
-    """What the compiler does by itself: the joint graph after its clean-up, what it saves, and the two halves."""
+    """What the compiler does by itself: the joint graph after its clean-up, what it saves, and the two halves.
+
+    The halves are made when they are asked for: they take as long as the choice of what to save, and a plan that
+    recomputes anything has halves of its own.
+    """
 
     joint: fx.GraphModule
     saved: tuple[fx.Node, ...]
-    forward: fx.GraphModule
-    backward: fx.GraphModule
+    halves: Callable[[], Halves]
 
 
 def default_split(
@@ -48,24 +57,82 @@ def default_split(
 ) -> DefaultSplit:
     """Inductor's own choice if `fused` (a minimal cut: it recomputes what fuses into its readers), or else autograd's:
     everything that the backward reads."""
-    import torch._functorch.config as functorch_config
-    from torch._functorch.partitioners import default_partition, min_cut_rematerialization_partition
-
-    module = module_of_graph(joint, copied(joint.graph))
-    partition = min_cut_rematerialization_partition if fused else default_partition
+    module = own_copy(joint)
     early = _return_early(module.graph, num_fwd_outputs)
-    with functorch_config.patch(activation_memory_budget=1.0):
-        forward, backward = partition(
-            module, inputs, num_fwd_outputs=num_fwd_outputs + early, static_lifetime_input_indices=list(static)
-        )
-    [output] = forward.graph.find_nodes(op="output")
-    by_name = {node.name: node for node in module.graph.nodes}
-    names = [node.name for node in output.args[0][num_fwd_outputs:] if isinstance(node, fx.Node)]
-    saved = [node for name in dict.fromkeys(names) if (node := by_name.get(name)) and node.op == "call_function"]
+    saved, halves = _partitioned(module, inputs, num_fwd_outputs + early, static, fused)
     if early:
+        returned = _results(module.graph)[num_fwd_outputs : num_fwd_outputs + early]
         _take_out(module.graph, num_fwd_outputs, early)
-        forward, backward = split(module, saved, num_fwd_outputs, static)
-    return DefaultSplit(module, tuple(saved), forward, backward)
+        saved = list(dict.fromkeys([*(node for node in returned if isinstance(node, fx.Node)), *saved]))
+        halves = partial(split, module, saved, num_fwd_outputs, static)
+    return DefaultSplit(module, tuple(node for node in saved if node.op == "call_function"), halves)
+
+
+class _ChosenError(Exception):
+    """Not an error: leaves torch's partitioner with what it has chosen, before it makes halves of that."""
+
+    def __init__(self, nodes: list[fx.Node]) -> None:
+        super().__init__()
+        self.nodes = nodes
+
+
+def _partitioned(
+    module: fx.GraphModule, inputs: Sequence[Any], num_fwd_outputs: int, static: Collection[int], fused: bool
+) -> tuple[list[fx.Node], Callable[[], Halves]]:
+    """The nodes of `module` that torch's own partitioner hands to the backward, and how to make its halves. It cleans
+    `module` up in place."""
+    import torch._functorch.config as functorch_config
+    from torch._functorch import partitioners as torch_partitioners
+
+    choose = torch_partitioners.choose_saved_values_set
+    partition = (
+        torch_partitioners.min_cut_rematerialization_partition if fused else torch_partitioners.default_partition
+    )
+
+    def partitioned(module: fx.GraphModule, choose_saved: Callable[..., list[fx.Node]]) -> Halves:
+        with functorch_config.patch(activation_memory_budget=1.0), _choosing(choose_saved):
+            return partition(
+                module, inputs, num_fwd_outputs=num_fwd_outputs, static_lifetime_input_indices=list(static)
+            )
+
+    def leave(graph: fx.Graph, *args: Any, **options: Any) -> list[fx.Node]:
+        raise _ChosenError(choose(graph, *args, **options))
+
+    try:
+        forward, _ = partitioned(module, leave)
+        names = [node.name for node in _results(forward.graph)[num_fwd_outputs:] if isinstance(node, fx.Node)]
+        saved = _named(module.graph, names)
+    except _ChosenError as chosen:
+        names = [node.name for node in chosen.nodes]
+        saved, _ = _read_by_backward(module, frozenset(_named(module.graph, names)), num_fwd_outputs, ())
+
+    def halves() -> Halves:
+        return partitioned(own_copy(module), lambda graph, *_, **__: _named(graph, names))
+
+    return saved, halves
+
+
+@contextmanager
+def _choosing(choose: Callable[..., list[fx.Node]]) -> Iterator[None]:
+    """Meanwhile, torch's partitioner saves what `choose` says."""
+    from torch._functorch import partitioners as torch_partitioners
+
+    original = torch_partitioners.choose_saved_values_set
+    torch_partitioners.choose_saved_values_set = choose
+    try:
+        yield
+    finally:
+        torch_partitioners.choose_saved_values_set = original
+
+
+def _results(graph: fx.Graph) -> list[Any]:
+    [output] = graph.find_nodes(op="output")
+    return list(output.args[0])
+
+
+def _named(graph: fx.Graph, names: Sequence[str]) -> list[fx.Node]:
+    by_name = {node.name: node for node in graph.nodes}
+    return [by_name[name] for name in names if name in by_name]
 
 
 def _return_early(graph: fx.Graph, num_fwd_outputs: int) -> int:
@@ -110,13 +177,22 @@ def module_of_graph(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
     return _LazyGraphModule(root, graph)
 
 
+def own_copy(module: fx.GraphModule) -> fx.GraphModule:
+    """The module with a graph of its own."""
+    return module_of_graph(module, copied(module.graph))
+
+
 def split(
     joint: fx.GraphModule, saved: Collection[fx.Node], num_fwd_outputs: int, static: Collection[int]
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """The halves when the backward may read `saved`, the step's inputs and nothing else of the forward."""
+    """The halves when the backward may read `saved`, the step's inputs and nothing else of the forward. `joint` stays
+    as it is: the halves share the metadata of what is saved with a copy."""
     from torch._functorch import partitioners as torch_partitioners
     from torch._functorch.compile_utils import raise_getitems
 
+    names = [node.name for node in saved]
+    joint = own_copy(joint)
+    saved = _named(joint.graph, names)
     info = torch_partitioners.classify_nodes(joint, list(static), num_fwd_outputs)
     read, again = _read_by_backward(joint, frozenset(saved), num_fwd_outputs, info.required_bw_nodes)
     random_again = [node for node in again if is_random(node)]

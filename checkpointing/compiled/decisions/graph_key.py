@@ -54,8 +54,13 @@ def graph_key(module: fx.GraphModule, inputs: Sequence[str], step: JointStep) ->
         device=step.device.type,
         inputs=dict(zip(names, inputs, strict=True)),
         operators=[str(kernel.node.target) for kernel in step.order],
-        digest=hashlib.sha256("\n".join(map(_line, step.graph.nodes)).encode()).hexdigest(),
+        digest=graph_digest(step.graph),
     )
+
+
+def graph_digest(graph: fx.Graph) -> str:
+    """The same for graphs with the same nodes: names, operators, constants, shapes and strides."""
+    return hashlib.sha256("\n".join(map(_line, graph.nodes)).encode()).hexdigest()
 
 
 def described(value: Any) -> str:

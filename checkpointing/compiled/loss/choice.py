@@ -1,7 +1,7 @@
 """In how many chunks a loss is computed: what makes the step fastest under its budget, along with what it recomputes.
 
     chunks = LossChunks("auto")
-    count = chunks.find(make, problem_of, budget, peak)     # `make(count)` is a `Candidate`
+    count = chunks.find(make, problem_of, budget, peak)     # `make(count)` is a `Candidate` (see candidates.py)
     chosen, why = chunks.take(make, count)
 
 For each number of chunks the quick planner says what the step would take. What the compiler would save by itself is
@@ -13,75 +13,18 @@ are slower, still more are too. A step that fits as it is stays as it is.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from torch import fx
-
-from checkpointing.compiled.embedding.gradients import with_gradients_by_row
 from checkpointing.compiled.joint_step import JointStep
-from checkpointing.compiled.loss.chunked_loss import with_chunked_losses
-from checkpointing.compiled.partition import IN_FORWARD, DefaultSplit, default_split
+from checkpointing.compiled.loss.candidates import Candidate
 from checkpointing.planners.greedy import greedy
 from checkpointing.planners.problem import PlanningProblem
 from checkpointing.planners.schedule import Schedule, make_schedule
 
-Guess = Callable[["Candidate", int], "Candidate | None"]
+Guess = Callable[[Candidate, int], Candidate | None]
 COUNTS = (2, 4, 8, 16, 32)
 IN_ONE_PIECE = "the loss is in one piece"
 SEARCH_S = 2.0  # seconds of the quick planner for each number
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A joint graph with its loss in `chunks`, None for one piece."""
-
-    chunks: int | None
-    said: str  # of the loss: what was done, or why nothing was
-    default: DefaultSplit
-    step: JointStep
-
-
-def candidate(
-    joint: fx.GraphModule,
-    inputs: Sequence[Any],
-    num_fwd_outputs: int,
-    static: Collection[int],
-    fused: bool,
-    kernel: bool | None,
-    chunks: int | None,
-) -> Candidate:
-    """`joint`, which stays as it is, with its loss in `chunks`, by the kernel if there is one.
-
-    Where the compiler adds gradients of embeddings to whole matrices of zeros (`fused`), rows are added.
-    """
-    changed, said = with_chunked_losses(joint, chunks, kernel if fused else False)
-    by_row = with_gradients_by_row(changed) if fused else changed
-    default = default_split(by_row, inputs, num_fwd_outputs, static, fused)
-    step = JointStep.of(default.joint, num_fwd_outputs, static, fused, default.saved)
-    return Candidate(None if changed is joint else chunks, said, default, step)
-
-
-def guessed(
-    num_fwd_outputs: int, static: Collection[int], fused: bool, kernel: bool | None, base: Candidate, chunks: int
-) -> Candidate | None:
-    """`base`, which has its loss in one piece, with it in `chunks`; None if no loss is found in its graph.
-
-    It saves what `base` saves, and what the chunks compute in the forward. Not to be compiled.
-    """
-    from torch._functorch.compile_utils import fx_graph_cse
-
-    joint = base.default.joint
-    changed, said = with_chunked_losses(joint, chunks, kernel if fused else False)
-    if changed is joint:
-        return None
-    changed.graph = fx_graph_cse(changed.graph)  # as the compiler does before it chooses
-    changed.graph.eliminate_dead_code()
-    names = {node.name for node in base.default.saved}
-    saved = [node for node in changed.graph.nodes if node.name in names or node.meta.get(IN_FORWARD)]
-    step = JointStep.of(changed, num_fwd_outputs, static, fused, saved)
-    return Candidate(chunks, said, base.default, step)
 
 
 class LossChunks:

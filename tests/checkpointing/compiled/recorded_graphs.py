@@ -23,7 +23,7 @@ from checkpointing.compiled import joint_step
 from checkpointing.compiled.embedding.operators import add_rows_
 from checkpointing.compiled.joint_problem import planning_problem
 from checkpointing.compiled.joint_step import JointStep
-from checkpointing.compiled.loss.choice import Candidate, candidate
+from checkpointing.compiled.loss.candidates import Candidate, candidate
 from checkpointing.compiled.rules import Rules
 from checkpointing.planners.problem import PlanningProblem
 

@@ -66,11 +66,11 @@ def traced(
             joint, traced_loss.said = with_chunked_losses(joint, chunks, kernel)
         if decomposed:
             joint = with_gradients_by_row(joint)
-        halves = default_split(
+        default = default_split(
             joint, joint_inputs, num_fwd_outputs, list(static_lifetime_input_indices or ()), decomposed
         )
-        traced_loss.forward, traced_loss.backward = halves.forward, halves.backward
-        return halves.forward, halves.backward
+        traced_loss.forward, traced_loss.backward = default.halves()
+        return traced_loss.forward, traced_loss.backward
 
     def interpreted(module: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         def run(arguments: list[Any]) -> Any:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import checkpointing
 from checkpointing import BudgetError, decide, plan_of, plans_of
-from checkpointing.compiled.loss.choice import Candidate, candidate, choose, guessed
+from checkpointing.compiled.loss.candidates import Candidate, candidate, guessed
+from checkpointing.compiled.loss.choice import choose
 from checkpointing.decide import lowest_plan
 from checkpointing.planners.schedule import make_schedule, unchanged_peak
 from tests.checkpointing.compiled.loss.test_chunked_loss import Head, batch, loss_of
@@ -182,6 +183,6 @@ def test_the_compiler_is_asked_for_the_step_in_one_piece_and_for_the_chosen_one(
         asked.append(args[-1])
         return candidate(*args)
 
-    monkeypatch.setattr("checkpointing.compiled.compiled_step.candidate", counted)
+    monkeypatch.setattr("checkpointing.compiled.loss.candidates.candidate", counted)
     model, _ = planned(0.5)
     assert asked == [None, plan_of(model).options["chunked_loss"]]

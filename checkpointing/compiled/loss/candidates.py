@@ -1,0 +1,123 @@
+"""The joint graphs that a step may be compiled as: its loss in one piece, or in so many chunks.
+
+    candidates = Candidates(fused=True, kernel=None)
+    candidates.begin(joint, joint_inputs, num_fwd_outputs, static)
+    whole = candidates.make(None)
+    candidates.guess(whole, 8)          # without asking the compiler what it saves
+    candidates.make(8)
+
+A step that takes more memory than its plan says is traced and planned again, and its joint graph is the same then: what
+was made of it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from checkpointing.compiled.decisions.graph_key import graph_digest
+from checkpointing.compiled.embedding.gradients import with_gradients_by_row
+from checkpointing.compiled.joint_step import JointStep
+from checkpointing.compiled.loss.chunked_loss import with_chunked_losses
+from checkpointing.compiled.partition import IN_FORWARD, DefaultSplit, default_split
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A joint graph with its loss in `chunks`, None for one piece."""
+
+    chunks: int | None
+    said: str  # of the loss: what was done, or why nothing was
+    default: DefaultSplit
+    step: JointStep
+
+
+def candidate(
+    joint: fx.GraphModule,
+    inputs: Sequence[Any],
+    num_fwd_outputs: int,
+    static: Collection[int],
+    fused: bool,
+    kernel: bool | None,
+    chunks: int | None,
+) -> Candidate:
+    """`joint`, which stays as it is, with its loss in `chunks`, by the kernel if there is one.
+
+    Where the compiler adds gradients of embeddings to whole matrices of zeros (`fused`), rows are added.
+    """
+    changed, said = with_chunked_losses(joint, chunks, kernel if fused else False)
+    by_row = with_gradients_by_row(changed) if fused else changed
+    default = default_split(by_row, inputs, num_fwd_outputs, static, fused)
+    step = JointStep.of(default.joint, num_fwd_outputs, static, fused, default.saved)
+    return Candidate(None if changed is joint else chunks, said, default, step)
+
+
+def guessed(
+    num_fwd_outputs: int, static: Collection[int], fused: bool, kernel: bool | None, base: Candidate, chunks: int
+) -> Candidate | None:
+    """`base`, which has its loss in one piece, with it in `chunks`; None if no loss is found in its graph.
+
+    It saves what `base` saves, and what the chunks compute in the forward. Not to be compiled.
+    """
+    from torch._functorch.compile_utils import fx_graph_cse
+
+    joint = base.default.joint
+    changed, said = with_chunked_losses(joint, chunks, kernel if fused else False)
+    if changed is joint:
+        return None
+    changed.graph = fx_graph_cse(changed.graph)  # as the compiler does before it chooses
+    changed.graph.eliminate_dead_code()
+    names = {node.name for node in base.default.saved}
+    saved = [node for node in changed.graph.nodes if node.name in names or node.meta.get(IN_FORWARD)]
+    step = JointStep.of(changed, num_fwd_outputs, static, fused, saved)
+    return Candidate(chunks, said, base.default, step)
+
+
+class Candidates:
+    """Of one step, however often it is compiled. `fused` and `kernel`: see `candidate`."""
+
+    def __init__(self, fused: bool, kernel: bool | None) -> None:
+        self.fused, self.kernel = fused, kernel
+        self._of: tuple[object, ...] = ()  # what they were made of
+        self._given: tuple[fx.GraphModule, Sequence[Any], int, Collection[int]] | None = None
+        self._made: dict[int | None, Candidate] = {}
+        self._guesses: dict[int, Candidate | None] = {}
+
+    def begin(
+        self, joint: fx.GraphModule, inputs: Sequence[Any], num_fwd_outputs: int, static: Collection[int]
+    ) -> None:
+        """With each compilation of the step. Another joint graph than the one before has candidates of its own."""
+        of = (graph_digest(joint.graph), num_fwd_outputs, tuple(static), id(_fake_mode(joint.graph)))
+        if of != self._of:
+            self.forget()
+            self._of, self._given = of, (joint, inputs, num_fwd_outputs, static)
+
+    def make(self, count: int | None) -> Candidate:
+        """The step with its loss in so many chunks, None for one piece."""
+        if count not in self._made:
+            assert self._given is not None
+            self._made[count] = candidate(*self._given, self.fused, self.kernel, count)
+        return self._made[count]
+
+    def guess(self, base: Candidate, count: int) -> Candidate | None:
+        """The same made of `base`, the one in one piece: see `guessed`."""
+        if count not in self._guesses:
+            assert self._given is not None
+            _, _, num_fwd_outputs, static = self._given
+            self._guesses[count] = guessed(num_fwd_outputs, static, self.fused, self.kernel, base, count)
+        return self._guesses[count]
+
+    def forget(self) -> None:
+        """Let go of all graphs."""
+        self._of, self._given = (), None
+        self._made.clear()
+        self._guesses.clear()
+
+
+def _fake_mode(graph: fx.Graph) -> object:
+    """That of the step's inputs: tensors of another are no part of the same compilation."""
+    values = [node.meta.get("val") for node in graph.find_nodes(op="placeholder")]
+    return next((mode for value in values if (mode := getattr(value, "fake_mode", None)) is not None), None)
