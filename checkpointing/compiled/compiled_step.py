@@ -26,7 +26,7 @@ from checkpointing.compiled.decisions.graph_key import GraphKey, described, grap
 from checkpointing.compiled.decisions.rejection import below_minimum
 from checkpointing.compiled.execution import CompiledHalves, compile_halves
 from checkpointing.compiled.garbage import collected_later
-from checkpointing.compiled.joint_problem import forward_kernels, measured_problem
+from checkpointing.compiled.joint_problem import forward_kernels
 from checkpointing.compiled.joint_step import JointStep
 from checkpointing.compiled.loss.candidates import Candidates
 from checkpointing.compiled.loss.choice import LossChunks
@@ -93,6 +93,7 @@ class CompiledStep:
         self.resident = resident_bytes(self.device, inputs)
         self.static = input_bytes(inputs)
         self.state = missing_optimizer_state(self.parameters, self.device) if torch.is_grad_enabled() else []
+        self._unplanned_of: tuple[PlanningProblem | None, list[int], int] = (None, [], 0)  # problem, state and peak
         self.offset = 0  # bytes by which the step is known to take more than its plan says; less, if negative
         self.unseen = 0  # of these, what the generated code does not show: seen in a step
         self.unread_code = False  # whether code was generated whose memory is not known
@@ -120,6 +121,8 @@ class CompiledStep:
                 self.halves = self._compile_again(arguments)
                 self.first_steps.restart()
                 self.first_steps.before_call()
+            if self.first_steps.are_over:
+                self.candidates.forget()
             if self.is_pending and not self.warned_of_second:
                 self.warned_of_second = True
                 log.warning("the step runs forward twice before one backward, and the budget counts one forward")
@@ -327,21 +330,22 @@ class CompiledStep:
         if self.plan.is_empty:
             log.info("the unplanned step fits the budget: nothing is recomputed")
             return default.halves()
-        return split(default.joint, step.saved_nodes(plan.kept), num_fwd_outputs, static)
+        return split(default.joint, step.saved_nodes(plan.kept), num_fwd_outputs, default.info)
 
     def _problem(self, step: JointStep, decider: Decider | None = None) -> PlanningProblem:
         """With costs that are measured here, or those of whoever decides."""
         resident = self.resident + sum(self.state)
         hopeless = budgets.in_bytes(self.memory_budget, 0, sys.maxsize) < resident  # and rejected whatever things cost
         problem, seconds = (decider or Decider()).problem(
-            lambda measure: measured_problem(step, self.rules, self.device, resident, measure), not hopeless
+            lambda measure: self.candidates.problem(step, self.rules, self.device, resident, measure), not hopeless
         )
         self.measuring_s += seconds
         return problem
 
     def _unmeasured(self, step: JointStep) -> PlanningProblem:
         """The problem for questions of memory alone."""
-        return measured_problem(step, self.rules, self.device, self.resident + sum(self.state), measure=False)[0]
+        resident = self.resident + sum(self.state)
+        return self.candidates.problem(step, self.rules, self.device, resident, measure=False)[0]
 
     def _budget(self, problem: PlanningProblem) -> int:
         return budgets.in_bytes(self.memory_budget, 0, self._unplanned(problem))  # a fraction is one of that peak
@@ -349,7 +353,10 @@ class CompiledStep:
     def _unplanned(self, problem: PlanningProblem) -> int:
         """Bytes at the peak of the unplanned step: the plan that keeps everything, with what is known of the code."""
         problem = self.chunks.in_one_piece or problem
-        return self._peak(make_schedule(problem, problem.default_kept))
+        if problem is not self._unplanned_of[0] or self.state != self._unplanned_of[1]:  # asked for a dozen times
+            peak = self._peak(make_schedule(problem, problem.default_kept)) - self.offset
+            self._unplanned_of = (problem, self.state, peak)
+        return self._unplanned_of[2] + self.offset
 
     def _peak(self, schedule: Schedule) -> int:
         """Bytes at the peak that a plan is expected to have: the allocator's, with what is known of the code."""

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import fx
@@ -78,7 +78,7 @@ def measured_problem(
     problem = planning_problem(
         step,
         seconds=lambda node: seconds.get(node, 0.0),
-        moving=lambda size: fusible_seconds(size, costs),
+        moving=cache(lambda size: fusible_seconds(size, costs)),
         resident=resident,
         pinned={node: why for node in forward if (why := rules.pinned(node) or unknown.get(node, ""))},
         forced=forced,

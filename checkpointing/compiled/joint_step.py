@@ -14,6 +14,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import fx
@@ -22,6 +23,9 @@ from checkpointing.compiled.kernels import Kernel, Kernels, bytes_of, find_kerne
 from checkpointing.compiled.loss.ordered_matmuls import total_of
 from checkpointing.compiled.partition import IN_FORWARD
 from profiler.costs.memory import default_rounding, rounded
+
+if TYPE_CHECKING:
+    from torch._functorch.partitioners import NodeInfo
 
 _VARIABLE = re.compile(r"^[LG]\['(\w+)'\]")  # local or global
 _BY_DICT = re.compile(r"\.__dict__\['_modules'\]\['(\w+)'\]")  # and where a module has a __getattr__ of its own
@@ -52,11 +56,13 @@ class JointStep:
         static_input_indices: Collection[int],
         fused: bool,
         default: Collection[fx.Node],
+        info: NodeInfo | None = None,
     ) -> JointStep:
-        """`default` are the nodes that the compiler saves by itself."""
+        """`default` are the nodes that the compiler saves by itself; `info` is torch's classification of all, if it is
+        known."""
         from torch._functorch.partitioners import classify_nodes
 
-        info = classify_nodes(module, list(static_input_indices), num_fwd_outputs)
+        info = info or classify_nodes(module, list(static_input_indices), num_fwd_outputs)
         graph = module.graph
         kernels = find_kernels(graph, fused, default)
         position = {node: index for index, node in enumerate(graph.nodes)}

@@ -1,7 +1,7 @@
 """A joint graph split into forward and backward: the backward starts from chosen values, and recomputes the rest.
 
     default = default_split(joint, joint_inputs, num_fwd_outputs, static, fused=True)
-    forward, backward = split(default.joint, saved, num_fwd_outputs, static)
+    forward, backward = split(default.joint, saved, num_fwd_outputs, default.info)
     forward, backward = default.halves()
 
 What is recomputed runs where the backward first needs it (`reordering_to_mimic_autograd_engine`), and it cannot be
@@ -11,17 +11,20 @@ that they started from in the forward (`functionalize_rng_ops`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from checkpointing.compiled.kernels import is_random, is_view
+
+if TYPE_CHECKING:
+    from torch._functorch.partitioners import NodeInfo
 
 IN_FORWARD = "computed_in_forward"  # metadata of what the forward computes for the backward, though it need not
 
@@ -41,13 +44,15 @@ Halves = tuple[fx.GraphModule, fx.GraphModule]
 
 @dataclass(frozen=True)
 class DefaultSplit:
-    """What the compiler does by itself: the joint graph after its clean-up, what it saves, and the two halves.
+    """What the compiler does by itself: the joint graph after its clean-up, torch's classification of its nodes, what
+    it saves, and the two halves.
 
     The halves are made when they are asked for: they take as long as the choice of what to save, and a plan that
     recomputes anything has halves of its own.
     """
 
     joint: fx.GraphModule
+    info: NodeInfo
     saved: tuple[fx.Node, ...]
     halves: Callable[[], Halves]
 
@@ -56,31 +61,35 @@ def default_split(
     joint: fx.GraphModule, inputs: Sequence[Any], num_fwd_outputs: int, static: Collection[int], fused: bool
 ) -> DefaultSplit:
     """Inductor's own choice if `fused` (a minimal cut: it recomputes what fuses into its readers), or else autograd's:
-    everything that the backward reads."""
-    module = own_copy(joint)
-    early = _return_early(module.graph, num_fwd_outputs)
-    saved, halves = _partitioned(module, inputs, num_fwd_outputs + early, static, fused)
+    everything that the backward reads. `joint` is cleaned up in place."""
+    from torch._functorch.partitioners import classify_nodes
+
+    early = _return_early(joint.graph, num_fwd_outputs)
+    saved, halves, info = _partitioned(joint, inputs, num_fwd_outputs + early, static, fused)
     if early:
-        returned = _results(module.graph)[num_fwd_outputs : num_fwd_outputs + early]
-        _take_out(module.graph, num_fwd_outputs, early)
+        returned = _results(joint.graph)[num_fwd_outputs : num_fwd_outputs + early]
+        _take_out(joint.graph, num_fwd_outputs, early)
         saved = list(dict.fromkeys([*(node for node in returned if isinstance(node, fx.Node)), *saved]))
-        halves = partial(split, module, saved, num_fwd_outputs, static)
-    return DefaultSplit(module, tuple(node for node in saved if node.op == "call_function"), halves)
+    if early or info is None:
+        info = classify_nodes(joint, list(static), num_fwd_outputs)
+    if early:
+        halves = partial(split, joint, saved, num_fwd_outputs, info)
+    return DefaultSplit(joint, info, tuple(node for node in saved if node.op == "call_function"), halves)
 
 
 class _ChosenError(Exception):
     """Not an error: leaves torch's partitioner with what it has chosen, before it makes halves of that."""
 
-    def __init__(self, nodes: list[fx.Node]) -> None:
+    def __init__(self, nodes: list[fx.Node], info: NodeInfo) -> None:
         super().__init__()
-        self.nodes = nodes
+        self.nodes, self.info = nodes, info
 
 
 def _partitioned(
     module: fx.GraphModule, inputs: Sequence[Any], num_fwd_outputs: int, static: Collection[int], fused: bool
-) -> tuple[list[fx.Node], Callable[[], Halves]]:
-    """The nodes of `module` that torch's own partitioner hands to the backward, and how to make its halves. It cleans
-    `module` up in place."""
+) -> tuple[list[fx.Node], Callable[[], Halves], NodeInfo | None]:
+    """The nodes of `module` that torch's own partitioner hands to the backward, how to make its halves, and how it has
+    classified all nodes, if it says so. It cleans `module` up in place."""
     import torch._functorch.config as functorch_config
     from torch._functorch import partitioners as torch_partitioners
 
@@ -95,21 +104,22 @@ def _partitioned(
                 module, inputs, num_fwd_outputs=num_fwd_outputs, static_lifetime_input_indices=list(static)
             )
 
-    def leave(graph: fx.Graph, *args: Any, **options: Any) -> list[fx.Node]:
-        raise _ChosenError(choose(graph, *args, **options))
+    def leave(graph: fx.Graph, info: NodeInfo, *args: Any, **options: Any) -> list[fx.Node]:
+        raise _ChosenError(choose(graph, info, *args, **options), info)
 
+    info: NodeInfo | None = None
     try:
         forward, _ = partitioned(module, leave)
-        names = [node.name for node in _results(forward.graph)[num_fwd_outputs:] if isinstance(node, fx.Node)]
-        saved = _named(module.graph, names)
-    except _ChosenError as chosen:
-        names = [node.name for node in chosen.nodes]
-        saved, _ = _read_by_backward(module, frozenset(_named(module.graph, names)), num_fwd_outputs, ())
+        handed_over = [node for node in _results(forward.graph)[num_fwd_outputs:] if isinstance(node, fx.Node)]
+        chosen = saved = _named(module.graph, handed_over)
+    except _ChosenError as left:
+        chosen, info = left.nodes, left.info
+        saved, _ = _read_by_backward(module, frozenset(chosen), num_fwd_outputs, ())
 
     def halves() -> Halves:
-        return partitioned(own_copy(module), lambda graph, *_, **__: _named(graph, names))
+        return partitioned(own_copy(module), lambda graph, *_, **__: _named(graph, chosen))
 
-    return saved, halves
+    return saved, halves, info
 
 
 @contextmanager
@@ -130,9 +140,10 @@ def _results(graph: fx.Graph) -> list[Any]:
     return list(output.args[0])
 
 
-def _named(graph: fx.Graph, names: Sequence[str]) -> list[fx.Node]:
+def _named(graph: fx.Graph, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    """The nodes of `graph` with the names of those of another."""
     by_name = {node.name: node for node in graph.nodes}
-    return [by_name[name] for name in names if name in by_name]
+    return [by_name[node.name] for node in nodes if node.name in by_name]
 
 
 def _return_early(graph: fx.Graph, num_fwd_outputs: int) -> int:
@@ -182,19 +193,18 @@ def own_copy(module: fx.GraphModule) -> fx.GraphModule:
     return module_of_graph(module, copied(module.graph))
 
 
-def split(
-    joint: fx.GraphModule, saved: Collection[fx.Node], num_fwd_outputs: int, static: Collection[int]
-) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """The halves when the backward may read `saved`, the step's inputs and nothing else of the forward. `joint` stays
-    as it is: the halves share the metadata of what is saved with a copy."""
+def split(joint: fx.GraphModule, saved: Collection[fx.Node], num_fwd_outputs: int, info: NodeInfo) -> Halves:
+    """The halves when the backward may read `saved`, the step's inputs and nothing else of the forward. `info` is
+    of `joint`, which stays as it is: the halves share the metadata of what is saved with a copy."""
     from torch._functorch import partitioners as torch_partitioners
     from torch._functorch.compile_utils import raise_getitems
+    from torch.utils._ordered_set import OrderedSet
 
-    names = [node.name for node in saved]
     joint = own_copy(joint)
-    saved = _named(joint.graph, names)
-    info = torch_partitioners.classify_nodes(joint, list(static), num_fwd_outputs)
-    read, again = _read_by_backward(joint, frozenset(saved), num_fwd_outputs, info.required_bw_nodes)
+    in_copy = partial(_named, joint.graph)
+    read, again = _read_by_backward(
+        joint, frozenset(in_copy(saved)), num_fwd_outputs, frozenset(in_copy(info.required_bw_nodes))
+    )
     random_again = [node for node in again if is_random(node)]
     for node in random_again:
         node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
@@ -204,11 +214,12 @@ def split(
         read,
         saved_sym_nodes=symbols,
         num_fwd_outputs=num_fwd_outputs,
-        static_lifetime_input_nodes=info.static_lifetime_input_nodes,
+        static_lifetime_input_nodes=OrderedSet(in_copy(info.static_lifetime_input_nodes)),
     )
     if random_again:
         forward, backward = torch_partitioners.functionalize_rng_ops(joint, forward, backward, len(symbols))
     backward = torch_partitioners.reordering_to_mimic_autograd_engine(backward)
+    backward = module_of_graph(backward, backward.graph)  # or its code is generated with every change
     _draw_for_each_reader(backward.graph)
     forward, backward = raise_getitems(forward), raise_getitems(backward)
     return (

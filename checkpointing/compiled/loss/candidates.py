@@ -16,13 +16,17 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 
 from checkpointing.compiled.decisions.graph_key import graph_digest
 from checkpointing.compiled.embedding.gradients import with_gradients_by_row
+from checkpointing.compiled.joint_problem import measured_problem
 from checkpointing.compiled.joint_step import JointStep
 from checkpointing.compiled.loss.chunked_loss import with_chunked_losses
-from checkpointing.compiled.partition import IN_FORWARD, DefaultSplit, default_split
+from checkpointing.compiled.partition import IN_FORWARD, DefaultSplit, default_split, own_copy
+from checkpointing.compiled.rules import Rules
+from checkpointing.planners.problem import PlanningProblem
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,9 @@ def candidate(
     """
     changed, said = with_chunked_losses(joint, chunks, kernel if fused else False)
     by_row = with_gradients_by_row(changed) if fused else changed
-    default = default_split(by_row, inputs, num_fwd_outputs, static, fused)
-    step = JointStep.of(default.joint, num_fwd_outputs, static, fused, default.saved)
+    own = own_copy(joint) if by_row is joint else by_row
+    default = default_split(own, inputs, num_fwd_outputs, static, fused)
+    step = JointStep.of(default.joint, num_fwd_outputs, static, fused, default.saved, default.info)
     return Candidate(None if changed is joint else chunks, said, default, step)
 
 
@@ -85,6 +90,7 @@ class Candidates:
         self._given: tuple[fx.GraphModule, Sequence[Any], int, Collection[int]] | None = None
         self._made: dict[int | None, Candidate] = {}
         self._guesses: dict[int, Candidate | None] = {}
+        self._problems: dict[tuple[int, int, bool], tuple[JointStep, PlanningProblem]] = {}
 
     def begin(
         self, joint: fx.GraphModule, inputs: Sequence[Any], num_fwd_outputs: int, static: Collection[int]
@@ -110,11 +116,23 @@ class Candidates:
             self._guesses[count] = guessed(num_fwd_outputs, static, self.fused, self.kernel, base, count)
         return self._guesses[count]
 
+    def problem(
+        self, step: JointStep, rules: Rules, device: torch.device, resident: int, measure: bool = True
+    ) -> tuple[PlanningProblem, float]:
+        """The planners' question of one of them, and the seconds that measuring took: see `measured_problem`."""
+        key = (id(step), resident, measure)
+        if key in self._problems:
+            return self._problems[key][1], 0.0
+        problem, seconds = measured_problem(step, rules, device, resident, measure)
+        self._problems[key] = (step, problem)
+        return problem, seconds
+
     def forget(self) -> None:
         """Let go of all graphs."""
         self._of, self._given = (), None
         self._made.clear()
         self._guesses.clear()
+        self._problems.clear()
 
 
 def _fake_mode(graph: fx.Graph) -> object:

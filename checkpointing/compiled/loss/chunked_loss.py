@@ -56,18 +56,18 @@ def with_chunked_losses(
     done: list[str] = []
     reasons: list[str] = []
     backward = below_tangents(graph)
-    layers = linear_layers(graph, backward)
-    for number, node in enumerate(layers):
+    layers = dict(enumerate(linear_layers(graph, backward)))
+    for number, node in layers.items():
         node.meta[_LAYER] = number  # by which it is found in a copy
     for number in range(len(layers)):
-        found, graph = _found(graph, number, backward)
+        found, graph = _found(graph, layers[number], backward)
         if isinstance(found, LossRegion):
             form, by = _by_kernel(found, kernel)
             where = module_of(found.logits) or found.logits.name
             done.append(
                 f"{where} in {write_chunks(graph, found, chunks, form)} chunks of its {found.rules.rows} rows{by}"
             )
-            backward = below_tangents(graph)
+            backward, layers = below_tangents(graph), _layers(graph)
         else:
             reasons.append(found)
     if not done:
@@ -87,18 +87,17 @@ def _by_kernel(region: LossRegion, kernel: bool | None) -> tuple[RowForm | None,
         return None, f", by generated code (the kernel does not know {error})"
 
 
-def _found(graph: fx.Graph, layer: int, backward: frozenset[fx.Node]) -> tuple[LossRegion | str, fx.Graph]:
+def _found(graph: fx.Graph, logits: fx.Node, backward: frozenset[fx.Node]) -> tuple[LossRegion | str, fx.Graph]:
     """The loss of a linear layer and the graph that it is in: a copy, if inductor's padding of it had to be undone, or
     a part of its rows to be taken before it."""
-    logits = _layer(graph, layer)
     found = find_loss(graph, logits, backward)
     if not is_padded(logits) and (isinstance(found, LossRegion) or not is_shifted(logits)):
         return found, graph
     other = copied(graph)
-    logits = without_shift(other, without_padding(other, _layer(other, layer)))
+    logits = without_shift(other, without_padding(other, _layers(other)[logits.meta[_LAYER]]))
     rewritten = find_loss(other, logits, below_tangents(other))
     return (rewritten, other) if isinstance(rewritten, LossRegion) else (found, graph)
 
 
-def _layer(graph: fx.Graph, layer: int) -> fx.Node:
-    return next(node for node in graph.nodes if node.meta.get(_LAYER) == layer)
+def _layers(graph: fx.Graph) -> dict[int, fx.Node]:
+    return {node.meta[_LAYER]: node for node in reversed(graph.nodes) if _LAYER in node.meta}

@@ -141,13 +141,18 @@ class FirstSteps:
         self.before = 0  # bytes at the start of the step that is being read
         self.timings = 0  # of kernels by inductor, until then
 
+    @property
+    def are_over(self) -> bool:
+        """Whether no further step is read."""
+        return self.device.type != "cuda" or self.calls > self.checked
+
     def restart(self) -> None:
         """Read as many steps again: the step has been compiled anew."""
         self.calls = 0
 
     def before_call(self) -> None:
         """To be called at the start of each step."""
-        if self.device.type != "cuda" or self.calls > self.checked:
+        if self.are_over:
             return
         allocated = torch.cuda.memory_allocated(self.device)
         if self.calls > 0:

@@ -19,7 +19,7 @@ from checkpointing.compiled.embedding.gradients import with_gradients_by_row
 from checkpointing.compiled.loss.chunked_loss import with_chunked_losses
 from checkpointing.compiled.loss.loss_region import LossRegion, below_tangents, find_loss, linear_layers
 from checkpointing.compiled.loss.nll_sums import sum_apart
-from checkpointing.compiled.partition import default_split
+from checkpointing.compiled.partition import default_split, own_copy
 
 
 @dataclass
@@ -67,7 +67,7 @@ def traced(
         if decomposed:
             joint = with_gradients_by_row(joint)
         default = default_split(
-            joint, joint_inputs, num_fwd_outputs, list(static_lifetime_input_indices or ()), decomposed
+            own_copy(joint), joint_inputs, num_fwd_outputs, list(static_lifetime_input_indices or ()), decomposed
         )
         traced_loss.forward, traced_loss.backward = default.halves()
         return traced_loss.forward, traced_loss.backward
