@@ -83,14 +83,17 @@ def optimal(problem: PlanningProblem, budget: int) -> Optimum:
     if best is None:
         schedule, kept, fresh, why = greedy(problem, budget)
         best = None if why or fresh else (schedule, kept)
+    extended: set[frozenset[int]] = set()  # what was kept before more was: another window often finds the same
     if best is not None:
+        extended.add(best[1])
         best = _keep_more(problem, values, budget, best, time.process_time() + seconds / 10)
     for window in WINDOWS:
         left = deadline - time.process_time()
         if best is not None and (best[0].added_seconds <= _enough(bound) or left < seconds / 4):
             break
         found = _search(problem, values, budget, always, window, GAP, left)
-        if found is not None:
+        if found is not None and found[1] not in extended:
+            extended.add(found[1])
             best = better(best, _keep_more(problem, values, budget, found, time.process_time() + seconds / 10))
     if best is None:
         return Optimum(None, always, bound, "the program found no plan")

@@ -168,12 +168,13 @@ class _Builder:
 
     def build(self) -> Schedule:
         problem, kept, start = self.problem, self.kept, self.problem.backward_start
-        gone = {index for index in problem.forward_values if index not in kept}
-        self.gone = gone
-        lost = [any(index in gone for index in problem.held[rank]) for rank in range(start)]
-        self.lost = lost
-        for rank in range(start):
-            self._run(rank)
+        self.gone = {index for index in problem.forward_values if index not in kept}
+        self.lost = lost = [False] * start
+        for index in self.gone:
+            for rank in problem.holders[index]:
+                lost[rank] = True
+        self.runs += [Run(rank, False, problem.inputs[rank]) for rank in range(start)]
+        self.original[:start] = range(start)
         for rank in range(start, problem.count):
             for index in self.fresh_at.get(rank, ()):
                 self._forget(index)
@@ -181,17 +182,10 @@ class _Builder:
             missing = [i for i in inputs if i < start and lost[i]]
             if missing:
                 self._copy([i for i in missing if not self._is_whole(i)])
-                redirected = tuple(self.copy[i] if i < start and lost[i] else self.original[i] for i in inputs)
-                self.original[rank] = len(self.runs)
-                self.runs.append(Run(rank, False, redirected))
-            else:
-                self._run(rank)
+            redirected = tuple([self.copy[i] if i < start and lost[i] else self.original[i] for i in inputs])
+            self.original[rank] = len(self.runs)
+            self.runs.append(Run(rank, False, redirected))
         return Schedule(problem, _without_dead(problem, self.runs))
-
-    def _run(self, rank: int) -> None:
-        position = len(self.runs)
-        self.runs.append(Run(rank, False, tuple([self.original[i] for i in self.problem.inputs[rank]])))
-        self.original[rank] = position
 
     def _forget(self, index: int) -> None:
         self.copied.discard(index)
@@ -243,10 +237,14 @@ def _without_dead(problem: PlanningProblem, runs: list[Run]) -> list[Run]:
         alive[position] = False
         for source in run.inputs:
             users[source] -= 1
-    new = {}
-    kept: list[Run] = []
-    for position, run in enumerate(runs):
+    if all(alive):
+        return runs
+    first = alive.index(False)
+    new = list(range(first)) + [-1] * (len(runs) - first)
+    kept = runs[:first]
+    for position in range(first, len(runs)):
         if alive[position]:
+            run = runs[position]
             new[position] = len(kept)
             kept.append(Run(run.rank, run.is_copy, tuple([new[i] for i in run.inputs])))
     return kept
