@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 
@@ -92,7 +93,7 @@ def _inside_bytes(costs: Costs | None, node: fx.Node) -> int:
     known = known_bytes(str(node.target), [getattr(value, "meta", {}).get("val", value) for value in node.args])
     if known or costs is None:
         return known
-    with contextlib.suppress(CostError):
+    with _unless_it_fails():
         return costs.inside_bytes(call_of(node))
     return 0
 
@@ -108,15 +109,24 @@ def _measured_seconds(costs: Costs, nodes: Sequence[fx.Node], forward: Collectio
         ([node for node in nodes if node in forward], log.warning, "its results are kept"),
         (of_backward, log.info, "it runs once, in the backward, and its time is no matter of the plan"),
     ):
-        try:
+        with _unless_it_fails(say, what):
             costs.measure(some)
-        except CostError as error:
-            say("%s: %s", error, what)
     found: dict[fx.Node, float] = {}
     for node in nodes:
-        with contextlib.suppress(CostError):
+        with _unless_it_fails():
             found[node] = costs.seconds(node)
     return found
+
+
+@contextlib.contextmanager
+def _unless_it_fails(say: Callable[..., None] = log.debug, what: str = "it has no cost") -> Iterator[None]:
+    """Go on where an operator can't be measured, and say so. What it was measured with, which the error's frames hold
+    in a circle, is let go at once: no garbage is collected while a step is planned."""
+    try:
+        yield
+    except CostError as error:
+        say("%s: %s", str(error), what)  # a log may keep what it is given
+        traceback.clear_frames(error.__traceback__)
 
 
 class _Builder:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +17,15 @@ from torch.nn import functional as F
 import checkpointing
 from checkpointing import BudgetError, plan_of, plans_of
 from checkpointing.compiled import compiled_step
+from checkpointing.compiled.costs import costs
+from checkpointing.compiled.costs.costs import Costs
 from checkpointing.compiled.decisions.graph_key import graph_digest
+from checkpointing.compiled.joint_problem import _measured_seconds
 from checkpointing.compiled.loss import candidates
 from checkpointing.compiled.loss.candidates import Candidates
 from checkpointing.compiled.memory.device_memory import FirstSteps
 from checkpointing.compiled.partition import default_split, own_copy
+from checkpointing.errors import CostError
 from tests.checkpointing.compiled.loss.joint_graphs_of import traced
 from tests.checkpointing.compiled.recorded_graphs import recorded
 from tests.checkpointing.compiled.test_backend import Overrun
@@ -147,3 +153,26 @@ def test_no_garbage_is_collected_while_a_step_is_planned_and_it_is_afterwards(mo
     finally:
         gc.enable()
     assert enabled == [False] * len(enabled)
+
+
+def test_what_could_not_be_measured_is_let_go_without_the_collector(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    held: list[weakref.ref[Tensor]] = []
+
+    def failing(call: Any, device: torch.device) -> Any:
+        large = torch.empty(8)
+        held.append(weakref.ref(large))
+        raise CostError(f"{call} cannot be run on its own")
+
+    monkeypatch.setattr(costs, "cost_of", failing)
+    graph = joint_of(16, lambda x, weight: F.linear(x, weight).square().sum()).graph
+    matmuls = graph.find_nodes(op="call_function", target=torch.ops.aten.mm.default)
+    gc.disable()
+    try:
+        assert _measured_seconds(Costs(torch.device("cpu")), matmuls, matmuls) == {}
+    finally:
+        gc.enable()
+    assert held
+    assert not any(tensor() is not None for tensor in held)
