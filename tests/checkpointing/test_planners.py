@@ -25,7 +25,7 @@ from checkpointing.planners.lower_bound import unavoidable
 from checkpointing.planners.lp_rounding import round_relaxation
 from checkpointing.planners.milp import Program
 from checkpointing.planners.milp_values import find_values
-from checkpointing.planners.optimal import GAP, optimal
+from checkpointing.planners.optimal import GAP, optimal, plan_optimal
 from checkpointing.planners.schedule import make_schedule, unchanged_peak
 from profiler import GraphProfiler
 from profiler.costs.memory import MeasuredMemory
@@ -59,7 +59,7 @@ def budgets_of(case: Case, plans: list[Judged]) -> list[int]:
 # Seeds whose steps need what is easily overlooked: temporaries that are needed early as sources of others, nodes that
 # the forward can do without, in-place chains. The others are as they come.
 @pytest.mark.parametrize("seed", [0, 1, 68, 103, 138, 149, 186])
-def test_optimal_equals_brute_force(seed: int) -> None:
+def test_optimal_equals_brute_force(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     case, plans = few_decisions(seed)
     assert judge(case, case.problem.default_kept).peak == unchanged_peak(case.problem)
     for budget in budgets_of(case, plans):
@@ -74,6 +74,10 @@ def test_optimal_equals_brute_force(seed: int) -> None:
         assert judged.added == pytest.approx(best.added, abs=NOTHING), (case.model.seed, budget, best)
         assert found.bound_s == pytest.approx(best.added, abs=NOTHING)
         assert unavoidable(case.problem)[0] <= budget
+        monkeypatch.setattr("checkpointing.planners.optimal.optimal", lambda *_, found=found: found)  # solved above
+        plan = plan_optimal(case.problem, budget)
+        assert plan.predicted_peak_bytes <= budget
+        assert plan.predicted_added_s <= best.added + NOTHING
 
 
 @pytest.mark.parametrize("seed", [0, 1, 68, 138])
