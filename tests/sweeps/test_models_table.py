@@ -3,10 +3,12 @@
 import pytest
 
 from sweeps import load_runs
+from sweeps.report.figures import FIGURES
 from sweeps.report.listings.models import MODELS
 from sweeps.report.tables.layers import results
 from sweeps.report.tables.models import models
 from sweeps.report.tables.report_data import read_report_data
+from tests.import_graph import ROOT
 
 MODEL = {"workload": "gpt2", "workload_config": {"name": "gpt2", "layers": "mlp"}, "world_size": 2}
 
@@ -80,3 +82,19 @@ def test_steps_without_losses_are_listed_too(write_run, record, tmp_path):
     assert list(rows["step_p50_ms"]) == [2.0]
     assert rows["train_loss"].isna().all()
     assert "loss (steps)" not in MODELS.show(rows)
+
+
+@pytest.mark.parametrize("name", ["hypotheses", "training_step"])
+def test_figures_of_several_models_say_which_is_which_within_their_width(name):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    (plot,) = (plot for plot in FIGURES if plot.name == name)
+    figure = plot.draw(plot.select(read_report_data([ROOT / "outputs" / "reference" / "models_over_ranks_h200"])))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = [axis.title for axis in figure.axes] + [label for axis in figure.axes for label in axis.get_yticklabels()]
+    for model in ("gpt2", "llama"):
+        assert any(model in text.get_text() for text in drawn)
+    for text in drawn:
+        box = text.get_window_extent(canvas.get_renderer())
+        assert 0 <= box.x0 <= box.x1 <= figure.bbox.width, text.get_text()

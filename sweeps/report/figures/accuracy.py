@@ -15,6 +15,7 @@ from sweeps.report.figures.shared.panels import (
     line_style,
     log_axes,
     method_handles,
+    name_panel,
     panels,
     rank_handles,
 )
@@ -70,7 +71,7 @@ def errors(data: pd.DataFrame) -> Figure:
         axis.set_yticks(range(len(names)), names, fontsize="small")
         axis.set(xlabel="relative error", ylim=(len(names) - 0.4, -0.6))
         axis.grid(visible=False, axis="y")
-        axis.set_title(label, fontsize="small")
+        name_panel(axis, label)
     kinds = [
         Line2D([], [], color="#555555", linestyle="", marker=mark, label=name)
         for name, mark in MARKS.items()
@@ -113,7 +114,7 @@ def drift(data: pd.DataFrame) -> Figure:
         axis.plot(dense.index, dense, color="#b0b0b0", lw=1.4, ls=(0, (6, 3)), zorder=5)
         log_axes(axis, y=True)
         axis.set(xlabel="step", ylabel="relative error of Y")
-        axis.set_title(label, fontsize="small")
+        name_panel(axis, label)
     reference = Line2D([], [], color="#b0b0b0", lw=1.4, ls=(0, (6, 3)), label="dense, same dtype")
     legend(figure, [*method_handles(colours, order), reference, *rank_handles(data["world_size"])])
     return figure

@@ -15,6 +15,7 @@ from sweeps.report.figures.shared.panels import (
     line_style,
     log_axes,
     method_handles,
+    name_panel,
     panels,
     rank_handles,
     size_axis,
@@ -76,7 +77,7 @@ def allreduce(data: pd.DataFrame) -> Figure:
         size_axis(axis, rows["message_bytes"], byte_size)
         log_axes(axis, y=True)
         axis.set(xlabel="message", ylabel="effective bus bandwidth, GB/s")
-        axis.set_title(label, fontsize="small")
+        name_panel(axis, label)
     handles = method_handles(colours, order)
     if (data["link_gbs"] > 0).any():
         handles.append(Line2D([], [], color="#777777", lw=1.3, label="link limit"))

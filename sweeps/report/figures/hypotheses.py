@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from sweeps.report.figures.shared.figure import FigureSpec
-from sweeps.report.figures.shared.panels import canvas, cut, legend
+from sweeps.report.figures.shared.panels import canvas, cut, legend, name_panel
 from sweeps.report.figures.shared.style import BLUE, INK, ORANGE, VERMILION
 from sweeps.report.tables.intervals import EQUAL, FASTER, OPEN, SAME, SLOWER
 from sweeps.report.tables.report_data import ReportData
@@ -55,7 +55,7 @@ def intervals(data: pd.DataFrame) -> Figure:
     figure, axes = canvas(len(found), 4.6, 1.1 + 0.24 * tallest, title)
     for axis, (label, rows) in zip(axes, found, strict=True):
         _panel(axis, rows.reset_index(drop=True), tallest)
-        axis.set_title(label, fontsize="small")
+        name_panel(axis, label)
     shown = [decision for decision in COLOURS if (data["decided"] == decision).any()]
     legend(
         figure,
@@ -79,14 +79,20 @@ def _panel(axis: Axes, rows: pd.DataFrame, slots: int) -> None:
         edges = [(sure["ratio"] - sure["lo"]).clip(lower=0), (sure["hi"] - sure["ratio"]).clip(lower=0)]
         axis.errorbar(sure["ratio"], sure.index, xerr=edges, fmt="none", color=COLOURS[kind], capsize=2.5, lw=1.4)
         axis.scatter(part["ratio"], part.index, c=COLOURS[kind], marker=MARKS[kind], s=26, zorder=3)
-    axis.set_yticks(range(len(rows)), [_size(row) for row in rows.to_dict("records")], fontsize="x-small")
+    axis.set_yticks(
+        range(len(rows)),
+        [_size(row, rows["workload"].nunique() > 1) for row in rows.to_dict("records")],
+        fontsize="x-small",
+    )
     axis.set_ylim(slots - 0.4, -0.6)
     axis.set_xlabel("ratio of median times")
     axis.grid(visible=False, axis="y")
 
 
-def _size(row: dict[Hashable, Any]) -> str:
-    return f"N={row['N']} B={row['B']}, {ranks(row['world_size'])}"
+def _size(row: dict[Hashable, Any], several: bool) -> str:
+    """`several`: of more than one workload, so that its name comes first."""
+    name = f"{str(row['workload']).partition(' (')[0]}, " * several
+    return f"{name}N={row['N']} B={row['B']}, {ranks(row['world_size'])}"
 
 
 def _said(hypothesis: str, rows: pd.DataFrame) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from sweeps.report.figures.shared.figure import FigureSpec
-from sweeps.report.figures.shared.panels import canvas, cut, legend, log_axes, panels
+from sweeps.report.figures.shared.panels import canvas, cut, legend, log_axes, name_panel, panels
 from sweeps.report.tables.report_data import ReportData
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def scatter(data: pd.DataFrame) -> Figure:
         axis.set(xlim=(low, high), ylim=(low, high), xlabel="predicted: max(2/s, 9/8)", ylabel="measured")
         log_axes(axis, x=True, y=True)
         axis.set_aspect("equal")
-        axis.set_title(label, fontsize="small")
+        name_panel(axis, label)
     marks = [
         Line2D([], [], color=LOCAL, marker="o", linestyle="", label="rank-local matmul"),
         Line2D([], [], color=WHOLE, marker="s", markerfacecolor="none", linestyle="", label="whole forward"),

@@ -14,6 +14,7 @@ from sweeps.report.figures.shared.panels import (
     legend,
     log_axes,
     method_handles,
+    name_panel,
     panels,
     rank_handles,
 )
@@ -68,7 +69,7 @@ def floor(data: pd.DataFrame) -> Figure:
         axis.set(xlim=(low, high), ylim=(low, high), xlabel="roofline floor, ms", ylabel="forward (p50), ms")
         log_axes(axis, x=True, y=True)
         axis.set_aspect("equal")
-        axis.set_title(label, fontsize="small", pad=16)
+        name_panel(axis, label, pad=16)
     handles = method_handles(colours, ordered(data["method"]), line=False)
     legend(figure, [*handles, *rank_handles(data["world_size"], line=False)])
     return figure

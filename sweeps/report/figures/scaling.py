@@ -19,6 +19,7 @@ from sweeps.report.figures.shared.panels import (
     legend,
     log_axes,
     method_handles,
+    name_panel,
     panels,
     size_axis,
 )
@@ -101,7 +102,7 @@ def strong_scaling(data: pd.DataFrame, title: str) -> Figure:
         size_axis(axis, worlds)
         log_axes(axis, y=True)
         axis.set(xlabel="ranks", ylabel="× dense_single on 1 rank")
-        axis.set_title(label, fontsize="small")
+        name_panel(axis, label)
     ideal = Line2D([], [], color="#9a9a9a", lw=1.2, ls=(0, (5, 3)), label="ideal")
     legend(figure, [*method_handles(colours, ordered(data["method"])), ideal])
     return figure

@@ -15,6 +15,7 @@ from sweeps.report.figures.shared.panels import (
     legend,
     log_axes,
     method_handles,
+    name_panel,
     name_rows,
     panels,
     rank_handles,
@@ -62,7 +63,7 @@ def throughput(data: pd.DataFrame) -> Figure:
             _bars(axis, best, "rate", colours, bars)
             axis.set_xlabel(unit)
             label = f"N = {best['N'].iloc[0]}, {label}"
-        axis.set_title(label, fontsize="small")
+        name_panel(axis, label)
     if lines:
         legend(figure, [*method_handles(colours, ordered(data["method"])), *rank_handles(data["world_size"])])
     return figure

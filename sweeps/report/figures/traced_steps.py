@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from sweeps.report.figures.shared.figure import FigureSpec
-from sweeps.report.figures.shared.panels import canvas, cut, legend
+from sweeps.report.figures.shared.panels import canvas, cut, legend, name_panel
 from sweeps.report.figures.shared.style import PARTS as COLOURS
 from sweeps.report.figures.shared.style import SKY
 from sweeps.report.tables.report_data import ReportData
@@ -53,7 +53,7 @@ def draw(data: pd.DataFrame) -> Figure:
         axis.set_yticks(rows.index, rows["method"], fontsize="small")
         axis.set(xlabel="ms (median step)", xlim=(0, 1.15 * left.max()), ylim=(bars - 0.4, -0.6))
         axis.grid(visible=False, axis="y")
-        axis.set_title(label, fontsize="small")
+        name_panel(axis, label)
     drawn = [part for part in PARTS if (data[f"{part}_ms"] > 0.005 * data["step_ms"]).any()]
     legend(figure, [Patch(color=OF_PART[part], label=part.replace("_", " ")) for part in drawn])
     return figure

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from sweeps.report.figures.shared.figure import FigureSpec, fastest, in_rows
-from sweeps.report.figures.shared.panels import KEYS, canvas, cut, legend, name_rows, panels
+from sweeps.report.figures.shared.panels import KEYS, canvas, cut, legend, name_panel, name_rows, panels
 from sweeps.report.figures.shared.style import INSIDE, PARTS
 from sweeps.report.tables import clocks
 from sweeps.report.tables.layers import COLLECTIVES, TRAINING
@@ -54,7 +54,7 @@ def training_step(data: pd.DataFrame) -> Figure:
         )
         axis.locator_params(axis="x", nbins=5)
         axis.set(xlabel="ms (p50)", xlim=(0, 1.05 * max(left.max(), best["step_p50_ms"].max())))
-        axis.set_title(label, fontsize="small")
+        name_panel(axis, label)
         name_rows(axis, best, bars)
     drawn = [part for part in PARTS if (data[f"step_{part}_p50_ms"] > 0.005 * data["step_p50_ms"]).any()]
     handles = [Patch(color=PARTS[part], label=names.get(part, part)) for part in drawn]

@@ -10,7 +10,7 @@ import pandas as pd
 from sweeps.report.figures.recomputation.methods import GIB, LABEL, panels_of
 from sweeps.report.figures.shared.figure import FigureSpec
 from sweeps.report.figures.shared.labels import Label, place
-from sweeps.report.figures.shared.panels import canvas, cut, legend
+from sweeps.report.figures.shared.panels import canvas, cut, legend, name_panel
 from sweeps.report.figures.shared.style import BLUE, INK, ORANGE, PINK, SKY, VERMILION, VIOLET
 from sweeps.report.tables.report_data import ReportData
 from sweeps.report.tables.steps.compiled_front import (
@@ -68,7 +68,7 @@ def draw(data: pd.DataFrame) -> Figure:
     for axis, (panel, rows, time, name) in zip(axes, found, strict=True):
         _draw_panel(axis, rows, colours, time)
         axis.set_ylabel(name)
-        axis.set_title(panel, fontsize="small")
+        name_panel(axis, panel)
     legend(figure, _handles(data, colours))
     return figure
 

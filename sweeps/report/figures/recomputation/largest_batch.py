@@ -9,7 +9,7 @@ import pandas as pd
 from sweeps.report.figures.recomputation.methods import panels_of
 from sweeps.report.figures.shared.figure import FigureSpec
 from sweeps.report.figures.shared.labels import Label, place
-from sweeps.report.figures.shared.panels import canvas, cut, legend
+from sweeps.report.figures.shared.panels import canvas, cut, legend, name_panel
 from sweeps.report.figures.shared.style import BLUE, INK, VERMILION, palette
 from sweeps.report.tables.report_data import ReportData
 from sweeps.report.tables.steps.largest_batch import batch_text, next_to_torch_compile
@@ -51,7 +51,7 @@ def draw(data: pd.DataFrame) -> Figure:
         axis.set_ylim(bottom=0, top=1.15 * rows[column].max())
         axis.margins(x=0.1)
         axis.set(xlabel="memory, GB", ylabel=column.replace("_per_s", " per second"))
-        axis.set_title(panel, fontsize="small")
+        name_panel(axis, panel)
         place(axis, labels)
     legend(
         figure, [Line2D([], [], color=colours[n], marker="o", lw=1.6, label=n) for n in sorted(set(data["variant"]))]

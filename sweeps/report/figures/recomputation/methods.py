@@ -11,7 +11,7 @@ import pandas as pd
 
 from sweeps.report.figures.shared.figure import FigureSpec
 from sweeps.report.figures.shared.labels import Label, place
-from sweeps.report.figures.shared.panels import canvas, cut, legend
+from sweeps.report.figures.shared.panels import canvas, cut, legend, name_panel
 from sweeps.report.figures.shared.style import RECOMPUTATION, palette
 from sweeps.report.tables.report_data import ReportData
 from sweeps.report.tables.steps.compiled_front import METHODS as COMPILED
@@ -62,7 +62,7 @@ def bars(data: pd.DataFrame, column: str, unit: float, label: str, title: str) -
         axis.grid(visible=False, axis="x")
         spare = 0.5 * (min(groups, 3) - min(len(batches), 3)) + 0.5  # one batch's bars are no wider than three's
         axis.set(xlabel="batch size", ylabel=label, xlim=(-spare, len(batches) - 1 + spare))
-        axis.set_title(panel, fontsize="small")
+        name_panel(axis, panel)
     legend(figure, [Patch(color=colours[name], label=name) for name in names])
     return figure
 
@@ -113,7 +113,7 @@ def pareto(data: pd.DataFrame) -> Figure:
         axis.margins(0.1)
         axis.set(xlabel="peak memory, GiB", ylabel="step (p50), ms")
         place(axis, labels)
-        axis.set_title(panel, fontsize="small")
+        name_panel(axis, panel)
     handles: list[Artist] = [
         Line2D([], [], color=colours[name], marker=MARKS.get(name, "D"), lw=1.2, label=name) for name in names
     ]

@@ -64,6 +64,15 @@ def canvas(
     return figure, axes
 
 
+def name_panel(axis: Axes, label: str, **style: Any) -> None:
+    """Write the panel's name above it, in as many lines as its width needs: a longer one would leave the figure."""
+    place = axis.get_subplotspec()
+    columns = place.get_gridspec().ncols if place else 1
+    figure: Any = axis.figure
+    letters = int(10.5 * figure.get_figwidth() / columns)
+    axis.set_title("\n".join(textwrap.fill(line, letters) for line in label.split("\n")), fontsize="small", **style)
+
+
 def cut(found: list[tuple[str, pd.DataFrame]], title: str, most: int = 6) -> tuple[list[tuple[str, pd.DataFrame]], str]:
     """The panels that are drawn, of many the last (largest), and the title, which says when some are not."""
     if len(found) <= most:
