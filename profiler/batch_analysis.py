@@ -65,6 +65,7 @@ def _read_summary(path: Path) -> dict[str, float]:
     return summary
 
 
+@style()
 def plot_batches(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Write the table of `read_batches` and its two figures into `folder`. Returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,9 +77,9 @@ def plot_batches(table: pd.DataFrame, folder: Path) -> list[Path]:
     return paths
 
 
+@style()
 def plot_peak(table: pd.DataFrame) -> Figure:
     """Stacked bars of what the measured peak consists of, one a batch size, each as high as its peak."""
-    style()
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     scale, unit = byte_unit(table["measured_peak_bytes"].max())
     places, bottom = np.arange(len(table)), np.zeros(len(table))
@@ -109,9 +110,9 @@ def plot_peak(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@style()
 def plot_step_time(table: pd.DataFrame) -> Figure:
     """Time of the plain step, and the sum of its nodes' times, against batch size."""
-    style()
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     scale, unit = time_unit(table["step_time_s"].max())
     dashed, solid = ("--", "-") if len(table) > 2 else ("", "")  # two points are no curve

@@ -64,6 +64,19 @@ if sys.platform == "linux" and shutil.which("g++"):
     os.environ.setdefault("CXX", str(Path(__file__).with_name("g++")))
 
 
+@pytest.fixture(autouse=True)
+def same_look() -> Iterator[None]:
+    """Whatever is drawn, the settings of Matplotlib are the user's, and stay."""
+
+    def look() -> dict[str, Any]:
+        found = dict(sys.modules["matplotlib"].rcParams.copy())
+        return {key: value for key, value in found.items() if not key.startswith("backend")}
+
+    before = look() if "matplotlib" in sys.modules else None
+    yield
+    assert before is None or before == look()
+
+
 # Python looks for cycles after every 700 objects: 2,900 times while three architectures compile, a tenth of their time.
 gc.set_threshold(100_000)
 

@@ -64,12 +64,20 @@ def draw_curves(
     path: str | Path | None,
 ) -> Figure:
     """Both curves over predicted time, the budget as a line, a measured peak as a mark."""
+    from profiler.plots.style import save, style
+
+    with style():
+        return save(_drawn(unplanned, planned, budget_bytes, static_bytes, measured_bytes), path)
+
+
+def _drawn(
+    unplanned: pd.DataFrame, planned: pd.DataFrame, budget_bytes: int, static_bytes: int, measured_bytes: int | None
+) -> Figure:
     import matplotlib.pyplot as plt
 
     from checkpointing.plots import AFTER, BEFORE
-    from profiler.plots.style import byte_unit, in_nanoseconds, light_grid, save, style
+    from profiler.plots.style import byte_unit, in_nanoseconds, light_grid
 
-    style()
     highest = max(unplanned.bytes.max(), planned.bytes.max(), measured_bytes or 0)
     above = ", above the figure" if budget_bytes > 1.5 * highest else ""
     highest = highest if above else max(highest, budget_bytes)
@@ -118,6 +126,5 @@ def draw_curves(
         xlabel="predicted device time, ms", ylabel=f"memory, {unit}", xlim=(0, end), ylim=(0, 1.08 * highest / scale)
     )
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
-    save(figure, path)
     plt.close(figure)
     return figure

@@ -8,9 +8,10 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from profiler.costs.text import in_bytes
 from profiler.plots.node_axes import NAMED, note, rank_operators, short, starts, time_axis, timed, two_panels
-from profiler.plots.style import CATEGORY_COLOUR, byte_unit, time_unit
+from profiler.plots.style import CATEGORY_COLOUR, byte_unit, style, time_unit
 
 
+@style()
 def plot_activation_sizes(activations: pd.DataFrame, nodes: pd.DataFrame) -> Figure:
     """Bytes of each activation at the time when it is made, and the operators whose results weigh most."""
     sizes = activations["median_mem_size_bytes"]
@@ -32,6 +33,7 @@ def plot_activation_sizes(activations: pd.DataFrame, nodes: pd.DataFrame) -> Fig
     return figure
 
 
+@style()
 def plot_inactive_times(activations: pd.DataFrame, nodes: pd.DataFrame) -> Figure:
     """How long each activation lies idle, at the time when it is made, and what keeping it and recomputing it costs."""
     idle, whole = activations["inactive_time_s"], nodes["median_run_time_s"].sum()

@@ -19,6 +19,7 @@ STACK = list(CATEGORY_COLOUR)  # from the bottom: what is there throughout, then
 assert sorted(STACK) == sorted(CATEGORIES)
 
 
+@style()
 def plot_all(
     folder: Path,
     nodes: pd.DataFrame,
@@ -50,6 +51,7 @@ def device_limit(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+@style()
 def plot_node_runtime(nodes: pd.DataFrame) -> Figure:
     """Run time of each node at the time when it starts, by region, and the operators that take most of it.
 
@@ -79,6 +81,7 @@ def plot_node_runtime(nodes: pd.DataFrame) -> Figure:
     return figure
 
 
+@style()
 def plot_node_peak_memory(nodes: pd.DataFrame) -> Figure:
     """Peak memory during each node above what is in use when it starts, and the operators that add most."""
     work = timed(nodes)
@@ -108,9 +111,9 @@ def plot_node_peak_memory(nodes: pd.DataFrame) -> Figure:
     return figure
 
 
+@style()
 def plot_memory(curve: MemoryCurve, nodes: pd.DataFrame, limit: int) -> Figure:
     """Memory over the time of the step by what it is, with the step's regions, the peak and the device's limit."""
-    style()
     figure, axes = plt.subplots(figsize=(11, 5.6), layout="constrained")
     table = curve.table[~curve.table["region"].isin(["input"])]
     scale, unit = byte_unit(curve.peak_bytes)

@@ -33,6 +33,7 @@ def kernel_totals(kernel_collector: KernelDataCollector) -> pd.DataFrame:
     return table
 
 
+@style()
 def plot_bottleneck_analysis(
     kernel_collector: KernelDataCollector, top_n: int = 20, path: str | os.PathLike[str] | None = None
 ) -> Figure:
@@ -44,7 +45,6 @@ def plot_bottleneck_analysis(
         raise ProfilerError(f"top_n={top_n}: must be at least 1")
     table = kernel_totals(kernel_collector)
     what = "operators" if kernel_collector.on_cpu else "kernels"
-    style()
     top = table.head(top_n)
     height = max(4.2, 1.9 + 0.27 * len(top))
     figure, (left, right) = plt.subplots(

@@ -21,6 +21,7 @@ MOST = 24  # modules that a figure shows
 _SIDES = (("forward", 0.21), ("backward", -0.21))
 
 
+@style()
 def plot_layer_runtime_stats(
     profile: ModuleProfile,
     forward_markers: Sequence[str] | None = None,
@@ -40,7 +41,6 @@ def plot_layer_runtime_stats(
     largest = max(table[[m for m in chosen if m in table]].max().max() for table in sides.values() if len(table))
     scale, unit = nanosecond_unit(largest)
     kinds = _kinds(profile, sides)
-    style()
     size = (15, max(3.6, 1.9 + 0.36 * len(chosen)))
     figure, (axes, right) = plt.subplots(1, 2, figsize=size, layout="constrained", gridspec_kw={"width_ratios": [3, 2]})
     _boxes(axes, sides, chosen, scale)
@@ -55,6 +55,7 @@ def plot_layer_runtime_stats(
     return save(figure, path)
 
 
+@style()
 def plot_throughput_analysis(
     profile: ModuleProfile,
     forward_markers: Sequence[str] | None = None,
@@ -164,7 +165,6 @@ def _chosen(profile: ModuleProfile, totals: pd.Series) -> list[str]:
 
 
 def _figure(count: int) -> tuple[Figure, Axes]:
-    style()
     return plt.subplots(figsize=(12, max(3.6, 1.9 + 0.36 * count)), layout="constrained")
 
 

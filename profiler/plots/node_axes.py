@@ -10,15 +10,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from profiler.plots.style import style
-
 TOP = 15  # bars in a ranking
 NAMED = 3  # nodes that are named where they are drawn
 _OVER_LINES = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
 
 
 def two_panels(title: str) -> tuple[Figure, Sequence[Axes]]:
-    style()
     figure, panels = plt.subplots(1, 2, figsize=(13, 5), layout="constrained", gridspec_kw={"width_ratios": [3, 2]})
     figure.suptitle(title)
     return figure, panels

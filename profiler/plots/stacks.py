@@ -20,6 +20,7 @@ _FRAME_COLOURS = ("#C6DBEF", "#9ECAE1", "#DADAEB", "#BCBDDC", "#C7E9C0", "#A1D99
 _LEVELS = 40  # of the stack that are drawn; deeper ones are said to be left out
 
 
+@style()
 def plot_stacktrace_with_kernels(
     stacktrace_collector: StacktraceCollector,
     kernel_collector: KernelDataCollector,
@@ -41,7 +42,6 @@ def plot_stacktrace_with_kernels(
         )
     seen = [frame for frame in frames if frame.end > start and frame.start < end]
     base = _shared_levels(seen, start, end)
-    style()
     rows = _rows(kernels)
     levels = min(_LEVELS, max((frame.depth for frame in seen), default=base) - base + 1)
     figure, (above, below) = plt.subplots(

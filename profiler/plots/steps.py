@@ -20,6 +20,7 @@ PARTS = {
 }
 
 
+@style()
 def plot_step_breakdown(
     profiles: Sequence[ModuleProfile | pd.DataFrame] | ModuleProfile, path: str | os.PathLike[str] | None = None
 ) -> Figure:
@@ -43,7 +44,6 @@ def plot_step_breakdown(
         gap = (latest - earliest) / 1e9
         raise MismatchedTracesError(f"profiles are of different runs: {gap:.0f} s lie between the ranks' steps")
     rows = pd.concat(tables).sort_values(["rank", "step"]).reset_index(drop=True)
-    style()
     figure, axes = plt.subplots(figsize=(12, max(3.2, 1.9 + 0.3 * len(rows))), layout="constrained")
     scale, unit = nanosecond_unit(rows["step_ns"].max())
     places = rows.index + 0.6 * rows["rank"].rank(method="dense")  # a gap between ranks

@@ -1,9 +1,12 @@
 """What the figures share: the look, the colours, units that suit an axis, and saving."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+import matplotlib as mpl
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -36,9 +39,12 @@ CATEGORY_COLOUR = {
 }  # the colours of Okabe and Ito, which colour-blind readers can tell apart
 
 
-def style() -> None:
-    """The look of every figure of this library."""
-    sns.set_theme(style="ticks", rc={"axes.spines.top": False, "axes.spines.right": False})
+@contextmanager
+def style() -> Iterator[None]:
+    """The look of every figure of this library, while one is drawn; a user's own comes back. Also a decorator."""
+    with mpl.rc_context():
+        sns.set_theme(style="ticks", rc={"axes.spines.top": False, "axes.spines.right": False})
+        yield
 
 
 def byte_unit(largest: float) -> tuple[float, str]:

@@ -28,6 +28,7 @@ _KIND_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9
 PASSES = ("forward", "backward", "optimizer", "communication", "other")
 
 
+@style()
 def plot_timeline_memcpy_and_passes(
     memcpy_info: MemoryCopy | Sequence[MemoryCopy],
     profile: ModuleProfile,
@@ -49,7 +50,6 @@ def plot_timeline_memcpy_and_passes(
             "memcpy_info and profile are of different runs: no copy falls into the profile's time; take "
             "profile.collector.copies"
         )
-    style()
     figure, (total, flight, passes) = plt.subplots(
         3, 1, figsize=(13, 7.6), sharex=True, layout="constrained", gridspec_kw={"height_ratios": [1.35, 1, 1.2]}
     )
