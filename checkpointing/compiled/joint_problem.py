@@ -83,19 +83,15 @@ def measured_problem(
         resident=resident,
         pinned={node: why for node in forward if (why := rules.pinned(node) or unknown.get(node, ""))},
         forced=forced,
-        inside=partial(_inside_bytes, costs if measure else None),
+        inside=partial(_inside_bytes, costs, seconds if measure else ()),
     )
     return problem, measuring_s
 
 
-def _inside_bytes(costs: Costs | None, node: fx.Node) -> int:
-    """Bytes that a called kernel takes beyond its results: by a formula, or else as measured."""
+def _inside_bytes(costs: Costs, measured: Collection[fx.Node], node: fx.Node) -> int:
+    """Bytes that a called kernel takes beyond its results: by a formula, or else as measured along with its time."""
     known = known_bytes(str(node.target), [getattr(value, "meta", {}).get("val", value) for value in node.args])
-    if known or costs is None:
-        return known
-    with _unless_it_fails():
-        return costs.inside_bytes(call_of(node))
-    return 0
+    return known if known or node not in measured else costs.inside_bytes(call_of(node))
 
 
 def _measured_seconds(costs: Costs, nodes: Sequence[fx.Node], forward: Collection[fx.Node]) -> dict[fx.Node, float]:

@@ -58,7 +58,7 @@ def measured_bytes(device: torch.device) -> InternalBytes:
         try:
             return costs.inside_bytes(call_with(called, args, kwargs))
         except CostError as error:
-            log.info("%s: what it takes inside counts as nothing, and the first steps check it", error)
+            log.info("%s: what it takes inside counts as nothing, and the first steps check it", str(error))
             return 0
 
     return inside
