@@ -25,7 +25,6 @@ from checkpointing.compiled.decisions.decider import Decider
 from checkpointing.compiled.decisions.graph_key import GraphKey, described, graph_key
 from checkpointing.compiled.decisions.rejection import below_minimum
 from checkpointing.compiled.execution import CompiledHalves, compile_halves
-from checkpointing.compiled.garbage import collected_later
 from checkpointing.compiled.joint_problem import forward_kernels
 from checkpointing.compiled.joint_step import JointStep
 from checkpointing.compiled.loss.candidates import Candidates
@@ -50,6 +49,7 @@ from checkpointing.planners import SOLVERS
 from checkpointing.planners.plan import NoPlanError, Plan
 from checkpointing.planners.problem import PlanningProblem
 from checkpointing.planners.schedule import Schedule, make_schedule
+from profiler.garbage import collected_later
 
 log = logging.getLogger(__name__)
 

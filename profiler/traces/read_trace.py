@@ -11,14 +11,12 @@ converted the device's clock.
 from __future__ import annotations
 
 import dataclasses
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from profiler.errors import ProfilerError
+from profiler.garbage import collected_later
 from profiler.traces.records import HostRange, KernelLaunch, Launch, MemoryCopy, is_communication, memcpy_kind
 from profiler.traces.trace_file import load_trace_file
 
@@ -46,7 +44,7 @@ class RawTrace:
 
 def read_trace(path: Path) -> RawTrace:
     """Parse a trace file, plain or .gz. Raises ProfilerError if it can't be read or is none of torch.profiler's."""
-    with _no_collection():
+    with collected_later():
         text, content = load_trace_file(path)
     if not isinstance(content, dict) or not isinstance(content.get("traceEvents"), list):
         raise ProfilerError(f"{path} is no trace of torch.profiler: it has no list traceEvents")
@@ -55,7 +53,7 @@ def read_trace(path: Path) -> RawTrace:
     event: Any = "baseTimeNanoseconds"
     try:
         base = int(content.get("baseTimeNanoseconds", 0))
-        with _no_collection():
+        with collected_later():
             for event in content["traceEvents"]:
                 kind, phase = event.get("cat"), event.get("ph")
                 if kind == "fwdbwd":
@@ -67,18 +65,6 @@ def read_trace(path: Path) -> RawTrace:
         raise ProfilerError(f"{path} is no trace of torch.profiler: it writes no such event ({what})") from error
     trace.threads = _threads(trace.host, flows)
     return trace
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Inside, Python looks for no garbage: a million small objects that all stay would be searched again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _add(trace: RawTrace, kind: str, event: dict[str, Any], base: int) -> None:
