@@ -37,7 +37,7 @@ from checkpointing.compiled.memory.device_memory import (
     resident_bytes,
     take_library_workspaces,
 )
-from checkpointing.compiled.memory.generated_memory import peak_of_code, peak_of_plan
+from checkpointing.compiled.memory.generated_memory import memory_of_code, peak_of_plan
 from checkpointing.compiled.memory.operator_memory import measured_bytes
 from checkpointing.compiled.memory.optimizer_memory import missing_optimizer_state, with_shards
 from checkpointing.compiled.memory.wrapper_memory import WrapperError
@@ -245,7 +245,7 @@ class CompiledStep:
         if halves.forward is None or halves.backward is None:
             return plan.predicted_peak_bytes
         try:
-            above = peak_of_code(
+            memory = memory_of_code(
                 halves.forward,
                 halves.backward,
                 self.given,
@@ -260,7 +260,8 @@ class CompiledStep:
         except WrapperError as error:
             self._warn_of_unread_code(error)
             return plan.predicted_peak_bytes
-        return self.resident + above + self.unseen
+        halves.reserve(memory.first_block)
+        return self.resident + memory.peak + self.unseen
 
     def _warn_of_unread_code(self, error: WrapperError) -> None:
         """Once a step, however often it is compiled."""

@@ -46,11 +46,18 @@ class Half:
 
 @dataclass
 class CompiledHalves:
-    """The compiled step. `forward` and `backward` are None where it runs operator by operator, or has no backward."""
+    """The compiled step. `forward` and `backward` are None where it runs operator by operator, or has no backward;
+    `recorded` are the halves that are CUDA graphs, in the order of their calls."""
 
     run: Callable[..., Any] = field(repr=False, default=lambda: None)
     forward: Half | None = None
     backward: Half | None = None
+    recorded: list[RunOnceBeforeRecording] = field(repr=False, default_factory=list)
+
+    def reserve(self, first_block: int) -> None:
+        """Have the pool of the CUDA graphs begin with one block of so many bytes. Without graphs, nothing."""
+        if self.recorded:
+            self.recorded[0].in_pool.first_block = first_block
 
 
 def compile_halves(
@@ -105,8 +112,10 @@ def _inductor(
         code = Half(compiled.source_code, tuple(example_inputs), names, results)
         if options.get("is_backward"):
             halves.backward = code
+            halves.recorded = [*halves.recorded, *recorded]
         else:
             halves.forward = code
+            halves.recorded = [*recorded, *halves.recorded]
         return compiled
 
     # The cache of AOTAutograd would skip the planning; inductor's cache of each half stays on. The backward is compiled
@@ -127,10 +136,14 @@ class RunOnceBeforeRecording:
 
     In its first call, Triton times kernels against each other, with buffers as large as the device's cache and copies
     of what they write. Of a graph that is warmed up then, the pool would keep all of them.
+
+    `cudagraphify` is inductor's: it makes a graph of the code that it is given.
     """
 
-    def __init__(self, code: Callable[[list[Any]], Any], graph: Callable[[list[Any]], Any], mutated: Any) -> None:
-        self.code, self.graph, self.mutated = code, graph, mutated
+    def __init__(self, code: Callable[[list[Any]], Any], cudagraphify: Callable[[Any], Any], mutated: Any) -> None:
+        self.code, self.mutated = code, mutated
+        self.in_pool = InPool(code)
+        self.graph = cudagraphify(self.in_pool)
         self.inputs_to_check: Sequence[int] = ()  # whose alignment the code relies on
         self.has_run = False
 
@@ -144,6 +157,22 @@ class RunOnceBeforeRecording:
         return align_inputs_from_check_idxs(self.code, self.inputs_to_check, OrderedSet(self.mutated))(inputs)
 
 
+class InPool:
+    """A half's code as a CUDA graph runs it, in the graphs' own memory: to warm up, and to record.
+
+    The first such run of a step allocates and frees `first_block` bytes, from which the requests that follow are cut.
+    """
+
+    def __init__(self, code: Callable[[list[Any]], Any]) -> None:
+        self.code, self.first_block = code, 0
+
+    def __call__(self, inputs: list[Any]) -> Any:
+        if self.first_block:
+            torch.empty(self.first_block, dtype=torch.uint8, device="cuda")
+            self.first_block = 0
+        return self.code(inputs)
+
+
 @contextmanager
 def run_once_before_recording() -> Iterator[list[RunOnceBeforeRecording]]:
     """Meanwhile, what inductor puts in CUDA graphs runs once before it is recorded. Yields these halves."""
@@ -153,8 +182,8 @@ def run_once_before_recording() -> Iterator[list[RunOnceBeforeRecording]]:
     original = inductor.cudagraphify
 
     def cudagraphify(model: Callable[[list[Any]], Any], *args: Any, **options: Any) -> RunOnceBeforeRecording:
-        graph = original(model, *args, **options)
-        made.append(RunOnceBeforeRecording(model, graph, options.get("mutated_input_idxs", ())))
+        mutated = options.get("mutated_input_idxs", ())
+        made.append(RunOnceBeforeRecording(model, lambda code: original(code, *args, **options), mutated))
         return made[-1]
 
     inductor.cudagraphify = cudagraphify

@@ -1,12 +1,14 @@
 """The peak of a compiled step as the device's allocator will count it: of a plan, and of the code generated for it.
 
 peak_of_plan(schedule, device, state)           # bytes, before anything is compiled
-peak_of_code(forward, backward, ...)            # bytes above what was there before the step
+memory = memory_of_code(forward, backward, ...)
+memory.peak                                     # bytes above what was there before the step
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -29,8 +31,8 @@ def peak_of_plan(
 ) -> int:
     """Bytes at the peak of a planned step. On a GPU, larger blocks that the caching allocator hands out are counted,
     those of the optimizer's `state` (bytes of each tensor) among them: they are cut from what the first step freed.
-    With `in_graphs` the step has a pool of its own, and all that this reserves counts, the libraries' `workspaces`
-    (bytes of each) among it."""
+    With `in_graphs` the step has a pool of its own, and all that is cut from its first block counts, the libraries'
+    `workspaces` (bytes of each) among it."""
     if device.type != "cuda":
         return schedule.peak
     problem = schedule.problem
@@ -39,7 +41,7 @@ def peak_of_plan(
     for number, life in enumerate(schedule.lifetimes):
         starting.setdefault(life.first, []).append(number)
         ending.setdefault(life.last, []).append(number)
-    allocator = CachingAllocator()
+    allocator = CachingAllocator.of_unlimited_block() if in_graphs else CachingAllocator()
     for size in workspaces:
         allocator.malloc(size)
     for step in range(_STEPS):
@@ -61,12 +63,19 @@ def peak_of_plan(
                 if number in blocks:
                     allocator.free(blocks.pop(number))
     if in_graphs:
-        return problem.static_bytes + allocator.reserved
+        return problem.static_bytes + allocator.needed
     above = max(allocator.peak - before, schedule.peak - problem.static_bytes)
     return problem.static_bytes - sum(state) + before + above
 
 
-def peak_of_code(
+class CodeMemory(NamedTuple):
+    """Bytes at the peak of a step's code; and where it is in CUDA graphs, of the first block of their pool."""
+
+    peak: int
+    first_block: int = 0
+
+
+def memory_of_code(
     forward: Half,
     backward: Half,
     given: Collection[str],
@@ -77,9 +86,8 @@ def peak_of_code(
     workspaces: Sequence[int] = (),
     internal_bytes: InternalBytes = known_bytes,
     parameters: Sequence[torch.Tensor | None] = (),
-) -> int:
-    """Bytes at the peak of forward and backward, in the order in which inductor allocates, reuses and deletes, with the
-    optimizer's state.
+) -> CodeMemory:
+    """Of forward and backward, in the order in which inductor allocates, reuses and deletes, with the optimizer's state.
 
     `given` are the names of the joint graph's inputs, which the step does not free; `leaving` those of the forward's
     results, which its caller may hold until the backward ends. `static` and `state`: see `step_memory`. `copied`
@@ -106,13 +114,14 @@ def peak_of_code(
         held = sum(
             _bytes(value) for name, value in zip(forward.output_names, first.outputs, strict=True) if name in leaving
         )
-        return sum(state) + max(first.peak, held + between + second.peak)
+        return CodeMemory(sum(state) + max(first.peak, held + between + second.peak))
     saved = {index: position[backward.input_names[index]] for index in freed if backward.input_names[index] in position}
     if copied is not None:
         beside = [*state, *_copied_gradients(second.outputs, parameters)]
-        return _blocks(static, beside) + graph_pool(first, second, saved, copied, workspaces)
+        pool = graph_pool(first, second, saved, copied, workspaces)
+        return CodeMemory(_blocks(static, beside) + pool.reserved, pool.first_block)
     memory = step_memory(static, first, second, saved, state)
-    return memory.state + max(memory.peak_forward, between + memory.peak_backward)
+    return CodeMemory(memory.state + max(memory.peak_forward, between + memory.peak_backward))
 
 
 def _copied_gradients(gradients: Sequence[object], parameters: Sequence[torch.Tensor | None]) -> list[int]:

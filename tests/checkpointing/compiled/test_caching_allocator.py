@@ -4,12 +4,19 @@ import gzip
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpointing.compiled.memory.caching_allocator import Block, CachingAllocator, graph_pool, step_memory
+from checkpointing.compiled.memory.caching_allocator import (
+    Block,
+    CachingAllocator,
+    graph_pool,
+    smallest_pool,
+    step_memory,
+)
 from checkpointing.compiled.memory.wrapper_memory import WrapperTimeline
 
 MIB = 2**20
@@ -85,6 +92,25 @@ def test_a_recorded_training_step_peaks_where_the_gpu_measured_it() -> None:
     assert allocator.peak - before == recorded["peak"]
 
 
+def recorded_pool() -> dict[str, Any]:
+    """ResNet-152's warm-up for CUDA graphs on an H200, torch 2.11: 2932 requests, among them cuDNN's workspaces.
+    Numbers count 512 bytes. `events` and `places`: of each allocation in order, 0 and below: that one is freed."""
+    recorded = json.loads(gzip.decompress((Path(__file__).parent / "resnet152_pool.json.gz").read_bytes()))
+    assert isinstance(recorded, dict)
+    return recorded
+
+
+def requested(allocator: CachingAllocator, events: list[int]) -> list[Block]:
+    """The blocks that it hands out, in order."""
+    blocks: list[Block] = []
+    for event in events:
+        if event > 0:
+            blocks.append(allocator.malloc(512 * event))
+        else:
+            allocator.free(blocks[-event])
+    return blocks
+
+
 class WithSegments(CachingAllocator):
     """Gets its segments where the driver has given them."""
 
@@ -99,18 +125,56 @@ class WithSegments(CachingAllocator):
 
 
 def test_each_block_of_a_recorded_pool_is_where_the_gpu_had_it() -> None:
-    """ResNet-152's warm-up for CUDA graphs on an H200, torch 2.11: 2932 requests, among them cuDNN's workspaces.
-    Numbers count 512 bytes. `events` and `places`: of each allocation in order, 0 and below: that one is freed."""
-    recorded = json.loads(gzip.decompress((Path(__file__).parent / "resnet152_pool.json.gz").read_bytes()))
+    recorded = recorded_pool()
     allocator = WithSegments([512 * address for address in recorded["segments"]])
-    blocks: list[Block] = []
-    for event in recorded["events"]:
-        if event > 0:
-            blocks.append(allocator.malloc(512 * event))
-        else:
-            allocator.free(blocks[-event])
+    blocks = requested(allocator, recorded["events"])
     assert [block.address for block in blocks] == [512 * place for place in recorded["places"]]
     assert allocator.reserved == recorded["reserved"]
+
+
+def test_the_recorded_pool_would_be_a_third_smaller_if_it_began_with_one_block() -> None:
+    recorded = recorded_pool()
+
+    def run(allocator: CachingAllocator) -> CachingAllocator:
+        requested(allocator, recorded["events"])
+        return allocator
+
+    pool = smallest_pool(run)
+    assert pool.reserved == run(CachingAllocator(pool.first_block)).reserved
+    assert run(CachingAllocator()).peak < pool.reserved < 0.75 * recorded["reserved"]
+
+
+def test_of_an_unlimited_block_what_is_cut_is_needed_and_small_requests_beside_it() -> None:
+    allocator = CachingAllocator.of_unlimited_block()
+    first, second = allocator.malloc(40 * MIB), allocator.malloc(20 * MIB)
+    allocator.malloc(512)
+    allocator.free(first)
+    allocator.malloc(30 * MIB)  # where the first was
+    assert (allocator.cut, allocator.needed) == (60 * MIB, 62 * MIB)
+    allocator.free(second)
+    allocator.malloc(31 * MIB)  # where the second was, and what was free around it
+    assert allocator.needed == 63 * MIB
+
+
+@given(st.lists(st.tuples(st.integers(1, 64 * MIB), st.integers(1, 6)), max_size=30))
+def test_no_first_block_makes_a_pool_larger_than_without_one_or_smaller_than_its_blocks(
+    requests: list[tuple[int, int]],
+) -> None:
+    """Each request lives for some of those that follow."""
+
+    def run(allocator: CachingAllocator) -> CachingAllocator:
+        alive: list[tuple[int, Block]] = []
+        for number, (size, life) in enumerate(requests):
+            for end, block in alive:
+                if end == number:
+                    allocator.free(block)
+            alive = [(end, block) for end, block in alive if end > number] + [(number + life, allocator.malloc(size))]
+        return allocator
+
+    pool = smallest_pool(run)
+    assert pool.reserved <= run(CachingAllocator()).reserved
+    assert pool.reserved >= run(CachingAllocator(pool.first_block)).peak
+    assert pool.first_block <= pool.reserved
 
 
 def timeline(
@@ -139,14 +203,15 @@ def test_the_optimizers_state_is_cut_from_what_the_first_step_freed() -> None:
 
 
 def test_the_pool_of_cuda_graphs_keeps_what_the_warm_up_reserved() -> None:
-    """The backward's first buffer takes half of the block of 2 * big, so that the next 2 * big needs a segment."""
+    """Segment by segment, the backward's first buffer would take half of the block of 2 * big, so that the next 2 * big
+    needed another: 5 * big in all. Cut from one block, all but the result fits where the forward was."""
     big = 40 * MIB
     forward = timeline([(0, big), (1, 2 * big), (1, -2 * big), (2, 4)], (2, -1, 0))
     backward = timeline([(0, big), (-2, -big), (1, 2 * big), (0, -big)], (1,))
-    saved, warm = {0: 1, 1: 2}, 5 * big + 2 * MIB
-    assert graph_pool(forward, backward, saved) == warm
-    assert graph_pool(forward, backward, saved, copied=[4, big]) == warm  # the recording finds room in it
-    assert graph_pool(forward, backward, saved, copied=[3 * big]) == warm + 3 * big
+    saved, small = {0: 1, 1: 2}, 2 * MIB
+    assert graph_pool(forward, backward, saved) == (4 * big + small, 4 * big)
+    assert graph_pool(forward, backward, saved, copied=[4, big]) == (5 * big + small, 0)  # no block makes it less
+    assert graph_pool(forward, backward, saved, copied=[3 * big]) == (7 * big + small, 7 * big)
 
 
 def test_the_libraries_workspaces_are_in_the_pool_from_the_first_matmul_on() -> None:
@@ -157,12 +222,14 @@ def test_the_libraries_workspaces_are_in_the_pool_from_the_first_matmul_on() -> 
         return forward, timeline([(0, 4)], (0,), first_matmul and 1)
 
     rest = 2 * MIB  # of the two results
-    assert graph_pool(*step(None), {}, workspaces=[32 * MIB, MIB]) == big + rest  # there is no matmul
+    assert graph_pool(*step(None), {}, workspaces=[32 * MIB, MIB]).reserved == big + rest  # there is no matmul
     assert (
-        graph_pool(*step(1), {}, workspaces=[32 * MIB, MIB]) == big + 32 * MIB + rest
+        graph_pool(*step(1), {}, workspaces=[32 * MIB, MIB]).reserved == big + 32 * MIB + rest
     )  # the small one beside the results
-    assert graph_pool(*step(2), {}, workspaces=[32 * MIB]) == big + rest  # where a buffer was
-    assert graph_pool(*step(3), {}, workspaces=[2 * big]) == 3 * big + rest  # in the last statement
+    assert graph_pool(*step(2), {}, workspaces=[32 * MIB]).reserved == big + rest  # where a buffer was
+    assert (
+        graph_pool(*step(3), {}, workspaces=[2 * big]).reserved == 2 * big + rest
+    )  # in the last statement, in one block with what was before
 
 
 @given(st.lists(st.integers(1, 64 * MIB), min_size=1, max_size=20), st.lists(st.integers(1, 64 * MIB), max_size=4))
@@ -171,6 +238,6 @@ def test_the_pool_of_cuda_graphs_holds_the_peak_of_their_step(sizes: list[int], 
     frees = [(-1 - index, -size) for index, size in enumerate(sizes)]
     saved = {index: index for index in range(len(sizes))}
     backward = timeline([(0, sizes[0]), *frees], (0,))
-    pool = graph_pool(forward, backward, saved, copied)
+    pool = graph_pool(forward, backward, saved, copied).reserved
     assert pool >= step_memory([], forward, backward, saved).peak_backward
     assert pool >= sum(copied) + sum(sizes)

@@ -113,7 +113,7 @@ def test_a_cuda_graph_reads_parameters_and_buffers_in_place() -> None:
 
 def test_the_code_runs_once_before_it_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """On inputs as aligned as it relies on, which CUDA graphs see to themselves."""
-    monkeypatch.setattr(compile_fx, "cudagraphify", lambda model, static_input_idxs=(), **_: lambda inputs: "replayed")
+    monkeypatch.setattr(compile_fx, "cudagraphify", lambda code, static_input_idxs=(), **_: lambda inputs: "replayed")
     graphs_alone = compile_fx.cudagraphify
     given: list[Tensor] = []
     with run_once_before_recording() as recorded:
@@ -127,3 +127,17 @@ def test_the_code_runs_once_before_it_is_recorded(monkeypatch: pytest.MonkeyPatc
     assert all(map(torch.equal, given, inputs))
     assert [step(list(inputs)), step(list(inputs))] == ["replayed"] * 2
     assert len(given) == 2
+
+
+def test_the_pool_of_a_recorded_step_begins_with_its_first_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the forward runs in the pool for the first time, and not when it runs before."""
+    ran: list[object] = []
+    monkeypatch.setattr(compile_fx, "cudagraphify", lambda code, **_: lambda inputs: code(inputs))
+    monkeypatch.setattr(torch, "empty", lambda size, **options: ran.append((size, options["dtype"])))
+    with run_once_before_recording() as recorded:
+        forward, backward = (compile_fx.cudagraphify(lambda inputs, half=half: ran.append(half)) for half in "fb")
+    CompiledHalves(recorded=recorded).reserve(3 * 2**20)
+    for _ in range(3):
+        forward([])
+        backward([])
+    assert ran == [*"fb", (3 * 2**20, torch.uint8), *"fbfb"]

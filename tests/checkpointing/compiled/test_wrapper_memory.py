@@ -17,7 +17,7 @@ from checkpointing.compiled.costs.cost_file import OperatorCost, append_cost
 from checkpointing.compiled.costs.costs import Costs
 from checkpointing.compiled.costs.operator_call import call_of
 from checkpointing.compiled.execution import Half as CompiledHalf
-from checkpointing.compiled.memory.generated_memory import peak_of_code
+from checkpointing.compiled.memory.generated_memory import memory_of_code
 from checkpointing.compiled.memory.operator_memory import known_bytes, measured_bytes
 from checkpointing.compiled.memory.wrapper_memory import WrapperTimeline, wrapper_timeline
 from profiler.costs.memory import rounded
@@ -244,7 +244,7 @@ def test_beside_a_cuda_graphs_pool_are_the_gradients_of_another_layout_than_thei
     )
 
     def peak(parameters: list[torch.Tensor | None]) -> int:
-        return peak_of_code(*halves, names, (), [], [], copied=[], parameters=parameters)
+        return memory_of_code(*halves, names, (), [], [], copied=[], parameters=parameters).peak
 
     assert peak([None, weight, other]) - peak([]) == (rounded(weight.nbytes, 512) if is_copied else 0)
 
