@@ -57,8 +57,9 @@ def take_library_workspaces(device: torch.device, parameters: Collection[Tensor]
 def graph_workspaces(device: torch.device, parameters: Collection[Tensor]) -> list[int]:
     """Bytes of each workspace that the matmul libraries take in a CUDA graph, from its first matmul on: inductor drops
     those that they hold before it records one, and after it. So does this, that they do not count among what is there
-    before the step."""
+    before the step. Nor does what graphs that are gone have left in the allocator's cache."""
     torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
     taken = []
     with _disable_current_modes(), torch.no_grad():
         for dtype in _multiplied_dtypes(device, parameters):
@@ -106,7 +107,8 @@ def _addmm(matrix: Tensor) -> Tensor:
 
 
 def graph_pool_bytes(device: torch.device) -> int:
-    """Bytes that CUDA graphs hold in pools of their own, and that a replay uses without allocating them."""
+    """Bytes that CUDA graphs hold in pools of their own, and that a replay uses without allocating them. The pool of
+    graphs that are gone counts until `torch.cuda.empty_cache()`."""
     segments = [s for s in torch.cuda.memory_snapshot() if s["device"] == device.index and any(s["segment_pool_id"])]
     return sum(segment["total_size"] - segment["allocated_size"] for segment in segments)
 

@@ -87,7 +87,8 @@ def memory_of_code(
     internal_bytes: InternalBytes = known_bytes,
     parameters: Sequence[torch.Tensor | None] = (),
 ) -> CodeMemory:
-    """Of forward and backward, in the order in which inductor allocates, reuses and deletes, with the optimizer's state.
+    """The memory of forward and backward, in the order in which inductor allocates, reuses and deletes, with the
+    optimizer's state.
 
     `given` are the names of the joint graph's inputs, which the step does not free; `leaving` those of the forward's
     results, which its caller may hold until the backward ends. `static` and `state`: see `step_memory`. `copied`

@@ -41,6 +41,7 @@ def measured(
     """(peak bytes of the seventh step, losses, model) under a budget (None: inductor). CUDA graphs' pools count."""
     torch._dynamo.reset()
     gc.collect()
+    torch.cuda.empty_cache()  # of the pool of other graphs
     torch.manual_seed(0)
     model = nn.Sequential(*(Block() for _ in range(6))).to("cuda", torch.bfloat16)
     x = torch.randn(rows, 1024, device="cuda", dtype=torch.bfloat16)
@@ -111,6 +112,7 @@ def test_the_workspaces_of_convolutions_are_predicted(mode: str) -> None:
     for fraction in (0.9, 0.75):
         torch._dynamo.reset()
         gc.collect()
+        torch.cuda.empty_cache()  # of the pool of other graphs
         model = nn.Sequential(*(Convolutions() for _ in range(4))).cuda()
         x = torch.randn(32, 256, 56, 56, device="cuda").to(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
