@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -38,6 +38,14 @@ def problem_of(job: Job, device: torch.device) -> Problem:
     make = getattr(job.workload, "problem", Problem.of)
     problem: Problem = make(job, device)
     return problem
+
+
+class LargeRun(NamedTuple):
+    """A dense training run that is worth keeping, of large outputs and weights."""
+
+    name: str  # all that it depends on but seed, dtypes, device and optimizer
+    outputs: int  # elements of Y
+    weights: list[int]  # elements of each of `dense`'s parameters
 
 
 class DenseLayer(nn.Module):
@@ -127,6 +135,10 @@ class Problem:
 
     def loss_name(self, kind: str) -> str:
         return kind
+
+    def large_run(self) -> LargeRun | None:
+        """Of `dense`, where no sample of a batch depends on another. None: a run costs too little to be kept."""
+        return None
 
     def target(self, step: int = 0) -> torch.Tensor:
         """(B, N), what the mean squared error compares Y with."""

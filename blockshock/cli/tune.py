@@ -29,6 +29,7 @@ from blockshock.dtypes import DTYPES
 from blockshock.errors import REFUSED, ConfigError, one_of, whole_numbers
 from blockshock.kernels.choice import make
 from blockshock.masks import halves
+from blockshock.measure.arrays import kept_arrays
 from blockshock.measure.cache import cache_path, load
 
 UNITS = {"gbs": "GB/s", "tflops": "TFLOP/s"}  # by the ends of the rates' names
@@ -45,7 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     console = Console()
     try:
         if options.forget:
-            _forget(path)
+            for each in (path, *kept_arrays()):
+                _forget(each)
             console.print(f"forgotten: {path}", highlight=False, soft_wrap=True)
             return
         if options.n or options.batch:
@@ -80,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
         help="masks of the weight (default: %(default)s)",
     )
     parser.add_argument("--dtype", default="bf16", choices=sorted(DTYPES), help="of X and the weight (default: bf16)")
-    parser.add_argument("--forget", action="store_true", help="delete everything that was measured on this device")
+    parser.add_argument(
+        "--forget", action="store_true", help="delete what was measured on this device, and kept training runs"
+    )
     return parser
 
 

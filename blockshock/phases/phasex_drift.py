@@ -1,13 +1,14 @@
 """Phase X: how far does a method drift from exact arithmetic when its errors feed back?
 
 `mode=apply`: the layer is applied T times to its own normalised output. `mode=train`: the layer is trained T steps on
-fresh batches. Beside it run a dense layer in the same dtype and one in float64; the error is against the latter.
+fresh batches. Beside it run a dense layer in the same dtype and one in float64; the error is against the latter. A
+model's dense runs are kept on disk for the next method (jobs/training_run.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +18,7 @@ import torch
 from blockshock.errors import ConfigError, at_least, one_of
 from blockshock.jobs.correctness import errors
 from blockshock.jobs.execution import Execution
+from blockshock.jobs.training_run import TrainingRuns
 from blockshock.masks import prunes
 from blockshock.methods import ParallelModule
 from blockshock.phases import TrainingOptions
@@ -25,9 +27,6 @@ from blockshock.ranks import distributed
 
 if TYPE_CHECKING:
     from blockshock.config import Job
-
-
-LOSSES = ("loss", "dense_loss", "exact_loss")
 
 
 @dataclass
@@ -60,6 +59,8 @@ class Drift(TrainingOptions):
             row = {"mode": self.mode, "step": step, **found}
             rows.append(row)
             execution.write(layer, {}, drift=row, **({"correctness": verdicts} if step == 1 else {}))
+            if step % max(1, self.steps // 10) == 0:
+                execution.log("step %d of %d", step, self.steps)
             if not math.isfinite(found["output_error"]):
                 raise FloatingPointError(f"the output is no longer finite after {step} steps")
         if distributed.rank() == 0:
@@ -77,41 +78,25 @@ class Drift(TrainingOptions):
             exact = _normalized(in_float64(exact))
             yield _worst(output_error=errors(x, exact)[0], dense_output_error=errors(dense, exact)[0])
 
-    def _train(self, problem: Problem, layer: ParallelModule) -> Iterator[dict[str, float]]:
-        dense, exact = problem.dense(problem.dtype), problem.dense(torch.float64)
-        optimizers = [self.make_optimizer(list(module.parameters())) for module in (layer, dense, exact)]
-        for step in range(1, self.steps + 1):
-            x, target = problem.inputs(step), problem.target(step)
-            outputs = [layer(layer.shard_input(x)), dense(x), exact(problem.cast(x, torch.float64))]
-            losses = [problem.loss(self.loss, y, target) for y in outputs]
-            for loss, optimizer in zip(losses, optimizers, strict=True):
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            layer.after_optimizer_step(step)
-            y, dense_y, exact_y = (output.detach() for output in outputs)
-            full = _flat(layer.assemble_weights([p.detach() for p in layer.parameters()]))
-            yield _worst(
-                output_error=errors(y, exact_y)[0],
-                dense_output_error=errors(dense_y, exact_y)[0],
-                weight_error=errors(full, _flat(exact.parameters()))[0],
-                dense_weight_error=errors(_flat(dense.parameters()), _flat(exact.parameters()))[0],
-                **{name: self._loss(problem, output, target) for name, output in zip(LOSSES, outputs, strict=True)},
+    def _train(self, problem: Problem, layer: ParallelModule) -> Iterator[dict[str, Any]]:
+        runs = TrainingRuns(problem, self, self.steps)
+        dense_run, exact_run = runs.dense(problem.dtype), runs.exact()
+        for mine, dense, exact in zip(runs.of(layer), dense_run, exact_run, strict=True):
+            yield runs.compared | _worst(
+                output_error=errors(mine.y, exact.y)[0],
+                dense_output_error=errors(dense.y, exact.y)[0],
+                weight_error=errors(mine.weights, exact.weights)[0],
+                dense_weight_error=errors(dense.weights, exact.weights)[0],
+                loss=mine.loss,
+                dense_loss=dense.loss,
+                exact_loss=exact.loss,
             )
-
-    def _loss(self, problem: Problem, output: torch.Tensor, target: torch.Tensor) -> float:
-        """Not rounded to the output's dtype, in which near losses are one number."""
-        return float(problem.loss(self.loss, output.detach().double(), target))
 
 
 def _normalized(y: torch.Tensor) -> torch.Tensor:
     """Rows of unit mean square, so that T applications neither overflow nor vanish; rounded once."""
     wide = y if y.dtype == torch.float64 else y.float()
     return (wide * wide.square().mean(dim=1, keepdim=True).rsqrt()).to(y.dtype)
-
-
-def _flat(weights: Iterable[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([weight.detach().flatten() for weight in weights])
 
 
 def _worst(**values: Any) -> dict[str, float]:

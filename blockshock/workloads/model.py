@@ -123,7 +123,7 @@ class ModelWorkload:
         def build_model(dtype: torch.dtype, device: torch.device) -> nn.Module:
             if device.type == "meta":
                 return _shapes(self.name, self.dropout)
-            return copy.deepcopy(_drawn(self.name, length, dtype, seed, self.dropout)).to(device)
+            return _copied(_drawn(self.name, length, dtype, seed, self.dropout), device)
 
         def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
             on: dict[str, Any] = {"generator": generator, "device": generator.device}
@@ -148,6 +148,7 @@ class ModelWorkload:
             build_model=build_model,
             draw=draw,
             classes=classes,
+            described=f"{self.name} batch_size={self.batch_size} seq_len={length} dropout={self.dropout}",
         )
 
     def _length(self) -> int:
@@ -192,6 +193,16 @@ def _drawn(name: str, length: int, dtype: torch.dtype, seed: int, dropout: float
     from profiler.models import build
 
     return build(name, 1, length, dtype, "cpu", seed, dropout).model
+
+
+def _copied(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy on `device`, without one on the host in between."""
+    there: dict[int, Tensor] = {}
+    for parameter in model.parameters():
+        there[id(parameter)] = nn.Parameter(parameter.detach().to(device, copy=True), parameter.requires_grad)
+    for buffer in model.buffers():
+        there[id(buffer)] = buffer.to(device, copy=True)
+    return copy.deepcopy(model, there)
 
 
 @cache

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from blockshock.config import load_job
-from blockshock.jobs import correctness
+from blockshock.jobs import correctness, training_run
 from blockshock.jobs.agreement import compare_ranks
-from blockshock.methods.pairs.model import dense_tensors, pairs_of
+from blockshock.jobs.training_run import TrainingRuns
+from blockshock.methods.pairs.model import ModelProblem, dense_tensors, pairs_of
 from blockshock.methods.pairs.sites import find_mlps, find_sites
 from blockshock.problem import problem_of
 from blockshock.ranks import distributed
@@ -241,3 +244,28 @@ def _losses(problem: Any, module: Any, steps: int) -> list[float]:
         optimizer.step()
         seen.append(float(loss.detach()))
     return seen
+
+
+def exact_run(info: RankInfo, config: dict[str, Any], cache: str, compared: int, say: Any) -> Outcome:
+    """What a drift job has of its float64 run: losses, outputs and weights by step; how many models that took; whether
+    the ranks have the same; what is logged. `compared`: elements of the outputs, and of the weights."""
+    join(info)
+    job = load_job(config)
+    problem, said, built = problem_of(job, CPU), list[str](), list[torch.dtype]()
+    dense = ModelProblem.dense
+
+    def counted(self: ModelProblem, dtype: torch.dtype) -> torch.nn.Module:
+        built.append(dtype)
+        return dense(self, dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", cache)
+        patch.setattr(ModelProblem, "dense", counted)
+        patch.setattr(training_run, "ENOUGH", compared)
+        for level in ("info", "warning"):
+            patch.setattr(logging.getLogger("blockshock"), level, lambda text, *values: said.append(text % values))
+        seen = list(TrainingRuns(problem, job.phase, job.phase.steps).exact())
+    curves = [torch.tensor([one.loss for one in seen], dtype=torch.float64)]
+    curves += [torch.stack([one.y for one in seen]), torch.stack([one.weights for one in seen])]
+    alike = all(torch.equal(curve, other) for curve in curves for other in distributed.gather_tensors(curve))
+    return Outcome(value={"curves": curves, "built": len(built), "alike": alike, "said": said})

@@ -20,7 +20,7 @@ from blockshock.measure.roofline import Cost
 from blockshock.methods import ParallelModule
 from blockshock.methods.pairs.pair import ParallelPair
 from blockshock.methods.pairs.sites import Site, find_sites
-from blockshock.problem import Problem
+from blockshock.problem import LargeRun, Problem
 from blockshock.ranks import distributed
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ class ModelProblem(Problem):
     build_model: Callable[[torch.dtype, torch.device], nn.Module]  # the same weights each time
     draw: Callable[[torch.Generator], tuple[Tensor, Tensor]]  # a batch and its labels
     classes: int  # of the logits
+    described: str  # all that decides on model and batches, but seed, dtype and device
 
     def inputs(self, step: int = 0) -> Tensor:
         x = self.draw(self._generator("X", step))[0]
@@ -164,6 +165,10 @@ class ModelProblem(Problem):
 
     def dense(self, dtype: torch.dtype) -> nn.Module:
         return Logits(self.build_model(self.dtype, self.device).to(dtype))
+
+    def large_run(self) -> LargeRun:
+        sizes = [parameter.numel() for parameter in self._original.parameters()]
+        return LargeRun(self.described, len(self.target()) * self.classes, sizes)
 
     def weight_quantities(self) -> list[str]:
         """`dW_mlp` of the MLPs' weights together, `dW_attention` of the projections', `dW_rest` of all others."""
