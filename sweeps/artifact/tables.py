@@ -114,7 +114,10 @@ def _traces(data: ReportData) -> pd.DataFrame:
     for run in data.traces.to_dict("records"):
         slowest = run["trace.step_ms"].index(max(run["trace.step_ms"]))
         names = {str(key).removeprefix("trace."): value for key, value in run.items() if str(key).startswith("trace.")}
-        single = {name: value[slowest] if isinstance(value, list) else value for name, value in names.items()}
+        single = {
+            name: value[slowest] if isinstance(value, list) and name != "uncounted_operators" else value
+            for name, value in names.items()
+        }
         found.append({"method": run["method"], "N": run["N"], "B": run["B"], **single})
     return pd.DataFrame(found)
 

@@ -19,7 +19,9 @@ from sweeps.artifact import check, command, pages
 from sweeps.artifact.check import FAIL, NOT_HERE, PASS, measure, recompute, sentences
 from sweeps.artifact.claims import CLAIMS, RECORDS, Again, ClaimsError, fields_of, read_claims
 from sweeps.artifact.machine import Machine, obstacle
+from sweeps.artifact.tables import TABLES
 from sweeps.artifact.values import TAKES, written
+from sweeps.report.tables.report_data import read_report_data
 from tests.import_graph import ROOT
 from tests.test_docs import _check_jobs
 
@@ -368,6 +370,17 @@ def test_a_command_is_run_once_for_two_claims_and_its_records_are_judged(tmp_pat
     assert "phase=no_such_phase" in (tmp_path / "out" / "broken" / "command.log").read_text()
     assert len(done) == 2
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"right", "broken"}
+
+
+@pytest.mark.parametrize("uncounted", [[], ["aten.sort"], ["aten.sort", "aten.topk"]])
+def test_a_trace_is_the_slowest_ranks_whatever_operators_have_no_formula(write_run, record, tmp_path, uncounted) -> None:
+    parts = ("forward", "backward", "optimizer", "other", "exposed_communication", "idle")
+    trace = {f"{part}_ms": [0.5, 0.5] for part in parts} | {"backend": "kineto", "slowdown": 0.01}
+    trace |= {"step_ms": [3.0, 4.0], "kernels": [5, 6], "attributed": 1.0, "uncounted_operators": uncounted}
+    write_run("trace", [record("trace", "dense_single", total_step=4.0, trace=trace)])
+    [row] = TABLES["traces"](read_report_data([tmp_path])).to_dict("records")
+    assert (row["step_ms"], row["kernels"], row["attributed"]) == (4.0, 6, 1.0)
+    assert row["uncounted_operators"] == uncounted
 
 
 @pytest.mark.gpu
