@@ -373,7 +373,9 @@ def test_a_command_is_run_once_for_two_claims_and_its_records_are_judged(tmp_pat
 
 
 @pytest.mark.parametrize("uncounted", [[], ["aten.sort"], ["aten.sort", "aten.topk"]])
-def test_a_trace_is_the_slowest_ranks_whatever_operators_have_no_formula(write_run, record, tmp_path, uncounted) -> None:
+def test_a_trace_is_the_slowest_ranks_whatever_operators_have_no_formula(
+    write_run, record, tmp_path, uncounted
+) -> None:
     parts = ("forward", "backward", "optimizer", "other", "exposed_communication", "idle")
     trace = {f"{part}_ms": [0.5, 0.5] for part in parts} | {"backend": "kineto", "slowdown": 0.01}
     trace |= {"step_ms": [3.0, 4.0], "kernels": [5, 6], "attributed": 1.0, "uncounted_operators": uncounted}
