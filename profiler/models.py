@@ -33,6 +33,7 @@ class TrainingTask:
     loss_fn: LossFn
     batch: tuple[Tensor, ...]
     autocast: torch.dtype | None = None  # the one that `loss_fn` enters, if it does
+    within: LossFn | None = None  # within(loss, *batch) is loss(*batch) inside of the hooks of DDP or FSDP2
 
 
 def resnet152(tiny: bool = False, dropout: float | None = None) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from blockshock.run_folder.files import printable
@@ -54,7 +55,19 @@ def print_summary(run_dir: str | os.PathLike[str]) -> None:
             else f"; {trace['attributed']:.2%} of the device time is attributed to a module"
         )
         print(f"  trace       {trace['kernels'][0]} kernels a step; slower by {trace['slowdown']:.1%}{known}")
+    for rank, own in enumerate(record.get("each_rank") or ()):
+        print(f"  rank {rank:<6} {'   '.join(_of_rank(own))}")
     print(f"  {printable(str(folder.path))}")
+
+
+def _of_rank(own: dict[str, Any]) -> Iterator[str]:
+    yield f"p50 {own['step_p50_ms']:10.4f} ms"
+    if own["kernels_ms"] is not None:
+        yield f"kernels {own['kernels_ms']:10.4f} ms"
+    names = {"peak_bytes": "peak", "predicted_peak_bytes": "predicted", "budget_bytes": "budget"}
+    yield from (f"{said} {own[name] / 2**20:.1f} MiB" for name, said in names.items() if own[name] is not None)
+    if own["collectives"] is not None:
+        yield f"{own['collectives']} collectives, unchanged {own['reference_collectives']}"
 
 
 def _held_down(record: dict[str, Any]) -> str:

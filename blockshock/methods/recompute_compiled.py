@@ -29,6 +29,7 @@ class RecomputeCompiled:
 
     acts_on: ClassVar[str] = "model"
     trains_alike: ClassVar[bool] = True  # required: the masks, gradients and statistics of torch.compile alone
+    data_parallel: ClassVar = ("ddp", "fsdp2")  # a budget is of one graph
 
     name: str
     memory_budget: Any = 0.7

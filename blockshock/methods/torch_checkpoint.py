@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class TorchCheckpoint:
     acts_on: ClassVar[str] = "model"
     exact: ClassVar[bool] = False  # a peer: how far it is from the plain step is recorded, not required
+    data_parallel: ClassVar = ("ddp", "fsdp2")
 
     name: str
 

@@ -40,6 +40,7 @@ class TorchCompile:
 
     acts_on: ClassVar[str] = "model"
     exact: ClassVar[bool] = False  # a baseline: how far it is from torch.compile alone is recorded, not required
+    data_parallel: ClassVar = ("ddp", "ddp_buckets", "fsdp2")
 
     name: str
     backend: str = "inductor"  # inductor: fused kernels | aot_eager: operators one by one

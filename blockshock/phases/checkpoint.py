@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 class CheckpointStep(OptimizerOptions):
     acts_on: ClassVar[str] = "model"
     traces_kernels: ClassVar[bool] = True
+    data_parallel: ClassVar[bool] = True
     files: ClassVar = ("proof.csv", "ac_decisions_bs*.csv", "memory_*.csv", "memory_against_rank.png", "plan.csv")
 
     name: str = "checkpoint"
@@ -75,7 +76,7 @@ class CheckpointStep(OptimizerOptions):
             float(step(*problem.batch))  # compiles, where the step is compiled; reading the loss waits for the device
         first_s = time.perf_counter() - started
         clocks = ClockLog(execution.device)
-        samples, memory, cpu = self._measure(execution, lambda: step(*problem.batch), clocks)
+        samples, memory, cpu, own = self._measure(execution, lambda: step(*problem.batch), clocks)
         if plan is not None:
             memory |= {
                 "baseline_peak_bytes": plan.unchanged_peak_bytes,
@@ -96,7 +97,10 @@ class CheckpointStep(OptimizerOptions):
             if first:
                 proof.table.to_csv(execution.folder.path / "proof.csv", index=False)
             execution.log("%s", proof.summary())
-        ranks = compare_ranks(problem.model, planned or plan, proof is None or proof.passed or proof.trains_alike)
+        alike = proof is None or proof.passed or proof.trains_alike
+        ranks = compare_ranks(problem.model, planned or plan, alike, own_batches=problem.within is not None)
+        own |= _kernels_ms(step, problem.batch, execution.device)
+        each_rank = distributed.of_each_rank(own | _own_fields(planned, proof, step))
         execution.write(
             None,
             {"total_step": summarize(samples)},
@@ -106,24 +110,27 @@ class CheckpointStep(OptimizerOptions):
             memory=memory,
             clocks=clocks.summary(),
             cpu=cpu,
-            device_ms=_device_ms(step, problem.batch, execution.device),
+            device_ms=max((own["kernels_ms"] for own in each_rank), key=lambda ms: ms or 0.0),
             step={"variant": getattr(step, "variant", ""), "first_s": _undisturbed(first_s)},
             plan=_compiled_plan_fields(planned, job.method.solver) if planned else _plan_fields(plan) if plan else None,
             proof=None if proof is None else _proof_fields(proof),
             matches_eager=match,
             ranks=ranks,
+            each_rank=each_rank if len(each_rank) > 1 else None,
         )
         if proof is not None:
             _require(proof, job.method)
         if ranks is not None and not ranks["alike"]:
             raise CheckFailed(f"the ranks differ: {', '.join(ranks['differing'][:3])}")
+        if getattr(job.method, "trains_alike", False):
+            _require_no_more_collectives(each_rank)
         return summarize(samples)["p50_ms"]
 
     def _measure(
         self, execution: Execution, step: Callable[[], object], clocks: ClockLog
-    ) -> tuple[list[float], dict[str, Any], dict[str, float | None]]:
+    ) -> tuple[list[float], dict[str, Any], dict[str, float | None], dict[str, Any]]:
         """Milliseconds of each step, on a GPU the allocator's bytes between steps and at the peak (the largest), and
-        what else kept the host busy."""
+        what else kept the host busy; last, this rank's own peak and median."""
         timer = timing.Timer(self.timing, execution.device)
         timer.while_running = clocks.sample
         distributed.barrier()
@@ -139,15 +146,17 @@ class CheckpointStep(OptimizerOptions):
         cpu_log = CpuLog(execution.device)
         samples = timer.measure("total_step", step, self.warmup_iters, self.timed_iters)["total_step"]
         cpu = cpu_log.summary()
+        own = {"peak_bytes": None, "step_p50_ms": summarize(samples)["p50_ms"]}
         samples = distributed.max_over_ranks(samples)
         if cuda:
             from checkpointing.compiled.memory.device_memory import graph_pool_bytes
 
             peak = torch.cuda.max_memory_allocated(execution.device) + graph_pool_bytes(execution.device)
+            own["peak_bytes"] = peak
             reserved = torch.cuda.max_memory_reserved(execution.device)
             peaks = distributed.max_over_ranks([float(n) for n in (peak, static, peak - static, reserved)])
             memory = dict(zip(memory, map(int, peaks), strict=True))
-        return samples, memory, cpu
+        return samples, memory, cpu, own
 
 
 def _save_plan(execution: Execution, step: Any, plan: Plan) -> None:
@@ -176,6 +185,26 @@ def _require(proof: Proof, method: Any) -> None:
             f"{proof.gradient_error:.2g}, batch norm's statistics by {proof.buffer_error:.2g}; allowed: "
             f"{proof.rounding_limit:.2g}"
         )
+
+
+def _own_fields(plan: CompiledPlan | None, proof: Proof | None, step: Any) -> dict[str, Any]:
+    """What may differ between ranks: the plan's bytes, the error of the gradients, the collectives of one step."""
+    collectives = getattr(step, "collectives", {})  # there once the proof has run
+    return {
+        "budget_bytes": plan and plan.budget_bytes,
+        "predicted_peak_bytes": plan and plan.predicted_peak_bytes,
+        "gradient_error": proof and _finite(proof.gradient_error),
+        "collectives": collectives.get("step"),
+        "reference_collectives": collectives.get("reference"),
+    }
+
+
+def _require_no_more_collectives(each_rank: list[dict[str, Any]]) -> None:
+    """Raise CheckFailed where the step starts more of them than the step that it is compared with."""
+    for rank, own in enumerate(each_rank):
+        started, expected = own["collectives"], own["reference_collectives"]
+        if started is not None and started > expected:
+            raise CheckFailed(f"rank {rank}: the step starts {started} collectives, and the unchanged one {expected}")
 
 
 def _compiled_plan_fields(plan: CompiledPlan, solver: str) -> dict[str, Any]:
@@ -241,15 +270,24 @@ def _finite(error: float | None) -> float | None:
     return error if error is not None and math.isfinite(error) else None
 
 
-def _device_ms(step: Callable[..., object], batch: tuple[torch.Tensor, ...], device: torch.device) -> float | None:
-    """Milliseconds of a step's kernels, copies and fills, from a trace of three steps; None on a CPU."""
+def _kernels_ms(
+    step: Callable[..., object], batch: tuple[torch.Tensor, ...], device: torch.device
+) -> dict[str, float | None]:
+    """Milliseconds of a step's kernels, copies and fills, from a trace of three steps; None on a CPU. Those of
+    collectives, which wait for other ranks, are apart."""
+    found: dict[str, float | None] = {"kernels_ms": None, "collectives_ms": None}
     if device.type != "cuda":
-        return None
+        return found
     from profiler.costs.node_trace import node_trace
+    from profiler.traces.records import is_communication
 
     count = 3
     with node_trace(device, cpu=False) as trace:
         for _ in range(count):
             step(*batch)
         torch.cuda.synchronize(device)
-    return sum(event.end - event.start for event in trace.events() if event.kind == "kernel") / count / 1e6
+    ns = [0, 0]
+    for event in trace.events():
+        if event.kind == "kernel":
+            ns[is_communication(event.name)] += event.end - event.start
+    return dict(zip(found, (total / count / 1e6 for total in ns), strict=True))

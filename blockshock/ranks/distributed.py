@@ -70,6 +70,15 @@ def local_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(part.numel() * part.element_size() for part in parts)
 
 
+def of_each_rank(value: Any) -> list[Any]:
+    """Every rank's `value`, in the order of the ranks."""
+    if not is_distributed():
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
 def from_rank_0(value: Any) -> Any:
     """Rank 0's `value`, on every rank."""
     if not is_distributed():

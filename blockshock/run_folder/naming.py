@@ -17,6 +17,7 @@ _NOT_MEASURED = {
     "experiment": ("name", "output_dir"),
     "hardware": ("name", "recalibrate", "timeout_s"),
 }
+_UNSET = (("layers", None), ("layers_by", None), ("data_parallel", "none"))
 
 
 def config_hash(config: dict[str, Any]) -> str:
@@ -39,8 +40,8 @@ def config_hash(config: dict[str, Any]) -> str:
 
 
 def _is_measured(group: str, key: str, value: Any) -> bool:
-    """Where a method builds none of a model's layers, it is the same measurement as before there was such a key."""
-    unset = group == "workload" and key in ("layers", "layers_by") and value is None
+    """A key that changes nothing where it is not set: it is the same measurement as before there was such a key."""
+    unset = group == "workload" and (key, value) in _UNSET
     return key not in _NOT_MEASURED.get(group, ()) and not unset
 
 
@@ -63,7 +64,9 @@ def job_label(config: dict[str, Any]) -> str:
     last = [f"r{repeat}", config_hash(config)] if repeat else [config_hash(config)]
     if _is_model_step(config):
         length = f"-S{workload['seq_len']}" if workload.get("seq_len") else ""
-        parts = [workload["name"], f"B{workload['batch_size']}{length}", model["dtype"], *last]
+        kind = workload.get("data_parallel", "none")
+        ranks = [] if kind == "none" else [kind, f"P{config['hardware']['world_size']}"]
+        parts = [workload["name"], f"B{workload['batch_size']}{length}", model["dtype"], *ranks, *last]
         return "_".join([config["phase"]["name"], config["method"]["name"], *parts])
     sizes = f"N{model['N']}" + (f"-K{model['K']}" if model["K"] != model["N"] else "") + f"-B{model['B']}"
     phase = config["phase"]

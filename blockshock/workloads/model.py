@@ -19,6 +19,8 @@ from blockshock.config import kind
 from blockshock.dtypes import DTYPES
 from blockshock.errors import ConfigError, at_least, one_of
 from blockshock.masks import prunes
+from blockshock.methods.shared import data_parallel
+from blockshock.ranks import distributed
 
 if TYPE_CHECKING:
     from blockshock.config import Job
@@ -40,6 +42,7 @@ class ModelWorkload:
     autocast: str | None = None  # bf16: the forward and the loss run under torch.autocast
     layers: str | None = None  # mlp | attention | mlp+attention: what a method of layers builds; None: mlp, by `check`
     layers_by: Any = None  # such a method with its options, where the job's own is one of the whole step
+    data_parallel: str = "none"  # none | ddp | ddp_buckets | fsdp2: every rank trains on a batch of its own
 
     def check(self, job: Job) -> None:
         if importlib.util.find_spec("transformers") is None:
@@ -51,6 +54,7 @@ class ModelWorkload:
             raise ConfigError("workload.dropout", self.dropout, "must be at least 0 and below 1, or null")
         if self.autocast is not None:
             one_of("workload.autocast", self.autocast, ("bf16",))
+        data_parallel.check(job)
         if kind(job) == "layer":
             if self.layers_by is not None:
                 problem = f"method={job.method.name} builds the layers itself; leave it out"
@@ -65,12 +69,12 @@ class ModelWorkload:
         if self.layers is not None:
             problem = f"method={job.method.name} is for the whole step; leave workload.layers=null"
             raise ConfigError("workload.layers", self.layers, problem)
-        if job.hardware.world_size != 1:
+        if job.hardware.world_size != 1 and self.data_parallel == data_parallel.NONE:
             raise ConfigError(
                 "hardware.world_size",
                 job.hardware.world_size,
                 "a model's step runs on one rank; set it to 1, or let a method build its layers over ranks, as "
-                "method@workload.layers_by=dense_tp_row",
+                "method@workload.layers_by=dense_tp_row, or train with workload.data_parallel=ddp or fsdp2",
             )
 
     def _check_layers(self, job: Job) -> None:
@@ -155,8 +159,12 @@ class ModelWorkload:
         return self.seq_len or 16  # profiler.models' own default
 
     def task(self, job: Job, device: torch.device) -> TrainingTask:
-        """What `build` makes, with this rank's part of the layers where `layers_by` names a method for them."""
+        """What `build` makes, with this rank's part of the layers where `layers_by` names a method for them; under
+        data parallelism with a batch of this rank's own."""
         task = self.build(DTYPES[job.model.dtype], device, job.experiment.seed)
+        if self.data_parallel != data_parallel.NONE:
+            batch = tuple(value.roll(distributed.rank(), dims=-1) for value in task.batch)
+            task = replace(task, batch=batch, within=data_parallel.wrapped(task.model, self.data_parallel, device))
         if self.layers_by is not None:
             from blockshock.methods.pairs.in_step import put_layers
 

@@ -37,6 +37,7 @@ class Event(NamedTuple):
     correlation: int  # range, op: its own number; kernel: the number of the operator that launched it
     rank: int = -1  # range: of its node
     bytes: int = 0  # memory: allocated, or freed if negative
+    name: str = ""  # kernel: its own
 
 
 @dataclass
@@ -81,7 +82,7 @@ class Trace:
             elif on_cpu and not linked and not _RUNTIME_CALL.match(name):
                 found.append(Event("op", start, start, event.correlation_id()))
             elif not on_cpu and not event.is_user_annotation() and not _WAIT.search(name):
-                found.append(Event("kernel", start, event.end_ns(), linked))
+                found.append(Event("kernel", start, event.end_ns(), linked, name=name))
         return found
 
 

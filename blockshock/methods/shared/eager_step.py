@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from blockshock.methods.shared.data_parallel import collectives_started, whole
+from blockshock.ranks.distributed import local_part
+
 if TYPE_CHECKING:
     from checkpointing import Proof
     from profiler.models import TrainingTask
@@ -28,23 +31,28 @@ class EagerStep:
     loss: Loss
     reference: Loss | None = None  # of the step that this one is compared with; None: as the model computes it
     variant: str = ""  # what tells this step from others of its method
+    collectives: dict[str, int] = field(default_factory=dict)  # started in a "step" and the "reference", by `verify`
     _initial: Results = field(init=False, repr=False)  # parameters and buffers before any step, in the host's memory
 
     def __post_init__(self) -> None:
         self._initial = {key: tensor.cpu().clone() for key, tensor in self._model_state().items()}
 
     def __call__(self, *batch: Any) -> Tensor:
-        loss = self.loss(*batch)
+        loss = self._run(self.loss, batch)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
+
+    def _run(self, loss_of: Loss, batch: tuple[Any, ...]) -> Tensor:
+        return self.problem.within(loss_of, *batch) if self.problem.within else loss_of(*batch)
 
     def verify(self, batch: tuple[Tensor, ...]) -> Proof:
         """Compare the second step of a training with the reference's, as `checkpointing.rewriting.proof` does.
 
         After many steps on one batch the gradients are near zero, and the rounding of a sum is as large as the sum.
         A compiled step runs as it was timed: PyTorch's deterministic algorithms would have Dynamo compile another one.
+        Of parameters that are sharded over the ranks, gradients are compared as a whole, all else is this rank's part.
         """
         from checkpointing.rewriting.proof import BASELINE_RUNS, compare_runs
         from profiler.graph.two_runs import deterministic_algorithms
@@ -56,12 +64,15 @@ class EagerStep:
         self(*batch)  # the optimizer has its state from now on
         state = {key: tensor.detach().clone() for key, tensor in self._state().items()}
         generators = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-        runs = []
+        runs, collectives = [], []
         with nullcontext() if self.reference else deterministic_algorithms():
             for loss in [self.reference or self.plain] * baseline_runs + [self.loss]:
                 self._restore(state)
                 _restore_generators(generators)
-                runs.append(self._results(loss, batch))
+                results, started = self._results(loss, batch)
+                runs.append(results)
+                collectives.append(started)
+        self.collectives = {"step": collectives[-1], "reference": collectives[0]}
         self._restore(state)
         _restore_generators(generators)
         return replace(
@@ -75,20 +86,23 @@ class EagerStep:
         """The loss as the model computes it by itself."""
         return self.problem.loss_fn(self.problem.model, *batch)
 
-    def _results(self, loss_of: Loss, batch: tuple[Tensor, ...]) -> Results:
-        loss = loss_of(*batch)
+    def _results(self, loss_of: Loss, batch: tuple[Tensor, ...]) -> tuple[Results, int]:
+        """What a step leaves, and how many collectives it starts."""
+        before = collectives_started()
+        loss = self._run(loss_of, batch)
         loss.backward()
+        started = collectives_started() - before
         results = {("loss", "loss"): loss.detach().clone()}
         for name, parameter in self.problem.model.named_parameters():
             if parameter.grad is not None:
-                results["gradient", name] = parameter.grad.detach().clone()
+                results["gradient", name] = whole(parameter.grad.detach()).clone()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return results | {key: tensor.detach().clone() for key, tensor in self._state().items()}
+        return results | {key: tensor.detach().clone() for key, tensor in self._state().items()}, started
 
     def _model_state(self) -> Results:
         model = self.problem.model
-        tensors = {("PARAM", name): parameter.data for name, parameter in model.named_parameters()}
+        tensors = {("PARAM", name): local_part(parameter.detach()) for name, parameter in model.named_parameters()}
         return tensors | {("BUFFER", name): buffer for name, buffer in model.named_buffers()}
 
     def _state(self) -> Results:
@@ -96,7 +110,7 @@ class EagerStep:
         for name, parameter in model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
-                    tensors["OPT_STATE", f"{name}.{key}"] = value
+                    tensors["OPT_STATE", f"{name}.{key}"] = local_part(value)
         return tensors
 
     def _restore(self, state: Results) -> None:
