@@ -46,7 +46,7 @@ def writer(top: Path) -> WriteRun:
             config["workload"] = first["workload_config"]
         if "method_config" in first:
             config["method"] |= first["method_config"]
-            config["workload"] = {"name": first["workload"], "seq_len": 16}
+            config["workload"] = {"name": first["workload"], "seq_len": 16, **first.get("workload_config", {})}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         (folder / "env.json").write_text(json.dumps({"torch": "9.9.9+hand", "cpu": {"name": "Hand CPU"}}))
         if records is not None:

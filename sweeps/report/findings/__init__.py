@@ -9,6 +9,7 @@ To add one, write a function `find(ReportData) -> Finding | None` and list it he
 from sweeps.report.findings import (
     benchmarks,
     compiled_front,
+    data_parallel,
     largest_batch,
     layers,
     phase_diagram,
@@ -25,6 +26,7 @@ FINDINGS = {
     "benchmarks": benchmarks.find,
     "the phase diagram": phase_diagram.find,
     "compiled training": compiled_front.find,
+    "data parallelism": data_parallel.find,
     "the largest batch": largest_batch.find,
     "recomputation": recomputation.find,
     "profiles": profiles.find,

@@ -16,6 +16,7 @@ from sweeps.report.listings.memory import MEMORY
 from sweeps.report.listings.models import MODELS
 from sweeps.report.listings.phase_diagram import FORWARD_PARTS, PHASE_DIAGRAM
 from sweeps.report.listings.steps.compiled_front import ADDED_TIME, BASELINES, PLANS
+from sweeps.report.listings.steps.data_parallel import DATA_PARALLEL
 from sweeps.report.listings.steps.largest_batch import LARGEST_BATCH
 from sweeps.report.listings.steps.profiles import PROFILES
 from sweeps.report.listings.steps.recomputation import RECOMPUTATION
@@ -25,7 +26,7 @@ from sweeps.report.page.page_table import PageTable
 from sweeps.report.problems import attempt
 from sweeps.report.tables.report_data import ReportData
 
-OF_STEPS = (BASELINES, ADDED_TIME, PLANS, LARGEST_BATCH, RECOMPUTATION, PROFILES, TRACES)
+OF_STEPS = (BASELINES, ADDED_TIME, PLANS, DATA_PARALLEL, LARGEST_BATCH, RECOMPUTATION, PROFILES, TRACES)
 LISTINGS = (
     FORWARD,
     TRAINING_STEP,

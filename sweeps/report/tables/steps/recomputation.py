@@ -29,6 +29,7 @@ SETTING = {
     "optimizer": "config.phase.optimizer",
     "layers": "layers",  # the method that builds them over the ranks; empty: the model as it is
     "world_size": "world_size",
+    "data_parallel": "config.workload.data_parallel",  # empty: none
 }
 WAY = {
     "host": "env.host",
@@ -89,6 +90,7 @@ def recomputed(runs: pd.DataFrame) -> pd.DataFrame:
     for name, source in {**SETTING, **WAY, **TEXTS}.items():
         records[name] = records.get(source)
         records[name] = records[name].astype(object).where(records[name].notna(), "")
+    records["data_parallel"] = records["data_parallel"].replace("none", "")  # older records lack the key
     for name, source in SOURCES.items():
         values = records[source] if source in records else pd.Series(index=records.index, dtype=float)
         records[name] = pd.to_numeric(values.map(lambda v: len(v) if isinstance(v, list) else v)).astype(float)
