@@ -198,7 +198,7 @@ def _print(data: ReportData, written: Path) -> None:
         if left_out:
             console.print(f"{left_out} more rows in {written.with_name('table.md')}", soft_wrap=True, highlight=False)
     judged = verdicts(data.table, data.drift)
-    said = [f"{verdict.title}: {verdict.outcome}: {verdict.because}" for verdict in judged]
+    said = [f"{verdict.title}: {verdict.outcome}: {verdict.because}" for verdict in judged if verdict.is_measured]
     for line in [*said, *in_short(data)]:
         console.print(escape(printable(line)), soft_wrap=True, highlight=False)
     for target in data.targets.to_dict("records"):

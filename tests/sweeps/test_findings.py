@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps.report.command import report_in_short, write_report
+from sweeps.artifact.claims import RECORDS
+from sweeps.report.command import main, report_in_short, write_report
 from sweeps.report.findings import FINDINGS, findings
 from sweeps.report.findings.title import title
 from sweeps.report.tables.report_data import read_report_data
@@ -145,3 +146,21 @@ def test_a_terminal_is_told_the_machine_the_finding_and_the_report(write_run, re
     assert machine == "machine: Hand CPU, PyTorch 9.9.9+hand"
     assert finding == "finding: Forward pass: dense_single is the only method measured."
     assert report == f"report: {tmp_path / 'out' / 'report.html'}"
+
+
+def test_a_title_names_the_models_whose_layers_are_over_ranks():
+    data = read_report_data([RECORDS / "models_over_ranks_h200"])
+    assert title(data) == "Training step of gpt2 and llama over ranks"
+
+
+def test_what_was_not_measured_is_a_line_and_no_verdict(write_run, record, tmp_path, monkeypatch, capsys):
+    for method, ms in (("dense_tp_row", 1.0), ("block_shock", 1.1)):
+        write_run(method, [record("phase1_forward", method, world_size=2, forward=ms)])
+    monkeypatch.setattr("sys.argv", ["blockshock-report", str(tmp_path), "--out", str(tmp_path / "out")])
+    main()
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert [f"{name}: undecided" in text for name in ("premise", "H1", "H2", "H3")] == [False, True, False, False]
+    assert text.count("not measured on") == 3
+    said = capsys.readouterr().out
+    assert "H1: undecided" in said
+    assert "H2" not in said

@@ -8,6 +8,7 @@ from sweeps.report.findings.finding import listed
 from sweeps.report.tables.benchmarks import PARTS
 from sweeps.report.tables.report_data import ReportData
 from sweeps.report.tables.traces import problem, traces
+from sweeps.report.tables.verdicts import LAYER, MODEL, PAIR, subject
 
 NAMED = 6  # models at most in a title
 
@@ -36,7 +37,20 @@ def _layers(table: pd.DataFrame) -> list[str]:
         "step_p50_ms": "training step",
     }
     timed = [what for column, what in columns.items() if table[column].notna().any()]
-    return [f"{listed(timed or ['correctness'])} of a linear layer, {_span(table, 'N')}, {_span(table, 'B')}"]
+    return [f"{listed(timed or ['correctness'])} of {'; of '.join(_subjects(table))}"]
+
+
+def _subjects(table: pd.DataFrame) -> list[str]:
+    """Layers, pairs of layers, and models by name."""
+    kinds = table["workload"].map(str).map(subject)
+    sized = {LAYER: "a linear layer", PAIR: PAIR}
+    found = [
+        f"{words}, {_span(rows, 'N')}, {_span(rows, 'B')}"
+        for kind, words in sized.items()
+        if len(rows := table[kinds == kind])
+    ]
+    models = table.loc[kinds == MODEL, "workload"].str.split(" ").str[0]
+    return [*found, f"{_names(models)} over ranks"] if len(models) else found
 
 
 def _benchmarks(table: pd.DataFrame) -> list[str]:

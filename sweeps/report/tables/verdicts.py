@@ -45,6 +45,11 @@ class Verdict:
     subject: str = LAYER  # one of SUBJECTS: they are judged apart
 
     @property
+    def is_measured(self) -> bool:
+        """Whether there is anything that it is judged from."""
+        return not self.evidence.empty
+
+    @property
     def title(self) -> str:
         return f"{self.name} ({self.subject})" if self.subject else self.name
 
@@ -59,35 +64,35 @@ def verdicts(table: pd.DataFrame, curves: pd.DataFrame) -> list[Verdict]:
     for (device, backend), rows in table.groupby(["device", "backend"], sort=True):
         drifted = curves[(curves["device"] == device) & (curves["backend"] == backend)]
         subjects = set(_subjects(rows[rows["method"] == "block_shock"]))
-        for subject in [name for name in SUBJECTS if name in subjects]:
-            own, lines = _about(rows, subject), _about(drifted, subject)
+        for name in [name for name in SUBJECTS if name in subjects]:
+            own, lines = _about(rows, name), _about(drifted, name)
             ranks = ", ".join(str(size) for size in sorted(own["world_size"].unique()))
             hardware = f"{device}, {backend}, ranks {ranks}"
             judged = {"premise": _premise(own, lines), "H1": _forward(own), "H2": _training(own), "H3": _kernels(own)}
-            found += [Verdict(name, hardware, *outcome, subject=subject) for name, outcome in judged.items()]
+            found += [Verdict(claim, hardware, *outcome, subject=name) for claim, outcome in judged.items()]
     return found
 
 
 def _subjects(rows: pd.DataFrame) -> pd.Series:
     """The subject of each row of Block-Shock."""
     names = [
-        WINDOWS if str(mask).startswith("window_") else _built(str(workload))
+        WINDOWS if str(mask).startswith("window_") else subject(str(workload))
         for mask, workload in zip(rows["mask"], rows["workload"], strict=True)
     ]
     return pd.Series(names, rows.index, object)
 
 
-def _built(workload: str) -> str:
+def subject(workload: str) -> str:
     """Layer, pair or model, by the workload's name (layers.py)."""
     return MODEL if workload.endswith(OVER_RANKS) else PAIR if "(" in workload else LAYER
 
 
-def _about(rows: pd.DataFrame, subject: str) -> pd.DataFrame:
+def _about(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     """Block-Shock's rows of a subject, and those of other methods on the same workloads, pruned where it is."""
     ours = rows["method"] == "block_shock"
-    own = ours & (_subjects(rows) == subject)
+    own = ours & (_subjects(rows) == name)
     pruned = rows["mask"].map(str).str.contains("of the energy").astype(bool)  # layers.py says so
-    beside = ~ours & rows["workload"].isin(set(rows.loc[own, "workload"])) & (pruned == (subject == WINDOWS))
+    beside = ~ours & rows["workload"].isin(set(rows.loc[own, "workload"])) & (pruned == (name == WINDOWS))
     return rows[own | beside]
 
 
