@@ -58,6 +58,8 @@ def _benchmarks(table: pd.DataFrame) -> list[str]:
         return []
     words = {
         "product": "matmul",
+        "forward": "forward pass",
+        "backward": "backward matmuls",
         "train": "training step",
         "all_reduce": "all-reduce",
         "law": "the model max(2/s, 9/8)",
