@@ -92,8 +92,8 @@ def test_the_finding_compares_by_kernels_where_the_host_delays_steps(measured):
     finding = find(read_report_data([measured]))
     assert finding is not None
     assert finding.sentence == (
-        "The plan of tiny_gpt2 adds to a step's kernels 5.0% on one rank, 5.5% on 2 ranks with DDP and 0.0% on 2 ranks "
-        "with FSDP2; 2 of 4 ranks' peaks are within the budget."
+        "The plan of tiny_gpt2 changes the time of a step's kernels by +5.0% on one rank, +5.5% on 2 ranks with DDP "
+        "and +0.0% on 2 ranks with FSDP2; 2 of 4 ranks' peaks are within the budget."
     )
 
 

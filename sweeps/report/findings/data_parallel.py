@@ -24,12 +24,12 @@ def find(data: ReportData) -> Finding | None:
     known = rows[["planned_kernels_ms", "unplanned_kernels_ms"]].notna().all(axis=None)
     by_kernels = bool(known) and bool((rows["unplanned_ms"] > HOST_BOUND * rows["unplanned_kernels_ms"]).any())
     end = "_kernels" if by_kernels else ""
-    what = "a step's kernels" if by_kernels else "a step"
+    what = "the time of a step's kernels" if by_kernels else "the time of a step"
     said = []
     for model, own in rows.groupby("model", sort=False):
         of_one = own.loc[own[KEYS].eq(own[KEYS].iloc[0]).all(axis=1)]
         adds = [f"{_percent(row[f'added{end}'])} {_on(row)}" for row in of_one.to_dict("records")]
-        said.append(f"the plan of {model} adds to {what} {listed(adds)}")
+        said.append(f"the plan of {model} changes {what} by {listed(adds)}")
     within, measured = within_budget(rows[rows["data_parallel"] != ALONE])
     if measured:
         said.append(f"{within} of {measured} ranks' peaks are within the budget")
@@ -51,4 +51,4 @@ def _on(row: dict[Any, Any]) -> str:
 
 
 def _percent(value: float) -> str:
-    return "" if pd.isna(value) else f"{100 * value:.1f}%"
+    return "" if pd.isna(value) else f"{100 * value:+.1f}%"

@@ -21,6 +21,7 @@ def recomputation_table(table: pd.DataFrame) -> pd.DataFrame:
         "budget": table["budget"].map(plain),
         "model": table["model"],
         "B": table["B"].map(lambda value: f"{value:.0f}"),
+        "data parallelism": table["data_parallel"],
         "step, ms": table["step_p50_ms"].map(number),
         "95% interval, ms": bounds(table, "step_lo_ms", "step_hi_ms"),
         "× keep_all's time": table["slowdown"].map(times),
