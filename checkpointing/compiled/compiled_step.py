@@ -16,7 +16,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch._guards import TracingContext, tracing
 
 from checkpointing import budget as budgets
@@ -29,17 +29,9 @@ from checkpointing.compiled.joint_problem import forward_kernels
 from checkpointing.compiled.joint_step import JointStep
 from checkpointing.compiled.loss.candidates import Candidates
 from checkpointing.compiled.loss.choice import LossChunks
-from checkpointing.compiled.memory.device_memory import (
-    FirstSteps,
-    device_of,
-    graph_workspaces,
-    input_bytes,
-    resident_bytes,
-    take_library_workspaces,
-)
-from checkpointing.compiled.memory.generated_memory import memory_of_code, peak_of_plan
-from checkpointing.compiled.memory.operator_memory import measured_bytes
-from checkpointing.compiled.memory.optimizer_memory import missing_optimizer_state, with_shards
+from checkpointing.compiled.memory.device_memory import FirstSteps
+from checkpointing.compiled.memory.optimizer_memory import with_shards
+from checkpointing.compiled.memory.step_peak import StepPeak, trainable
 from checkpointing.compiled.memory.wrapper_memory import WrapperError
 from checkpointing.compiled.obstacles import check_shapes
 from checkpointing.compiled.partition import split
@@ -48,7 +40,6 @@ from checkpointing.errors import BudgetError
 from checkpointing.planners import SOLVERS
 from checkpointing.planners.plan import NoPlanError, Plan
 from checkpointing.planners.problem import PlanningProblem
-from checkpointing.planners.schedule import Schedule, make_schedule
 from profiler.garbage import collected_later
 
 log = logging.getLogger(__name__)
@@ -83,29 +74,16 @@ class CompiledStep:
         self.decider = decider or Decider()
         self.execution, self.solver, self.rules, self.chunks = execution, solver, rules, LossChunks(chunked_loss)
         self.candidates = Candidates(execution == "inductor", loss_kernel)
-        self.device = device_of(inputs)
-        self.parameters = [t for t in inputs if isinstance(t, nn.Parameter) and t.requires_grad]
-        self.workspaces: list[int] = []  # bytes of each that the libraries take in a CUDA graph
-        if cuda_graphs:
-            self.workspaces = graph_workspaces(self.device, self.parameters)
-        else:
-            take_library_workspaces(self.device, self.parameters)
-        self.resident = resident_bytes(self.device, inputs)
-        self.static = input_bytes(inputs)
-        self.state = missing_optimizer_state(self.parameters, self.device) if torch.is_grad_enabled() else []
-        self._unplanned_of: tuple[PlanningProblem | None, list[int], int] = (None, [], 0)  # problem, state and peak
-        self.offset = 0  # bytes by which the step is known to take more than its plan says; less, if negative
-        self.unseen = 0  # of these, what the generated code does not show: seen in a step
+        self.parameters = trainable(inputs)
+        self.memory = StepPeak(inputs, cuda_graphs)
+        self.device = self.memory.device
         self.unread_code = False  # whether code was generated whose memory is not known
         self.warned_of_second = False
         self.recompilations = 0
         self.plan: CompiledPlan | None = None
-        self.given: set[str] = set()  # names of the joint graph's inputs
-        self.leaving: set[str] = set()  # and of the forward's results
         self.context = TracingContext.try_get()
-        self.differentiated: list[Any] = []  # the parameter of each of the backward's gradients, or None
-        self.copied: list[int] = []  # bytes of each input that a CUDA graph finds at a place of its own
-        self.first_steps = FirstSteps(self.device, sum(self.state), self._measured, self.decider.highest, cuda_graphs)
+        state = sum(self.memory.state)
+        self.first_steps = FirstSteps(self.device, state, self._measured, self.decider.highest, cuda_graphs)
         self.recompile = False
         self.measuring_s = 0.0
         self._autograd: list[weakref.ref[Any]] = []  # the autograd nodes of the latest forward; none once it began
@@ -133,10 +111,10 @@ class CompiledStep:
 
     def _follow(self, arguments: Sequence[Any], plan: CompiledPlan) -> None:
         """The plan goes on with new parameters: Dynamo calls the same code where the user has replaced them."""
-        trainable = [t for t in arguments if isinstance(t, nn.Parameter) and t.requires_grad]
-        if trainable and not (self.parameters and trainable[0] is self.parameters[0]):
-            self.parameters = trainable
-            remember(with_shards(trainable), plan)
+        parameters = trainable(arguments)
+        if parameters and not (self.parameters and parameters[0] is self.parameters[0]):
+            self.parameters = parameters
+            remember(with_shards(parameters), plan)
 
     def _compile_again(self, arguments: Sequence[Any]) -> CompiledHalves:
         """After the first compilation, which Dynamo made: on fake inputs of the same sizes, none of them symbolic."""
@@ -167,9 +145,7 @@ class CompiledStep:
         self.plan.measured_peak_bytes = max(peak, self.plan.measured_peak_bytes or 0)
         if peak <= self.plan.budget_bytes:
             return
-        more = peak - self.plan.predicted_peak_bytes
-        self.offset += more
-        self.unseen += more
+        self.memory.surprise(peak - self.plan.predicted_peak_bytes)
         self.plan.predicted_peak_bytes = peak
         self._learn(self.plan)
         budget = self.plan.budget_bytes  # a fraction is one of an unplanned peak that is now known to be higher
@@ -199,12 +175,12 @@ class CompiledStep:
                 return halves
             planned = plan.predicted_peak_bytes
             plan.predicted_peak_bytes = self.decider.highest(self._predicted(halves, plan)) or 0
-            self.offset += plan.predicted_peak_bytes - planned
+            self.memory.correct(plan.predicted_peak_bytes - planned)
             self._learn(plan)
             excess = plan.predicted_peak_bytes - plan.budget_bytes
             if excess > 0 and fitting is not None:
                 later = plan
-                halves, plan, self.offset = fitting
+                halves, plan, self.memory.offset = fitting
                 if later.is_empty:
                     plan.budget_bytes, plan.unplanned_peak_bytes = later.budget_bytes, later.unplanned_peak_bytes
                 plan.recompilations, self.plan = self.recompilations, plan
@@ -213,7 +189,7 @@ class CompiledStep:
                 enough = plan.is_empty or self.recompilations or -excess < ROOM * plan.budget_bytes
                 if enough or self._decided(plan.problem).kept == plan.plan.kept:
                     break
-                fitting = (halves, plan, self.offset)
+                fitting = (halves, plan, self.memory.offset)
             self._count(excess, "the generated code")
         remember(with_shards(self.parameters), plan)
         self.plans.append(plan)
@@ -242,26 +218,12 @@ class CompiledStep:
 
     def _predicted(self, halves: CompiledHalves, plan: CompiledPlan) -> int:
         """Bytes at the peak of the step, from the generated code where there is some."""
-        if halves.forward is None or halves.backward is None:
-            return plan.predicted_peak_bytes
         try:
-            memory = memory_of_code(
-                halves.forward,
-                halves.backward,
-                self.given,
-                self.leaving,
-                self.static,
-                self.state,
-                copied=self.copied if self.cuda_graphs else None,
-                workspaces=self.workspaces,
-                internal_bytes=measured_bytes(self.device),
-                parameters=self.differentiated,
-            )
+            of_code = self.memory.of_code(halves)
         except WrapperError as error:
             self._warn_of_unread_code(error)
-            return plan.predicted_peak_bytes
-        halves.reserve(memory.first_block)
-        return self.resident + memory.peak + self.unseen
+            of_code = None
+        return plan.predicted_peak_bytes if of_code is None else of_code
 
     def _warn_of_unread_code(self, error: WrapperError) -> None:
         """Once a step, however often it is compiled."""
@@ -283,9 +245,7 @@ class CompiledStep:
         started = time.perf_counter()
         check_shapes(joint.graph)
         static = list(static_lifetime_input_indices or ())
-        placeholders = joint.graph.find_nodes(op="placeholder")
-        self.differentiated = [n.meta["val"] if i in static else None for i, n in enumerate(placeholders)]
-        self.copied = input_bytes([node.meta["val"] for index, node in enumerate(placeholders) if index not in static])
+        self.memory.read_graph(joint, static)
         self.candidates.begin(joint, joint_inputs, num_fwd_outputs, static)
         make = self.candidates.make
 
@@ -294,20 +254,19 @@ class CompiledStep:
             return graph_key(self.module, self.inputs, make(count).step)
 
         count = self.decider.first(self.chunks.first, key_of)
-        self.resident, self.state = self.decider.meet(key_of(count), self.resident, self.state)
-        if (
-            self.plan is None and not self.decider.fixed
-        ):  # of the step as its user knows it: chunks have other operators
+        memory = self.memory
+        memory.resident, memory.state = self.decider.meet(key_of(count), memory.resident, memory.state)
+        if self.plan is None and not self.decider.fixed:
+            # of the step as its user knows it: chunks have other operators
             self.rules.check(forward_kernels(make(count).step))
         if self.chunks.is_choice:
-            find = partial(self.chunks.find, make, self._problem, self._budget, self._peak, self.candidates.guess)
+            find = partial(self.chunks.find, make, self._problem, self._budget, memory.of_plan, self.candidates.guess)
             count = self.decider.chunks(find)
             if self.chunks.in_one_piece is None:  # of rank 0's choice: for the budget, whatever things cost
                 self.chunks.in_one_piece = self._unmeasured(make(None).step)
         chosen, loss = self.chunks.take(make, count)
         default, step = chosen.default, chosen.step
-        self.given = {node.name for node in default.joint.graph.find_nodes(op="placeholder")}
-        self.leaving = {node.name for node in step.outputs}
+        memory.name_inputs(default.joint, step.outputs)
         problem = self._problem(step, self.decider)
         plan = self._decided(problem)
         previous = self.plan
@@ -316,8 +275,8 @@ class CompiledStep:
             plan=plan,
             budget_bytes=self._budget(problem),
             unplanned_peak_bytes=self._unplanned(problem),
-            predicted_peak_bytes=self._peak(plan.schedule),
-            optimizer_state_bytes=sum(self.state),
+            predicted_peak_bytes=memory.of_plan(plan.schedule),
+            optimizer_state_bytes=sum(memory.state),
             execution=self.execution,
             planning_s=time.perf_counter() - started + (previous.planning_s if previous else 0.0),
             measuring_s=self.measuring_s,
@@ -335,7 +294,7 @@ class CompiledStep:
 
     def _problem(self, step: JointStep, decider: Decider | None = None) -> PlanningProblem:
         """With costs that are measured here, or those of whoever decides."""
-        resident = self.resident + sum(self.state)
+        resident = self.memory.between_steps
         hopeless = budgets.in_bytes(self.memory_budget, 0, sys.maxsize) < resident  # and rejected whatever things cost
         problem, seconds = (decider or Decider()).problem(
             lambda measure: self.candidates.problem(step, self.rules, self.device, resident, measure), not hopeless
@@ -345,23 +304,14 @@ class CompiledStep:
 
     def _unmeasured(self, step: JointStep) -> PlanningProblem:
         """The problem for questions of memory alone."""
-        resident = self.resident + sum(self.state)
-        return self.candidates.problem(step, self.rules, self.device, resident, measure=False)[0]
+        return self.candidates.problem(step, self.rules, self.device, self.memory.between_steps, measure=False)[0]
 
     def _budget(self, problem: PlanningProblem) -> int:
         return budgets.in_bytes(self.memory_budget, 0, self._unplanned(problem))  # a fraction is one of that peak
 
     def _unplanned(self, problem: PlanningProblem) -> int:
-        """Bytes at the peak of the unplanned step: the plan that keeps everything, with what is known of the code."""
-        problem = self.chunks.in_one_piece or problem
-        if problem is not self._unplanned_of[0] or self.state != self._unplanned_of[1]:  # asked for a dozen times
-            peak = self._peak(make_schedule(problem, problem.default_kept)) - self.offset
-            self._unplanned_of = (problem, self.state, peak)
-        return self._unplanned_of[2] + self.offset
-
-    def _peak(self, schedule: Schedule) -> int:
-        """Bytes at the peak that a plan is expected to have: the allocator's, with what is known of the code."""
-        return peak_of_plan(schedule, self.device, self.state, self.cuda_graphs, self.workspaces) + self.offset
+        """Bytes at the peak of the unplanned step, whose loss is in one piece."""
+        return self.memory.unplanned(self.chunks.in_one_piece or problem)
 
     def _decided(self, problem: PlanningProblem) -> Plan:
         """The plan of whoever decides. Raises BudgetError."""
@@ -372,10 +322,12 @@ class CompiledStep:
         budget = self._budget(problem)
         kept = problem.default_kept | frozenset(problem.pinned)
         plan = Plan(problem, self.solver, kept, budget_bytes=budget, bound_s=0.0)
-        aim = budget - (self._peak(plan.schedule) - plan.predicted_peak_bytes)  # what the allocator and the code add
+        aim = budget - (
+            self.memory.of_plan(plan.schedule) - plan.predicted_peak_bytes
+        )  # what the allocator and the code add
         try:
             for _ in range(AIMED):
-                peak = self._peak(plan.schedule)
+                peak = self.memory.of_plan(plan.schedule)
                 if peak <= budget:
                     return plan
                 if plan.planning_s:  # the solver's, whose blocks are more
@@ -385,4 +337,4 @@ class CompiledStep:
                 plan = replace(plan, budget_bytes=budget, planning_s=time.perf_counter() - started)
             return plan
         except NoPlanError:
-            raise below_minimum(problem, self.memory_budget, budget, self._peak) from None
+            raise below_minimum(problem, self.memory_budget, budget, self.memory.of_plan) from None
