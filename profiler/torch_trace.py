@@ -24,7 +24,9 @@ def torch_trace(device: torch.device, cpu: bool = True, **options: Any) -> Itera
     """Record what runs inside: the device's kernels and copies and, with `cpu`, operators. Waits for the device.
 
     Left to itself, torch.profiler keeps CUPTI in the process, and later launches take longer (pytorch issue 144455).
-    It is closed here, unless TEARDOWN_CUPTI=0 is set, as inductor does for its CUDA graphs.
+    It is closed here, unless TEARDOWN_CUPTI=0 is set, as inductor does for its CUDA graphs. Kineto closes it in the
+    next call of CUDA, whatever that is, and a recording that has begun by then sees no kernel: so there is a call after
+    each recording, and one before it, for what another has left.
     """
     os.environ.setdefault(CLOSE_CUPTI, "1")
     on_gpu = device.type == "cuda"
@@ -32,6 +34,8 @@ def torch_trace(device: torch.device, cpu: bool = True, **options: Any) -> Itera
     recorder = profile(activities=activities, acc_events=False, **options)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Profiler clears events")  # of one cycle, which is all there is
+        if on_gpu:
+            torch.cuda.synchronize(device)
         recorder.start()
     try:
         yield recorder
@@ -39,3 +43,5 @@ def torch_trace(device: torch.device, cpu: bool = True, **options: Any) -> Itera
             torch.cuda.synchronize(device)
     finally:
         recorder.stop()
+        if on_gpu:
+            torch.cuda.synchronize(device)

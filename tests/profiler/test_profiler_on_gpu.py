@@ -86,6 +86,22 @@ def test_a_profiled_process_launches_as_fast_as_before() -> None:
         assert not cupti_subscribed()
 
 
+def test_each_of_several_recordings_sees_the_kernels() -> None:
+    """With nothing between them that calls CUDA."""
+    from profiler.torch_trace import torch_trace
+
+    x = torch.ones(1000, device="cuda")
+    found = []
+    for _ in range(4):
+        with torch_trace(x.device) as recorded:
+            for _ in range(3):
+                x * 2
+        assert recorded.profiler is not None
+        events = recorded.profiler.kineto_results.events()
+        found.append(sum(event.name().startswith("void") for event in events))
+    assert found == [3] * 4
+
+
 def cupti_subscribed() -> bool:
     """Whether CUPTI says that this process has a subscriber already."""
     import ctypes
