@@ -37,8 +37,9 @@ def round_relaxation(
         if left <= 0:
             break
         program = Program(problem, values, budget, WINDOW, restricted=True, withheld=withheld)
-        share = program.solve(left, 0.0, integral=False).share
-        if share is None:
+        solution = program.solve(left, 0.0, integral=False)
+        share = solution.share
+        if share is None or (best is not None and solution.seconds >= best[0].added_seconds):
             break
         best = better(best, repaired(problem, budget, share, always))
         if best is not None and best[0].added_seconds <= enough_s:

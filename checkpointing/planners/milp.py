@@ -19,12 +19,17 @@ times t and the budget M, for every value s with a decision of its own
 of a value reach `window` stages back from where it is needed. If `restricted`, a copy made earlier is forbidden, and
 what is kept or copied is taken to stay until the stage that needs it. Otherwise such a copy costs no memory, and a
 temporary goes when the last value has been made of it: the program bounds from below every plan that lets no kept
-temporary go earlier than `window` stages before its turn; with a window over all stages, every plan.
+temporary go earlier than `window` stages before its turn; with a window over all stages, every plan. It does so, too,
+when it has variables c only for the `near` stages before a value's turn and, farther back, for one stage of every 2, 4,
+8...: what is there in between is at most what is there in the next of them, and costs at least what it does in the one
+before.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -48,6 +53,7 @@ class Solution:
     seconds: float
     bound: float
     status: str
+    counts: dict[int, float] = field(default_factory=dict)  # variable of `Program.count` → its value
 
     @property
     def kept(self) -> frozenset[int]:
@@ -68,9 +74,12 @@ class Program:
         restricted: bool,
         withheld: Mapping[int, int] | None = None,
         excluded: Collection[Collection[int]] = (),
+        near: int | None = None,
     ) -> None:
         self.problem, self.values, self.budget = problem, values, budget
         self.window, self.restricted, self.withheld = window, restricted, withheld or {}
+        self.near = window if near is None or restricted else near
+        self.counts: list[int] = []  # variables
         self.upper: list[float] = []
         self.integer: list[int] = []
         self.cost: list[float] = []
@@ -78,7 +87,8 @@ class Program:
         self.rows: list[tuple[list[int], list[float], float, float]] = []
         self.stages = sorted({v.first_use for v in values.of.values() if v.is_activation})
         self.k = {index: self._variable(upper=float(v.may_be_kept), integer=True) for index, v in values.of.items()}
-        self.c: dict[int, tuple[int, list[int]]] = {}  # value → first stage, variables from there on
+        self.range = {index: self._range(v) for index, v in values.of.items()}
+        self.c: dict[int, tuple[list[int], list[int]]] = {}  # value → stages before r, variables
         self._copies()
         self._costs()
         self._closure()
@@ -92,19 +102,32 @@ class Program:
         """The stage in which a backward rank lies; -1 for the forward and what comes before the first stage."""
         return bisect_right(self.stages, rank) - 1
 
-    def solve(self, seconds: float, gap: float, integral: bool = True) -> Solution:
-        """Solve with HiGHS within `seconds`, to a relative `gap`; the linear relaxation if not `integral`."""
-        count = len(self.cost)
-        columns = [column for row in self.rows for column in row[0]]
-        data = [value for row in self.rows for value in row[1]]
-        pointers = np.cumsum([0] + [len(row[0]) for row in self.rows])
-        matrix = csr_array((data, columns, pointers), shape=(len(self.rows), count))
+    def count(self, indices: Collection[int]) -> int:
+        """A new variable: how many of the values are kept."""
+        variable = self._variable(upper=float(len(indices)))
+        self._row({**{self.k[index]: 1.0 for index in indices}, variable: -1.0}, 0, 0)
+        self.counts.append(variable)
+        return variable
+
+    def solve(
+        self,
+        seconds: float,
+        gap: float,
+        integral: bool = True,
+        limits: Mapping[int, tuple[float, float]] | None = None,
+    ) -> Solution:
+        """Solve with HiGHS within `seconds`, to a relative `gap`; the linear relaxation if not `integral`. `limits` are
+        the least and the most that variables may be."""
+        lower, upper = np.zeros(len(self.cost)), np.array(self.upper)
+        for variable, (least, most) in (limits or {}).items():
+            lower[variable], upper[variable] = least, most
+        integers = np.array(self.integer) if integral else np.zeros(len(self.cost))
         for presolve in (True, False):
             result = milp(
                 np.array(self.cost),
-                constraints=LinearConstraint(matrix, [row[2] for row in self.rows], [row[3] for row in self.rows]),
-                bounds=Bounds(0, np.array(self.upper)),
-                integrality=np.array(self.integer) if integral else np.zeros(count),
+                constraints=self._constraints,
+                bounds=Bounds(lower, upper),
+                integrality=integers,
                 options={"time_limit": seconds, "mip_rel_gap": gap, "presolve": presolve},
             )
             if result.status != INFEASIBLE:  # HiGHS's presolve has said so of programs that have a solution
@@ -117,8 +140,17 @@ class Program:
             least = np.inf if infeasible else self.constant * MICROSECOND
             return Solution(None, np.inf, least, "infeasible" if infeasible else result.message)
         share = {index: float(result.x[variable]) for index, variable in self.k.items()}
+        counts = {variable: float(result.x[variable]) for variable in self.counts}
         added, least = float(result.fun) + self.constant, float(bound or 0.0) + self.constant
-        return Solution(share, added * MICROSECOND, least * MICROSECOND, "ok")
+        return Solution(share, added * MICROSECOND, least * MICROSECOND, "ok", counts)
+
+    @cached_property
+    def _constraints(self) -> LinearConstraint:
+        columns = [column for row in self.rows for column in row[0]]
+        data = [value for row in self.rows for value in row[1]]
+        pointers = np.cumsum([0] + [len(row[0]) for row in self.rows])
+        matrix = csr_array((data, columns, pointers), shape=(len(self.rows), len(self.cost)))
+        return LinearConstraint(matrix, [row[2] for row in self.rows], [row[3] for row in self.rows])
 
     def _variable(self, upper: float = 1.0, integer: bool = False, cost: float = 0.0) -> int:
         self.upper.append(upper)
@@ -134,26 +166,32 @@ class Program:
     def _copies(self) -> None:
         """The variables c, and that they rise."""
         for index, value in self.values.of.items():
-            first, last = self._range(value)
-            variables = [self._variable() for _ in range(first, last)]
+            first, last = self.range[index]
+            near = self.stage_at(value.first_use) - self.near
+            stages = [s for s in range(first, last) if s >= near or (near - s).bit_count() == 1]
+            variables = [self._variable() for _ in stages]
             if not value.is_activation:
                 variables.append(self._variable())
-            self.c[index] = (first, variables)
-            for stage in range(first, last):
-                self._row(_sum((1, self._made(index, stage)), (-1, self._made(index, stage + 1))), -np.inf, 0)
+            self.c[index] = (stages, variables)
+            for stage, following in pairwise([*stages, last]):
+                self._row(_sum((1, self._made(index, stage)), (-1, self._made(index, following))), -np.inf, 0)
 
     def _range(self, value: Value) -> tuple[int, int]:
         """The first stage for which there is a variable c, and the stage from which on c is r."""
         first = max(0, self.stage_at(value.first_use) - self.window)
         return first, self.stage_at(value.first_use if value.is_activation else value.last_use)
 
-    def _made(self, index: int, stage: int) -> Expression:
-        """c[index, stage]"""
-        first, variables = self.c[index]
-        if stage < first:
+    def _made(self, index: int, stage: int, least: bool = False) -> Expression:
+        """c[index, stage]. In a stage without a variable, that of the next one, which is no less; or of the one before,
+        which is no more (`least`)."""
+        stages, variables = self.c[index]
+        at = bisect_left(stages, stage)
+        if least and at < len(stages) and stages[at] != stage:
+            at -= 1
+        if at < 0 or stage < self.range[index][0]:
             return {}
-        if stage - first < len(variables):
-            return {variables[stage - first]: 1.0}
+        if at < len(variables):
+            return {variables[at]: 1.0}
         return {self.k[index]: -1.0, CONSTANT: 1.0} if self.values.of[index].is_activation else {variables[-1]: 1.0}
 
     def _again(self, index: int) -> Expression:
@@ -192,10 +230,10 @@ class Program:
 
     def _closure(self) -> None:
         for index, value in self.values.of.items():
-            first, last = self._range(value)
+            _, last = self.range[index]
             for source in value.sources:
-                begins = self.c[source][0]
-                for stage in range(first, last + 1):
+                begins, _ = self.range[source]
+                for stage in (*self.c[index][0], last):
                     if stage < begins and not self.restricted:
                         continue
                     made, there = self._made(index, stage), self._made(source, stage)
@@ -223,6 +261,12 @@ class Program:
                 if highest + everything > self.budget and highest >= worst:
                     self._row(total, -np.inf, self._room(highest, -1))
 
+    def _at_least(self, total: Expression) -> Expression:
+        """A variable that is no less, so that several rows share the sum."""
+        variable = self._variable(upper=np.inf)
+        self._row(_sum((1, total), (-1, {variable: 1.0})), -np.inf, 0)
+        return {variable: 1.0}
+
     def _accumulate(self, total: Expression, value: Value) -> Expression:
         """A variable for `total` + m k, so that each sum of many values is one variable."""
         variable = self._variable(upper=np.inf)
@@ -244,10 +288,10 @@ class Program:
         leaving: list[list[Value]] = [[] for _ in stages]  # stage → what is surely there before it, if it is kept
         for value in self.values.of.values():
             early = not (value.is_activation or self.restricted)
-            leaving[self._range(value)[0] if early else self.stage_at(value.first_use)].append(value)
+            leaving[self.range[value.index][0] if early else self.stage_at(value.first_use)].append(value)
         later: Expression = {}  # what is kept for stages after this one
         for stage in reversed(range(len(stages))):
-            occupied = _sum((1, later), *waiting[stage])
+            occupied = self._at_least(_sum((1, later), *waiting[stage]))
             self._row(occupied, -np.inf, self._room(float(fixed[stages[stage] : ends[stage]].max()), stage))
             arriving = [v for v in starting[stage] if v.is_activation]
             before = float(between[stages[stage]]) + sum(problem.size[v.index] for v in arriving)
@@ -281,24 +325,31 @@ class Program:
             for source in value.sources:
                 dependents.setdefault(source, []).append(value)
         for index, value in self.values.of.items():
-            begins, last = self._range(value)
+            begins, last = self.range[index]
             size = self.problem.size[index] / MIB
             natural = self.stage_at(value.first_use)
             counted = natural if value.is_activation or self.restricted else begins
             for stage in range(begins, counted):
-                found[stage].append((size, self._made(index, stage)))
-            for stage in range(counted, natural if value.is_activation else last):
-                occupied = self._variable()
-                there = _sum((1, self._made(index, stage)), (1, {self.k[index]: 1.0}), (-1, {occupied: 1.0}))
-                for dependent in dependents.get(index, ()):
-                    if stage < self._range(dependent)[1]:
-                        made = self._made(dependent.index, stage)
-                        self._row(_sum((1, there), (1, self._again(dependent.index)), (-1, made)), -np.inf, 1)
-                if stage < natural:  # gone before its turn: then something has been made of it
-                    made_early = [(-1.0, self._made(d.index, stage)) for d in dependents.get(index, ())]
-                    self._row(_sum((1, there), *made_early), -np.inf, 0)
-                found[stage].append((size, {occupied: 1.0}))
+                found[stage].append((size, self._made(index, stage, least=True)))
+            if not value.is_activation:
+                bounds = sorted({counted, *(s for s in self.c[index][0] if s > counted), last})
+                for start, end in pairwise(bounds):
+                    occupied = {self._occupied(value, dependents.get(index, ()), start, end - 1, natural): 1.0}
+                    for stage in range(start, end):
+                        found[stage].append((size, occupied))
         return found
+
+    def _occupied(self, value: Value, dependents: Collection[Value], start: int, end: int, natural: int) -> int:
+        """The variable o of a temporary in the stages from `start` to `end`."""
+        occupied = self._variable()
+        there = _sum((1, self._made(value.index, start, least=True)), (1, {self.k[value.index]: 1.0, occupied: -1.0}))
+        for dependent in dependents:
+            if end < self.range[dependent.index][1]:
+                made = self._made(dependent.index, end)
+                self._row(_sum((1, there), (1, self._again(dependent.index)), (-1, made)), -np.inf, 1)
+        if end < natural:  # gone before its turn: then something has been made of it
+            self._row(_sum((1, there), *((-1.0, self._made(d.index, end)) for d in dependents)), -np.inf, 0)
+        return occupied
 
 
 def _sum(*terms: tuple[float, Expression]) -> Expression:

@@ -1,28 +1,34 @@
 """The plan of least added time under a memory budget, by mixed-integer programming (HiGHS), with a proof of how near.
 
-`milp` states the problem. The bound comes from a linear program that allows more than any plan can do. A stricter one
-is rounded first (`lp_rounding`), which is near the bound in most cases, and solved in whole numbers where it is not. A
+`milp` states the problem. The bound comes from a linear program that allows more than any plan can do: a smaller one
+first, which allows still more. A stricter one is rounded (`lp_rounding`), which is near the bound in most cases, and
+solved in whole numbers where it is not. Where the plan is good and the bound weak, cases raise that (`alike`). A
 solution is judged by the exact schedule; where that is above the budget, because the program sees memory only once a
 stage, the excess is withheld from the stage and the program solved again. For a step of few values the program of the
 bound, in whole numbers, proposes plan after plan from below, until the best of them cannot be beaten: the optimum.
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from checkpointing.planners.alike import Cases, kinds
 from checkpointing.planners.greedy import greedy, plan_greedy
-from checkpointing.planners.lp_rounding import better, repaired, round_relaxation, withhold
+from checkpointing.planners.lp_rounding import Kept, better, repaired, round_relaxation, withhold
 from checkpointing.planners.milp import Program, Solution
 from checkpointing.planners.milp_values import Values, find_values
 from checkpointing.planners.plan import NoPlanError, Plan
 from checkpointing.planners.problem import PlanningProblem
 from checkpointing.planners.schedule import Schedule, make_schedule
+from checkpointing.planners.spare_room import keep_more
 
 GAP = 0.005
 SMALL = 40  # values up to which every one counts and the program has no window
 WINDOWS = (16, 48)  # stages, narrow first
+NEAR = 8  # stages before the turn of a value for each of which it has a variable, in a first program of the bound
+NEARLY = 1e-3  # of a bound: what a larger program is not worth
+NO_PLAN = "no plan that makes each copy once meets the budget"
 ROUNDS = 6
 NOTHING = 1e-9  # seconds: HiGHS is no more exact than that
 
@@ -73,35 +79,77 @@ def optimal(problem: PlanningProblem, budget: int) -> Optimum:
         return Optimum(schedule if schedule.peak <= budget else None, always, schedule.added_seconds, "")
     if small:
         return _exact(problem, values, budget, always, deadline)
-    relaxed = Program(problem, values, budget, WINDOWS[-1], restricted=False).solve(10.0, 0.0, integral=False)
+    cases = _relaxation(problem, values, budget, NEAR)
+    relaxed = cases.relaxed
     if relaxed.status == "infeasible":
-        return Optimum(None, always, None, "no plan that makes each copy once meets the budget")
-    bound = relaxed.bound
-    best = round_relaxation(problem, values, budget, always, _enough(bound), started + seconds / 3)
-    if best is None and relaxed.share is not None:
-        best = repaired(problem, budget, relaxed.share, always)
-    if best is None:
+        return Optimum(None, always, None, NO_PLAN)
+    search = _Search(problem, values, budget, relaxed.bound)
+    search.add(round_relaxation(problem, values, budget, always, search.enough_s, started + seconds / 3))
+    if search.best is None and relaxed.share is not None:
+        search.add(repaired(problem, budget, relaxed.share, always))
+    if search.best is None:
         schedule, kept, fresh, why = greedy(problem, budget)
-        best = None if why or fresh else (schedule, kept)
-    extended: set[frozenset[int]] = set()  # what was kept before more was: another window often finds the same
-    if best is not None:
-        extended.add(best[1])
-        best = _keep_more(problem, values, budget, best, time.process_time() + seconds / 10)
+        search.add(None if why or fresh else (schedule, kept))
+    if not search.is_over:
+        finer = _relaxation(problem, values, budget, None)
+        if finer.relaxed.status == "infeasible" and search.best is None:
+            return Optimum(None, always, None, NO_PLAN)
+        search.raise_bound(finer.bound_s)
+        if finer.bound_s > cases.bound_s + NEARLY * abs(cases.bound_s):  # else the smaller program does as well
+            cases = finer
     for window in WINDOWS:
         left = deadline - time.process_time()
-        if best is not None and (best[0].added_seconds <= _enough(bound) or left < seconds / 4):
+        if search.is_over or (search.best is not None and left < seconds / 4):
             break
-        found = _search(problem, values, budget, always, window, GAP, left)
-        if found is not None and found[1] not in extended:
-            extended.add(found[1])
-            best = better(best, _keep_more(problem, values, budget, found, time.process_time() + seconds / 10))
-    if best is None:
-        return Optimum(None, always, bound, "the program found no plan")
-    left = deadline - time.process_time()
-    if best[0].added_seconds > _enough(bound) and left > 0:  # is the plan not good, or the bound weak?
-        program = Program(problem, values, budget, WINDOWS[-1], restricted=False)
-        bound = max(bound, program.solve(left, GAP).bound)
-    return Optimum(best[0], best[1], min(bound, best[0].added_seconds), "")
+        search.add(
+            _search(problem, values, budget, always, window, 2 * GAP, left if search.best is None else 0.75 * left)
+        )
+        if search.best is not None and not search.is_over:
+            cases.distinguish(search.best[0].added_seconds / (1 + 2 * GAP), deadline)
+            search.raise_bound(cases.bound_s)
+    if search.best is None:
+        return Optimum(None, always, search.bound_s, "the program found no plan")
+    schedule, kept = search.best
+    return Optimum(schedule, kept, min(search.bound_s, schedule.added_seconds), "")
+
+
+def _relaxation(problem: PlanningProblem, values: Values, budget: int, near: int | None) -> Cases:
+    """The program of the bound, solved as a linear one."""
+    program = Program(problem, values, budget, WINDOWS[-1], restricted=False, near=near)
+    sizes = {program.count(kind): problem.size[kind[0]] for kind in kinds(problem, values)}
+    return Cases(program, sizes, program.solve(10.0, 0.0, integral=False))
+
+
+@dataclass
+class _Search:
+    """The best schedule so far and what it keeps, and the bound."""
+
+    problem: PlanningProblem
+    values: Values
+    budget: int
+    bound_s: float
+    best: Kept | None = None
+    extended: set[frozenset[int]] = field(default_factory=set)  # what was kept before more was: often found again
+
+    @property
+    def enough_s(self) -> float:
+        return _enough(self.bound_s)
+
+    @property
+    def is_over(self) -> bool:
+        return self.best is not None and self.best[0].added_seconds <= self.enough_s
+
+    def raise_bound(self, bound_s: float) -> None:
+        if np.isfinite(bound_s):
+            self.bound_s = max(self.bound_s, bound_s)
+
+    def add(self, found: Kept | None) -> None:
+        """A schedule within the budget, with what else there is room for."""
+        if found is None or found[1] in self.extended:
+            return
+        self.extended.add(found[1])
+        until = time.process_time() + self.problem.solving_s / 10
+        self.best = better(self.best, keep_more(self.problem, self.values, self.budget, found, until))
 
 
 def _exact(problem: PlanningProblem, values: Values, budget: int, always: frozenset[int], deadline: float) -> Optimum:
@@ -126,7 +174,7 @@ def _exact(problem: PlanningProblem, values: Values, budget: int, always: frozen
             None,
             always,
             None,
-            "no plan that makes each copy once meets the budget" if complete else "no plan was found in time",
+            NO_PLAN if complete else "no plan was found in time",
         )
     return Optimum(best[0], best[1], min(bound, best[0].added_seconds), "")
 
@@ -134,21 +182,6 @@ def _exact(problem: PlanningProblem, values: Values, budget: int, always: frozen
 def _enough(bound: float) -> float:
     """Added seconds that are not worth a further search."""
     return bound + 2 * GAP * abs(bound)
-
-
-def _keep_more(
-    problem: PlanningProblem, values: Values, budget: int, best: tuple[Schedule, frozenset[int]], deadline: float
-) -> tuple[Schedule, frozenset[int]]:
-    """Keep what there is still room for, most time first: the program is a little too careful where stages are long."""
-    again = [value for value in values.of.values() if value.may_be_kept and value.index not in best[1]]
-    for value in sorted(again, key=lambda v: -sum(problem.recompute_time[rank] for rank in v.nodes)):
-        if time.process_time() > deadline:
-            break
-        kept = best[1] | {value.index}
-        schedule = make_schedule(problem, kept)
-        if schedule.added_seconds < best[0].added_seconds and schedule.peak <= budget:
-            best = (schedule, kept)
-    return best
 
 
 def _search(

@@ -67,6 +67,35 @@ def random_problem(seed: int, forward: int = 9, backward: int = 6) -> PlanningPr
     return replace(problem, default_added_s=make_schedule(problem, problem.default_kept).added_seconds)
 
 
+def equal_blocks(blocks: int, size: int, seconds: float) -> PlanningProblem:
+    """Blocks that each make a small value, which is kept, and of it one of `size` bytes in `seconds`, which the next
+    block and the backward read."""
+    forward, count = 2 * blocks + 1, 3 * blocks + 2
+    small, large = range(0, forward, 2), range(1, forward, 2)  # ranks; the last is what follows the blocks
+    inputs: list[tuple[int, ...]] = [(rank - 1,) if rank else () for rank in range(forward)]
+    inputs += [(forward - 2 - 2 * i, *((forward + i - 1,) if i else ())) for i in range(blocks)]
+    return PlanningProblem(
+        names=[f"node{rank}" for rank in range(count)],
+        modules=[""] * count,
+        regions=[Region.FORWARD if rank < forward else Region.BACKWARD for rank in range(count)],
+        time=[seconds if rank in large else 0.0 for rank in range(count)],
+        workspace=[0] * count,
+        inputs=[*inputs, (count - 2,)],
+        held=[(rank,) for rank in range(count - 1)] + [()],
+        created=[(rank,) for rank in range(count - 1)] + [()],
+        runs_once=[rank not in large for rank in range(count)],
+        storage_names=[f"value{rank}" for rank in range(count - 1)],
+        size=[size if rank in large else 0 for rank in range(count - 1)],
+        owned=[False] * (count - 1),
+        writers=[(rank,) if rank < forward else () for rank in range(count - 1)],
+        activations=list(range(forward)),
+        pinned=dict.fromkeys(small, "is small"),
+        resident=0,
+        targets=["kernel"] * count,
+        copies_once=True,
+    )
+
+
 def every_schedule(problem: PlanningProblem) -> Iterator[Schedule]:
     """Of each choice of what to keep."""
     free = [i for i in problem.forward_values if i not in problem.pinned and i not in problem.never_kept]

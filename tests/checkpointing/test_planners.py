@@ -20,17 +20,20 @@ from checkpointing import (
     problem_of,
     rewrite_graph_with_recomputation,
 )
+from checkpointing.planners.alike import Cases, kinds
 from checkpointing.planners.greedy import greedy, plan_greedy
 from checkpointing.planners.lower_bound import unavoidable
 from checkpointing.planners.lp_rounding import round_relaxation
 from checkpointing.planners.milp import Program
-from checkpointing.planners.milp_values import find_values
+from checkpointing.planners.milp_values import Values, find_values
 from checkpointing.planners.optimal import GAP, optimal, plan_optimal
+from checkpointing.planners.problem import PlanningProblem
 from checkpointing.planners.schedule import make_schedule, unchanged_peak
+from checkpointing.planners.spare_room import Room
 from profiler import GraphProfiler
 from profiler.costs.memory import MeasuredMemory
 from tests.checkpointing.brute_force import Judged, all_plans, cheapest, judge, random_times
-from tests.checkpointing.random_problems import every_schedule, random_problem
+from tests.checkpointing.random_problems import equal_blocks, every_schedule, random_problem
 from tests.checkpointing.steps import TINY, Case, small_case, tiny_case
 from tests.checkpointing.test_rewritten_step_equals_eager import bounded
 
@@ -80,6 +83,19 @@ def test_optimal_equals_brute_force(seed: int, monkeypatch: pytest.MonkeyPatch) 
         assert plan.predicted_added_s <= best.added + NOTHING
 
 
+def bounds(problem: PlanningProblem, values: Values, budget: int) -> list[float]:
+    """Of the linear programs with all variables and with fewer, and by cases of counts."""
+    found: list[float] = []
+    for near in (None, 2, 1):
+        program = Program(problem, values, budget, len(values.of), restricted=False, near=near)
+        sizes = {program.count(kind): problem.size[kind[0]] for kind in kinds(problem, values)}
+        cases = Cases(program, sizes, program.solve(10.0, 0.0, integral=False))
+        found.append(cases.bound_s)
+        cases.distinguish(sum(problem.time), time.process_time() + 0.1)
+        found.append(cases.bound_s)
+    return found
+
+
 @pytest.mark.parametrize("seed", [0, 1, 68, 138])
 def test_the_linear_program_is_below_every_plan(seed: int) -> None:
     """The bound that a plan for a large step is measured by."""
@@ -88,8 +104,7 @@ def test_the_linear_program_is_below_every_plan(seed: int) -> None:
     for budget in budgets_of(case, plans):
         best = cheapest(plans, budget)
         if best is not None and values.of:
-            relaxed = Program(case.problem, values, budget, len(values.of), restricted=False)
-            assert relaxed.solve(10.0, 0.0, integral=False).bound <= best.added + NOTHING
+            assert max(bounds(case.problem, values, budget)) <= best.added + NOTHING
 
 
 @given(seed=st.integers(0, 10**6))
@@ -103,8 +118,43 @@ def test_no_plan_is_below_the_bounds_also_where_the_unplanned_step_recomputes(se
     assert unavoidable(problem)[0] <= peaks[0]
     for budget in peaks[:: max(1, len(peaks) // BUDGETS)]:
         best = min(added for peak, added in plans if peak <= budget)
-        relaxed = Program(problem, values, budget, len(values.of), restricted=False)
-        assert relaxed.solve(10.0, 0.0, integral=False).bound <= best + NOTHING
+        assert max(bounds(problem, values, budget)) <= best + NOTHING
+
+
+@given(seed=st.integers(0, 10**6), part=st.floats(0.0, 1.0), slack=st.floats(0.0, 0.2))
+@settings(bounded, max_examples=25)
+def test_what_is_said_to_have_no_room_has_none(seed: int, part: float, slack: float) -> None:
+    """No value that is not asked of the schedule would have made it better."""
+    problem = random_problem(seed, forward=20, backward=14)
+    kept = frozenset(i for i in problem.candidates if random.Random(seed + i).random() < part) | frozenset(
+        problem.pinned
+    )
+    schedule = make_schedule(problem, kept)
+    budget = int((1 + slack) * schedule.peak)
+    room = Room(schedule, budget)
+    for index in {*problem.candidates, *problem.keepable} - kept:
+        more = make_schedule(problem, kept | {index})
+        if more.peak <= budget and more.added_seconds < schedule.added_seconds - NOTHING:
+            assert room.may_hold(index)
+
+
+def test_equal_blocks_are_told_apart_by_how_many_are_kept() -> None:
+    """Of twelve equal values, room for three and a half: the relaxation keeps the half, and so does each case of one
+    value; the cases of the count prove that three it is."""
+    blocks, size, seconds = 12, 2**20, 1e-3
+    problem = equal_blocks(blocks, size, seconds)
+    budget = unchanged_peak(problem) - (blocks - 3) * size + size // 2
+    [kind] = kinds(problem, values := find_values(problem))
+    assert len(kind) == blocks
+    found = optimal(problem, budget)
+    program = Program(problem, values, budget, blocks, restricted=False)
+    cases = Cases(program, {program.count(kind): size}, program.solve(10.0, 0.0, integral=False))
+    assert found.schedule is not None
+    best = found.schedule.added_seconds
+    assert cases.bound_s < best - seconds / 4
+    cases.distinguish(best - NOTHING, time.process_time() + 10.0)
+    assert cases.bound_s == pytest.approx(best)
+    assert cases.number == 2
 
 
 @given(seed=st.integers(0, 10**6), fraction=st.floats(0.0, 1.0))
