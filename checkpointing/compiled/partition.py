@@ -114,7 +114,7 @@ def _partitioned(
         chosen = saved = _named(module.graph, handed_over)
     except _ChosenError as left:
         chosen, info = left.nodes, left.info
-        saved, _ = _read_by_backward(module, frozenset(chosen), num_fwd_outputs, ())
+        saved, _ = read_by_backward(module, frozenset(chosen), num_fwd_outputs, ())
 
     def halves() -> Halves:
         return partitioned(own_copy(module), lambda graph, *_, **__: _named(graph, chosen))
@@ -202,7 +202,7 @@ def split(joint: fx.GraphModule, saved: Collection[fx.Node], num_fwd_outputs: in
 
     joint = own_copy(joint)
     in_copy = partial(_named, joint.graph)
-    read, again = _read_by_backward(
+    read, again = read_by_backward(
         joint, frozenset(in_copy(saved)), num_fwd_outputs, frozenset(in_copy(info.required_bw_nodes))
     )
     random_again = [node for node in again if is_random(node)]
@@ -251,7 +251,7 @@ def _copied_chain(graph: fx.Graph, chain: Sequence[fx.Node]) -> fx.Node:
     return of[chain[-1]]
 
 
-def _read_by_backward(
+def read_by_backward(
     joint: fx.GraphModule, saved: frozenset[fx.Node], num_fwd_outputs: int, backward_only: Collection[fx.Node]
 ) -> tuple[list[fx.Node], list[fx.Node]]:
     """(what the forward hands over: inputs of the step and nodes of `saved`; the nodes that run again), in order."""

@@ -4,7 +4,7 @@
     candidates.begin(joint, joint_inputs, num_fwd_outputs, static)
     whole = candidates.make(None)
     candidates.guess(whole, 8)          # without asking the compiler what it saves
-    candidates.make(8)
+    candidates.make(8)                  # asking only where that may be something else
 
 A step that takes more memory than its plan says is traced and planned again, and its joint graph is the same then: what
 was made of it stays.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from checkpointing.compiled.embedding.gradients import with_gradients_by_row
 from checkpointing.compiled.joint_problem import measured_problem
 from checkpointing.compiled.joint_step import JointStep
 from checkpointing.compiled.loss.chunked_loss import with_chunked_losses
-from checkpointing.compiled.partition import IN_FORWARD, DefaultSplit, default_split, own_copy
+from checkpointing.compiled.partition import IN_FORWARD, DefaultSplit, default_split, own_copy, read_by_backward, split
 from checkpointing.compiled.rules import Rules
 from checkpointing.planners.problem import PlanningProblem
 
@@ -37,6 +38,7 @@ class Candidate:
     said: str  # of the loss: what was done, or why nothing was
     default: DefaultSplit
     step: JointStep
+    is_compilers: bool = True  # whether `default` is what the compiler chooses
 
 
 def candidate(
@@ -61,24 +63,39 @@ def candidate(
 
 
 def guessed(
-    num_fwd_outputs: int, static: Collection[int], fused: bool, kernel: bool | None, base: Candidate, chunks: int
+    num_fwd_outputs: int,
+    static: Collection[int],
+    fused: bool,
+    kernel: bool | None,
+    base: Candidate,
+    chunks: int,
+    layers_with_loss: list[int] | None = None,
 ) -> Candidate | None:
     """`base`, which has its loss in one piece, with it in `chunks`; None if no loss is found in its graph.
 
-    It saves what `base` saves, and what the chunks compute in the forward. Not to be compiled.
+    It saves what `base` saves and the backward reads, and what the chunks compute in the forward. That is the
+    compiler's own choice (`is_compilers`) where the backward reads nothing else of the chunks. `layers_with_loss`: see
+    `with_chunked_losses`.
     """
     from torch._functorch.compile_utils import fx_graph_cse
+    from torch._functorch.partitioners import classify_nodes
 
     joint = base.default.joint
-    changed, said = with_chunked_losses(joint, chunks, kernel if fused else False)
+    known = {node.name for node in joint.graph.nodes}
+    changed, said = with_chunked_losses(joint, chunks, kernel if fused else False, layers_with_loss)
     if changed is joint:
         return None
     changed.graph = fx_graph_cse(changed.graph)  # as the compiler does before it chooses
     changed.graph.eliminate_dead_code()
     names = {node.name for node in base.default.saved}
-    saved = [node for node in changed.graph.nodes if node.name in names or node.meta.get(IN_FORWARD)]
-    step = JointStep.of(changed, num_fwd_outputs, static, fused, saved)
-    return Candidate(chunks, said, base.default, step)
+    saved = frozenset(node for node in changed.graph.nodes if node.name in names or node.meta.get(IN_FORWARD))
+    info = classify_nodes(changed, list(static), num_fwd_outputs)
+    read, again = read_by_backward(changed, saved, num_fwd_outputs, info.required_bw_nodes)
+    default = tuple(node for node in read if node.op == "call_function")
+    halves = partial(split, changed, default, num_fwd_outputs, info)
+    step = JointStep.of(changed, num_fwd_outputs, static, fused, default, info)
+    is_compilers = fused and all(node.name in known for node in again)
+    return Candidate(chunks, said, DefaultSplit(changed, info, default, halves), step, is_compilers)
 
 
 class Candidates:
@@ -90,6 +107,7 @@ class Candidates:
         self._given: tuple[fx.GraphModule, Sequence[Any], int, Collection[int]] | None = None
         self._made: dict[int | None, Candidate] = {}
         self._guesses: dict[int, Candidate | None] = {}
+        self._layers_with_loss: list[int] = []
         self._problems: dict[tuple[int, int, bool], tuple[JointStep, PlanningProblem]] = {}
 
     def begin(
@@ -105,7 +123,10 @@ class Candidates:
         """The step with its loss in so many chunks, None for one piece."""
         if count not in self._made:
             assert self._given is not None
-            self._made[count] = candidate(*self._given, self.fused, self.kernel, count)
+            guess = self.guess(self.make(None), count) if count is not None and self.fused else None
+            if guess is None or not guess.is_compilers:
+                guess = candidate(*self._given, self.fused, self.kernel, count)
+            self._made[count] = guess
         return self._made[count]
 
     def guess(self, base: Candidate, count: int) -> Candidate | None:
@@ -113,7 +134,9 @@ class Candidates:
         if count not in self._guesses:
             assert self._given is not None
             _, _, num_fwd_outputs, static = self._given
-            self._guesses[count] = guessed(num_fwd_outputs, static, self.fused, self.kernel, base, count)
+            self._guesses[count] = guessed(
+                num_fwd_outputs, static, self.fused, self.kernel, base, count, self._layers_with_loss
+            )
         return self._guesses[count]
 
     def problem(
@@ -132,6 +155,7 @@ class Candidates:
         self._of, self._given = (), None
         self._made.clear()
         self._guesses.clear()
+        self._layers_with_loss.clear()
         self._problems.clear()
 
 

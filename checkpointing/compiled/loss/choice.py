@@ -5,9 +5,9 @@
     chosen, why = chunks.take(make, count)
 
 For each number of chunks the quick planner says what the step would take. What the compiler would save by itself is
-guessed from the loss in one piece (`guess`): asking the compiler takes seconds, which only the chosen one is worth.
-More chunks take more time by themselves, and leave more memory to what need not be recomputed then: once more chunks
-are slower, still more are too. A step that fits as it is stays as it is.
+guessed from the loss in one piece (`guess`): asking the compiler takes seconds, which only the chosen one is worth, and
+only where the guess may be wrong. More chunks take more time by themselves, and leave more memory to what need not be
+recomputed then: once more chunks are slower, still more are too. A step that fits as it is stays as it is.
 """
 
 from __future__ import annotations
@@ -94,10 +94,7 @@ def choose(
     """
 
     def exact(one: Candidate) -> Candidate:
-        guessed_from_another = (
-            in_one_piece is not None and one is not in_one_piece and one.default is in_one_piece.default
-        )
-        return make(one.chunks) if guessed_from_another else one
+        return one if one.is_compilers else make(one.chunks)
 
     tried: list[tuple[Candidate, Schedule, bool]] = []
     in_one_piece: Candidate | None = None

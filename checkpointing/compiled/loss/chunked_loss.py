@@ -42,12 +42,13 @@ def chunks_of(asked: object, execution: str) -> int | str | None:
 
 
 def with_chunked_losses(
-    joint: fx.GraphModule, chunks: int | None, kernel: bool | None = None
+    joint: fx.GraphModule, chunks: int | None, kernel: bool | None = None, layers_with_loss: list[int] | None = None
 ) -> tuple[fx.GraphModule, str]:
     """A copy of `joint` with its losses in chunks, and one sentence of what was done or why nothing was.
 
     Without such a loss, or with None chunks, it is `joint` itself. With a `kernel`, chunks that it knows are computed
-    by it, and the sentence says which are; None: if there is one for the device.
+    by it, and the sentence says which are; None: if there is one for the device. `layers_with_loss` are the numbers of
+    the layers that a loss was found at in this graph: of an empty list, they are looked for and put there.
     """
     if chunks is None:
         return joint, ""
@@ -59,7 +60,8 @@ def with_chunked_losses(
     layers = dict(enumerate(linear_layers(graph, backward)))
     for number, node in layers.items():
         node.meta[_LAYER] = number  # by which it is found in a copy
-    for number in range(len(layers)):
+    known = [] if layers_with_loss is None else layers_with_loss
+    for number in list(known) or range(len(layers)):
         found, graph = _found(graph, layers[number], backward)
         if isinstance(found, LossRegion):
             form, by = _by_kernel(found, kernel)
@@ -68,6 +70,7 @@ def with_chunked_losses(
                 f"{where} in {write_chunks(graph, found, chunks, form)} chunks of its {found.rules.rows} rows{by}"
             )
             backward, layers = below_tangents(graph), _layers(graph)
+            known += [] if number in known else [number]
         else:
             reasons.append(found)
     if not done:
