@@ -268,5 +268,6 @@ def read_by_backward(
             read.add(node)
         else:
             pending += node.all_input_nodes
-    again = [n for n in joint.graph.nodes if n in seen - read and n not in backward_only and not is_view(n)]
+    runs = seen - read
+    again = [n for n in joint.graph.nodes if n in runs and n not in backward_only and not is_view(n)]
     return [node for node in joint.graph.nodes if node in read and node.op != "get_attr"], again

@@ -101,9 +101,7 @@ def optimal(problem: PlanningProblem, budget: int) -> Optimum:
         left = deadline - time.process_time()
         if search.is_over or (search.best is not None and left < seconds / 4):
             break
-        search.add(
-            _search(problem, values, budget, always, window, 2 * GAP, left if search.best is None else 0.75 * left)
-        )
+        search.add(_search(problem, values, budget, always, window, 2 * GAP, left))
         if search.best is not None and not search.is_over:
             cases.distinguish(search.best[0].added_seconds / (1 + 2 * GAP), deadline)
             search.raise_bound(cases.bound_s)
