@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import functools
 import gc
@@ -62,6 +63,9 @@ omegaconf.base.Metadata.__deepcopy__ = _copied
 os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "0"
 if sys.platform == "linux" and shutil.which("g++"):
     os.environ.setdefault("CXX", str(Path(__file__).with_name("g++")))
+
+
+atexit.register(gc.unfreeze)  # Triton's library prints pages about objects of its own that are left at the end
 
 
 @pytest.fixture(autouse=True)

@@ -56,9 +56,10 @@ def _refuse(command: str, problem: str) -> None:
 def end_at_once() -> None:
     """Let this process end without Python's last searches for cycles among the objects of torch's and pandas' modules.
 
-    They take a third of a second, which a user waits for, and find memory that goes with the process anyway.
+    They take a third of a second, which a user waits for, and find memory that goes with the process anyway. Triton's
+    library counts what is left of its objects then, and prints pages of it: where it is loaded, the searches are made.
     """
-    atexit.register(gc.freeze)
+    atexit.register(lambda: None if "triton._C.libtriton" in sys.modules else gc.freeze())
 
 
 def hide_working_directory_from_children() -> None:

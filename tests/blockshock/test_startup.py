@@ -69,3 +69,10 @@ def test_ranks_and_jobs_do_not_import_from_the_working_directory(tmp_path):
     job = ("hardware=cpu", "phase=phase0_correctness", "model.N=32", "model.B=4", "hydra.launcher.report=false")
     done = run(MAIN, "-m", *job, cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path.parent / "cache"))
     assert done.returncode == 0, done.stderr
+
+
+def test_a_command_ends_without_a_word_of_the_libraries_that_it_loaded() -> None:
+    """Triton's counts what is left of its objects."""
+    code = "from blockshock.cli.startup import end_at_once; end_at_once(); import torch._dynamo, triton._C.libtriton"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
