@@ -7,7 +7,8 @@
 For each number of chunks the quick planner says what the step would take. What the compiler would save by itself is
 guessed from the loss in one piece (`guess`): asking the compiler takes seconds, which only the chosen one is worth, and
 only where the guess may be wrong. More chunks take more time by themselves, and leave more memory to what need not be
-recomputed then: once more chunks are slower, still more are too. A step that fits as it is stays as it is.
+recomputed then: once more chunks are slower, still more are too. A step that fits as it is stays as it is, and so does
+one in which no linear layer makes anything of a size that matters.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 
 from checkpointing.compiled.joint_step import JointStep
 from checkpointing.compiled.loss.candidates import Candidate
+from checkpointing.compiled.loss.loss_region import below_tangents, linear_layers
 from checkpointing.planners.greedy import greedy
 from checkpointing.planners.problem import PlanningProblem
 from checkpointing.planners.schedule import Schedule, make_schedule
@@ -24,6 +26,7 @@ from checkpointing.planners.schedule import Schedule, make_schedule
 Guess = Callable[[Candidate, int], Candidate | None]
 COUNTS = (2, 4, 8, 16, 32)
 IN_ONE_PIECE = "the loss is in one piece"
+SMALL = 1000  # of what a step takes above its static memory: results of linear layers that are less are not worth a try
 SEARCH_S = 2.0  # seconds of the quick planner for each number
 
 
@@ -116,6 +119,8 @@ def choose(
         slower = fastest is not None and _seconds(schedule) > fastest
         if fits_so or slower or (first and schedule.peak <= limit):
             break
+        if count is None and schedule.peak <= limit and is_small(made, unplanned):
+            return exact(made), f"{_named(made)}: no linear layer of the step makes logits that matter"
     fitting = [(one, schedule) for one, schedule, fits in tried if fits]
     if not fitting:
         lowest = min(tried, key=lambda entry: entry[1].peak)[0]
@@ -131,6 +136,15 @@ def choose(
     return exact(
         chosen
     ), f"{_named(chosen)}: predicted {1e3 * _seconds(schedule):.1f} ms per step ({', '.join(others)})"
+
+
+def is_small(one: Candidate, unplanned: Schedule) -> bool:
+    """Whether the step, whose loss is in one piece, has no logits whose chunks could save anything: all that a loss
+    takes is a few times as large as its logits."""
+    graph = one.default.joint.graph
+    values = [node.meta["val"] for node in linear_layers(graph, below_tangents(graph))]
+    largest = max((value.numel() * value.element_size() for value in values), default=0)
+    return 0 < SMALL * largest < unplanned.peak - unplanned.problem.static_bytes
 
 
 def _seconds(schedule: Schedule) -> float:

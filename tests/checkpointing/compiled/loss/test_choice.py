@@ -158,6 +158,26 @@ def test_gpt2_is_in_chunks_where_that_is_faster_than_recomputing_more(monkeypatc
 
 
 @pytest.mark.slow
+def test_chunks_of_logits_that_are_a_thousandth_of_the_memory_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of 64 images and 1000 classes."""
+    graph = recorded("resnet152")
+    budget = int(0.6 * unchanged_peak(problem_of(graph, monkeypatch)))
+
+    def no_other(*_: Any) -> Any:
+        raise AssertionError("a loss in chunks was tried")
+
+    one, why = choose(
+        lambda chunks: made("resnet152", None) if chunks is None else no_other(),
+        lambda step: chunked_problem_of(graph, step),
+        lambda _: budget,
+        lambda schedule: schedule.peak,
+        guess=no_other,
+    )
+    assert one.chunks is None
+    assert why == "the loss is in one piece: no linear layer of the step makes logits that matter"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "chunks"), [("gpt2", 16), ("bert", 8), ("llama", 8)])
 def test_a_guess_is_the_compilers_own_choice(name: str, chunks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     on_meta(monkeypatch)
