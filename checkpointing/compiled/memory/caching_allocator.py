@@ -183,7 +183,7 @@ def graph_pool(
     """The pool of both CUDA graphs of a step, with what their warm-up reserves and what the recording adds.
 
     Segments that grow with the requests hold free blocks that nothing fits. Cut from one block, the same requests take
-    less (ResNet-152's: 2.4 and not 3.5 GiB), and where the driver puts the segments no longer matters.
+    less (ResNet-152's: 2.4 and not 3.4 GiB), and where the driver puts the segments no longer matters.
 
     `copied`: bytes of each input that a replay finds at a place of its own. `workspaces`: bytes of each that the
     libraries take in a graph, from its first matmul to its end. `saved`: see `step_memory`.

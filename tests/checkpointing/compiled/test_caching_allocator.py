@@ -132,7 +132,7 @@ def test_each_block_of_a_recorded_pool_is_where_the_gpu_had_it() -> None:
     assert allocator.reserved == recorded["reserved"]
 
 
-def test_the_recorded_pool_would_be_a_third_smaller_if_it_began_with_one_block() -> None:
+def test_the_recorded_pool_would_be_a_quarter_smaller_if_it_began_with_one_block() -> None:
     recorded = recorded_pool()
 
     def run(allocator: CachingAllocator) -> CachingAllocator:
