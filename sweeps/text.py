@@ -73,6 +73,11 @@ def times(value: float) -> str:
     return "" if _missing(value) else f"{value:.2f}×"
 
 
+def signed(fraction: float) -> str:
+    """`+1.25%`; nothing of a missing number."""
+    return "" if _missing(fraction) else f"{fraction:+.2%}"
+
+
 def span(low: float, high: float) -> str:
     """`0 to 11% slower`, `4 to 34% faster`, `3% faster to 5% slower`: what a range of ratios of times means."""
     first, last = round(100 * (low - 1)), round(100 * (high - 1))

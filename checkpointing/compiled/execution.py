@@ -46,8 +46,8 @@ class Half:
 
 @dataclass
 class CompiledHalves:
-    """The compiled step. `forward` and `backward` are None where it runs operator by operator, or has no backward;
-    `recorded` are the halves that are CUDA graphs, in the order of their calls."""
+    """The compiled step. `forward` and `backward` are those of a step that inductor compiled along with its backward,
+    else None; `recorded` are the halves that are CUDA graphs, in the order of their calls."""
 
     run: Callable[..., Any] = field(repr=False, default=lambda: None)
     forward: Half | None = None

@@ -114,12 +114,14 @@ def _traces(data: ReportData) -> pd.DataFrame:
     for run in data.traces.to_dict("records"):
         slowest = run["trace.step_ms"].index(max(run["trace.step_ms"]))
         names = {str(key).removeprefix("trace."): value for key, value in run.items() if str(key).startswith("trace.")}
-        single = {
-            name: value[slowest] if isinstance(value, list) and name != "uncounted_operators" else value
-            for name, value in names.items()
-        }
+        single = {name: value[slowest] if _is_of_each_rank(value) else value for name, value in names.items()}
         found.append({"method": run["method"], "N": run["N"], "B": run["B"], **single})
     return pd.DataFrame(found)
+
+
+def _is_of_each_rank(value: object) -> bool:
+    """Whether it is a list of numbers, and not one of names."""
+    return isinstance(value, list) and len(value) > 0 and not isinstance(value[0], str)
 
 
 def _front(data: ReportData) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from sweeps.report.tables.steps.compiled_front import (
     plans,
 )
 from sweeps.report.tables.steps.recomputation import MIB, MS
-from sweeps.text import number, times
+from sweeps.text import number, signed, times
 
 LINES = ("ours", "automatic", "by_hand")
 
@@ -38,7 +38,7 @@ def baselines_table(table: pd.DataFrame) -> pd.DataFrame:
         "baseline": [_baseline(*row) for row in table[["kind", "options", "label"]].itertuples(index=False)],
         **_setting(table),
         "step, ms": table["step_p50_ms"].map(number),
-        "added": table["added"].map(_signed),
+        "added": table["added"].map(signed),
         "peak, MiB": (table["peak_bytes"] / MIB).map(number),
         "ours": table["ours_options"].fillna("").astype(str),
         "its budget": table["ours_label"].fillna("").astype(str),
@@ -97,11 +97,11 @@ def plans_table(table: pd.DataFrame) -> pd.DataFrame:
         "budget, MiB": (table["budget_bytes"] / MIB).map(number),
         "predicted peak, MiB": (table["predicted_peak_bytes"] / MIB).map(number),
         "peak, MiB": (table["peak_bytes"] / MIB).map(number),
-        "peak over predicted": (table["peak_bytes"] / table["predicted_peak_bytes"] - 1).map(_signed),
+        "peak over predicted": (table["peak_bytes"] / table["predicted_peak_bytes"] - 1).map(signed),
         "predicted to add, ms": (table["predicted_added_s"] / MS).map(_milliseconds),
         "adds, ms": table["added_ms"].map(_milliseconds),
         "planning, s": table["planning_s"].map(number),
-        "gap": table["gap"].map(_signed),
+        "gap": table["gap"].map(signed),
         "recompilations": table["recompilations"].map(number),
     }
     return without_empty_columns(pd.DataFrame(columns))
@@ -121,10 +121,6 @@ def _setting(table: pd.DataFrame) -> dict[str, pd.Series]:
 
 def _ratio(value: float) -> str:
     return "" if pd.isna(value) else f"{value:.3f}×"
-
-
-def _signed(value: float) -> str:
-    return "" if pd.isna(value) else f"{value:+.2%}"
 
 
 def _reached(value: float) -> str:

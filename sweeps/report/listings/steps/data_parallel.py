@@ -9,7 +9,7 @@ from sweeps.report.listings.steps.recomputation import plain
 from sweeps.report.tables.report_data import ReportData
 from sweeps.report.tables.steps.data_parallel import KEYS, data_parallel, within_budget
 from sweeps.report.tables.steps.recomputation import MIB
-from sweeps.text import number
+from sweeps.text import number, signed
 
 NAMES = {"": "one rank", "ddp": "DDP", "ddp_buckets": "DDP, a graph per bucket", "fsdp2": "FSDP2"}
 
@@ -30,12 +30,12 @@ def show(table: pd.DataFrame) -> pd.DataFrame:
         "budget": table["budget"].map(_given),
         "unplanned step, ms": table["unplanned_ms"].map(number),
         "planned step, ms": table["planned_ms"].map(number),
-        "added": table["added"].map(_signed),
-        "more than on one rank": table["over_alone"].map(_signed),
+        "added": table["added"].map(signed),
+        "more than on one rank": table["over_alone"].map(signed),
         "unplanned kernels, ms": table["unplanned_kernels_ms"].map(number),
         "planned kernels, ms": table["planned_kernels_ms"].map(number),
-        "added to kernels": table["added_kernels"].map(_signed),
-        "more than on one rank, kernels": table["over_alone_kernels"].map(_signed),
+        "added to kernels": table["added_kernels"].map(signed),
+        "more than on one rank, kernels": table["over_alone_kernels"].map(signed),
         "unplanned peak, MiB": (table["unplanned_peak_bytes"] / MIB).map(number),
         "budget, MiB": (table["budget_bytes"] / MIB).map(number),
         "predicted peak, MiB": (table["predicted_peak_bytes"] / MIB).map(number),
@@ -62,10 +62,6 @@ def _numbers(text: str) -> list[float | None]:
 
 def _given(value: object) -> str:
     return "" if pd.isna(value) else plain(value)  # type: ignore[call-overload]
-
-
-def _signed(value: float) -> str:
-    return "" if pd.isna(value) else f"{value:+.2%}"
 
 
 def _error(value: float | None) -> str:
