@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import logging
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,8 +73,8 @@ def _read(path: Path, text: str, shapes: dict[str, tuple[int, ...]]) -> Arrays |
             found = {name: file[name] for name in file.files}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        log.warning("%s can't be read (%s): computing it again", path, error)
+    except Exception as error:  # what a file's bytes make of zipfile, zlib and NumPy: a dozen types, none documented
+        log.warning("%s can't be read (%s: %s): computing it again", path, type(error).__name__, error)
         return None
     key = found.pop("key", None)
     own = key is not None and key.dtype == np.uint8 and key.tobytes() == text.encode()

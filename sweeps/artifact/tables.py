@@ -15,8 +15,10 @@ from sweeps.report.records.runs import jobs
 from sweeps.report.tables import targets
 from sweeps.report.tables.benchmarks import CELL, benchmarks
 from sweeps.report.tables.diagram.phase_diagram import phase_diagram
+from sweeps.report.tables.models import models
 from sweeps.report.tables.report_data import ReportData
 from sweeps.report.tables.steps import compiled_front
+from sweeps.report.tables.steps.data_parallel import data_parallel
 from sweeps.report.tables.steps.recomputation import KEEP_ALL, SETTING
 from sweeps.report.tables.verdicts import verdicts
 
@@ -181,6 +183,8 @@ TABLES: dict[str, Callable[[ReportData], pd.DataFrame]] = {
     "prediction": _prediction,
     "recomputation": _recomputation,
     "models": _models,
+    "models over ranks": lambda data: models(data.runs, data.table),
+    "data parallel": lambda data: data_parallel(data.recomputed, data.runs),
     "compiled steps": _front,
     "compiled baselines": _baselines,
     "compiled added": _added_by_kernels,

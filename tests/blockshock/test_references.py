@@ -143,12 +143,45 @@ def a_pickle(path):
     np.savez(path, loss=np.array([print], dtype=object))
 
 
+def encrypted(path):
+    """By a flag of the archive's first entry, as one flipped bit may have it."""
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+
+
+def compressed_and_broken(path):
+    np.savez_compressed(path, key=np.frombuffer(b"{}", dtype=np.uint8), loss=np.arange(300.0), y=np.ones((3, 2)))
+    content = bytearray(path.read_bytes())
+    start = content.index(b"loss.npy") + 40
+    content[start : start + 60] = bytes(60)
+    path.write_bytes(content)
+
+
+def one_array(path):
+    with path.open("wb") as file:
+        np.save(file, np.ones(3))
+
+
 def of_another_shape(path):
     key = np.frombuffer(json.dumps(KEY, sort_keys=True).encode(), dtype=np.uint8)
     np.savez(path, key=key, loss=np.ones(3), y=np.ones((2, 2)))
 
 
-@pytest.mark.parametrize("spoil", [cut, one_bit_flipped, empty, of_another_key, a_pickle, of_another_shape])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        cut,
+        one_bit_flipped,
+        empty,
+        encrypted,
+        compressed_and_broken,
+        one_array,
+        of_another_key,
+        a_pickle,
+        of_another_shape,
+    ],
+)
 def test_a_broken_or_foreign_file_is_computed_again_and_replaced(cache, caplog, spoil):
     assert known(value=1.0) == 1.0
     assert known() == 1.0

@@ -48,7 +48,10 @@ def test_no_measured_number_of_a_page_is_without_a_claim_or_a_reason(page: str) 
 def test_the_pages_with_results_are_all_among_them() -> None:
     results = (
         "README.md",
-        *(f"docs/{name}.md" for name in ("results", "performance", "checkpointing", "profiler", "traces")),
+        *(
+            f"docs/{name}.md"
+            for name in ("results", "performance", "checkpointing", "training-loop", "profiler", "traces")
+        ),
     )
     assert set(results) <= set(PAGES)
 

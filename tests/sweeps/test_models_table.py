@@ -100,3 +100,19 @@ def test_figures_of_several_models_say_which_is_which_within_their_width(name):
     for text in drawn:
         box = text.get_window_extent(canvas.get_renderer())
         assert 0 <= box.x0 <= box.x1 <= figure.bbox.width, text.get_text()
+
+
+def test_the_figure_of_losses_says_how_far_they_are_next_to_dense_runs(sweep, write_run, record):
+    [losses], [drift] = ([plot for plot in FIGURES if plot.name == name] for name in ("losses", "drift"))
+    data = read_report_data([sweep])
+    rows = losses.select(data).set_index("step")
+    assert list(rows["median"]) == [0.5, 0.25, 0.25]  # of the distances 0.5, 0 and 0.25, means so far
+    assert list(rows["dense"]) == [0.25, 0.1875, pytest.approx(0.625 / 3)]
+    assert drift.select(data).empty  # it is of layers
+    assert losses.draw(losses.select(data)).get_suptitle().replace("\n", " ") == (
+        "Over 3 steps Block-Shock's training loss is up to 2.00 times as far from float64's as dense runs'"
+    )
+    found = {"mode": "train", "step": 1, "loss": 3.0, "dense_loss": 2.0, "exact_loss": 2.0, "output_error": 0.0}
+    write_run("another dense one", [record("phasex_drift", "dense_tp_row", **MODEL, drift=found)])
+    title = losses.draw(losses.select(read_report_data([sweep]))).get_suptitle().replace("\n", " ")
+    assert title == "Over 3 steps Block-Shock's training loss stays as near to float64's as that of dense runs"

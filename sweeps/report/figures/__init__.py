@@ -8,7 +8,7 @@ for spec in FIGURES:
 To add one, write the two functions and list it here.
 """
 
-from sweeps.report.figures.accuracy import DRIFT, ERRORS
+from sweeps.report.figures.accuracy import DRIFT, ERRORS, LOSSES
 from sweeps.report.figures.all_reduce import ALLREDUCE
 from sweeps.report.figures.benchmarks.benchmark_maps import BENCHMARK_MAPS
 from sweeps.report.figures.benchmarks.benchmark_times import BENCHMARK_ALL_REDUCE, BENCHMARK_HOST, BENCHMARK_LAW
@@ -38,6 +38,7 @@ FIGURES = (
     ALLREDUCE,
     ERRORS,
     DRIFT,
+    LOSSES,
     *RECOMPUTATION_FIGURES,
     TRACED_STEPS,
     *BENCHMARK_FIGURES,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 MARKS = {"Y": "o", "dX": "s", "dW": "^"}
+STEPS = 10  # whose losses are averaged in a figure
 
 
 def select_errors(measured: ReportData) -> pd.DataFrame:
@@ -87,22 +88,47 @@ def _message(data: pd.DataFrame) -> str:
 
 
 def select_drift(measured: ReportData) -> pd.DataFrame:
-    """The runs of one method and world size together, step by step: least, median and largest error."""
-    keys = [key for key in KEYS if key in measured.drift]
-    groups = measured.drift.groupby([*keys, "N", "K", "B", "mode", "method", "world_size", "step"])
-    found = groups["error"].agg(["min", "median", "max"]).join(groups["dense_error"].median())
-    return found.reset_index()
+    """The layers' runs of one method and world size together, step by step: least, median and largest error."""
+    return _by_step(measured.drift[measured.drift["loss"].isna()], "error", "dense_error")
+
+
+def select_losses(measured: ReportData) -> pd.DataFrame:
+    """The models' runs of one method and world size together: how far the loss is from float64's, a mean over STEPS."""
+    curves = measured.drift[measured.drift["loss"].notna()].sort_values("step")
+    smooth = {name: _smooth(curves, name) for name in ("loss_distance", "dense_loss_distance")}
+    return _by_step(curves.assign(**smooth), "loss_distance", "dense_loss_distance")
+
+
+def _smooth(curves: pd.DataFrame, name: str) -> pd.Series:
+    return curves.groupby("folder")[name].transform(lambda run: run.rolling(STEPS, min_periods=1).mean())
+
+
+def _by_step(curves: pd.DataFrame, value: str, dense: str) -> pd.DataFrame:
+    """`min`, `median`, `max` of the value over the runs that are alike, and `dense`, which is a run of its own."""
+    keys = [key for key in KEYS if key in curves]
+    groups = curves.groupby([*keys, "N", "K", "B", "mode", "method", "world_size", "step"])
+    return groups[value].agg(["min", "median", "max"]).join(groups[dense].median().rename("dense")).reset_index()
 
 
 def drift(data: pd.DataFrame) -> Figure:
     """Relative error of Y against the number of steps; dashed, what a dense layer in the same dtype drifts."""
+    return _against_steps(data, ["N", "B"], "relative error of Y", _drift_message(data))
+
+
+def losses(data: pd.DataFrame) -> Figure:
+    """How far the training loss is from float64's, against steps; dashed, a dense run in the same dtype."""
+    label = f"|loss - float64's|, mean of {STEPS} steps"
+    return _against_steps(data, ["B"], label, _loss_message(data))
+
+
+def _against_steps(data: pd.DataFrame, sizes: list[str], label: str, message: str) -> Figure:
     from matplotlib.lines import Line2D
 
-    found, title = cut(panels(data, ["N", "B"], ["mode"]), _drift_message(data), most=9)
+    found, title = cut(panels(data, sizes, ["mode"]), message, most=9)
     colours, order = palette(data["method"]), ordered(data["method"])
     widths = {name: 4.0 - 2.8 * i / max(1, len(order) - 1) for i, name in enumerate(order)}  # equal curves stay visible
     figure, axes = canvas(len(found), 4.4, 3.3, title)
-    for axis, (label, rows) in zip(axes, found, strict=True):
+    for axis, (name, rows) in zip(axes, found, strict=True):
         several = rows.set_index(["method", "world_size", "step"]).sort_index()
         for method in order:
             for world_size in sorted(set(rows.loc[rows["method"] == method, "world_size"])):
@@ -110,11 +136,11 @@ def drift(data: pd.DataFrame) -> Figure:
                 colour, style = colours[method], line_style(world_size)
                 axis.fill_between(curve.index, curve["min"], curve["max"], color=colour, alpha=0.18, lw=0)
                 axis.plot(curve.index, curve["median"], color=colour, linestyle=style, lw=widths[method], zorder=3)
-        dense = rows.groupby("step")["dense_error"].median()
+        dense = rows.groupby("step")["dense"].median()
         axis.plot(dense.index, dense, color="#b0b0b0", lw=1.4, ls=(0, (6, 3)), zorder=5)
         log_axes(axis, y=True)
-        axis.set(xlabel="step", ylabel="relative error of Y")
-        name_panel(axis, label)
+        axis.set(xlabel="step", ylabel=label)
+        name_panel(axis, name)
     reference = Line2D([], [], color="#b0b0b0", lw=1.4, ls=(0, (6, 3)), label="dense, same dtype")
     legend(figure, [*method_handles(colours, order), reference, *rank_handles(data["world_size"])])
     return figure
@@ -122,10 +148,27 @@ def drift(data: pd.DataFrame) -> Figure:
 
 def _drift_message(data: pd.DataFrame) -> str:
     last = data[data["step"] == data["step"].max()]
-    worst = (last["median"] / last["dense_error"]).max()
+    worst = (last["median"] / last["dense"]).max()
     return (
         f"Drift from exact arithmetic: after {last['step'].iloc[0]:.0f} steps at most {worst:.2f} times a dense layer's"
     )
+
+
+def _loss_message(data: pd.DataFrame) -> str:
+    """Each run at its farthest; dense runs that round in another order differ from each other, too."""
+    steps = f"{data['step'].max():.0f} steps"
+    keys = [key for key in (*KEYS, "N", "K", "B") if key in data]
+    is_dense = data["method"].str.startswith(("dense", "dtensor"))
+    dense = (
+        data["dense"].where(~is_dense, data[["dense", "max"]].max(axis=1)).groupby([data[key] for key in keys]).max()
+    )
+    ours = data[data["method"] == "block_shock"].groupby(keys)["max"].max()
+    if ours.empty:
+        return f"Training loss over {steps}, next to that of a dense run in float64"
+    times = (ours / dense).max()
+    if times <= 1:
+        return f"Over {steps} Block-Shock's training loss stays as near to float64's as that of dense runs"
+    return f"Over {steps} Block-Shock's training loss is up to {times:.2f} times as far from float64's as dense runs'"
 
 
 ERRORS = FigureSpec(
@@ -143,4 +186,12 @@ DRIFT = FigureSpec(
     "it feeds back step by step; a line on the grey dashed one drifts no more than a dense layer in the same dtype.",
     select_drift,
     drift,
+)
+LOSSES = FigureSpec(
+    "losses",
+    "Training loss",
+    "Lower is nearer to exact arithmetic: how far the training loss is from that of a dense run in float64, a mean of "
+    f"{STEPS} steps. The grey dashed line is a dense run in the same dtype; other dense methods add in other orders.",
+    select_losses,
+    losses,
 )

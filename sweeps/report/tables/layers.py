@@ -98,12 +98,24 @@ COLUMNS = (
 
 
 def drift(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per drift run and step: the key, `mode`, `step`, `error` and `dense_error`."""
+    """One row per drift run and step: the key, `mode`, `step`, `error` and `dense_error`.
+
+    Of models also the training `loss`, and how far it and a dense run's in the same dtype are from float64's:
+    `loss_distance` and `dense_loss_distance`.
+    """
     records = layer_records(runs)
     records = records[_column(records, "drift.step").notna()]
     names = {"mode": "drift.mode", "step": "drift.step", "error": "drift.output_error"}
     names |= {"dense_error": "drift.dense_output_error", "folder": "folder"}
-    curves = records[list(PROBLEM)].assign(**{new: _column(records, old) for new, old in names.items()})
+    loss, dense, exact = (
+        _column(records, f"drift.{name}").astype(float) for name in ("loss", "dense_loss", "exact_loss")
+    )
+    curves = records[list(PROBLEM)].assign(
+        **{new: _column(records, old) for new, old in names.items()},
+        loss=loss,
+        loss_distance=(loss - exact).abs(),
+        dense_loss_distance=(dense - exact).abs(),
+    )
     return _in_order(curves.astype(dict.fromkeys(SIZES, "int64")), then=["folder", "step"])
 
 

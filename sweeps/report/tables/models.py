@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from sweeps.report.tables.layers import OVER_RANKS, PROBLEM, TRAINING, layer_records
+from sweeps.report.tables.layers import OVER_RANKS, PROBLEM, TRAINING, drift, layer_records
 
 PASSES = ("forward", "backward")
 KINDS = {"all_reduce": "all-reduce", "reduce_scatter": "reduce-scatter", "all_gather": "all-gather"}
@@ -24,13 +24,16 @@ def models(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     it was from a dense run's in float64 at any step, `dense_loss_distance` the same of a dense run in the same dtype.
     Of several runs the medians.
     """
-    steps = table[table["workload"].map(_is_over_ranks).astype(bool) & table["step_p50_ms"].notna()]
-    records = layer_records(runs)
-    records = records[records["workload"].map(_is_over_ranks).astype(bool)]
+    steps = _over_ranks(table[table["step_p50_ms"].notna()])
+    records = _over_ranks(layer_records(runs))
     if records.empty:
         return pd.DataFrame()
     kept = [*PROBLEM, *TRAINING, *STEP, *BYTES, "step_folder"]
-    found = steps[kept].merge(_losses(records), on=list(PROBLEM), how="outer").merge(_sent(records), on=list(PROBLEM))
+    found = (
+        steps[kept]
+        .merge(_losses(_over_ranks(drift(runs))), on=list(PROBLEM), how="outer")
+        .merge(_sent(records), on=list(PROBLEM))
+    )
     found["folder"] = found["step_folder"].where(found["step_folder"].notna(), found.pop("loss_folder"))
     found[["N", "K", "B", "world_size"]] = found[["N", "K", "B", "world_size"]].astype("int64")
     found[list(TRAINING)] = found[list(TRAINING)].fillna("")
@@ -38,30 +41,18 @@ def models(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return found.drop(columns="step_folder").sort_values(order).reset_index(drop=True)
 
 
-def _is_over_ranks(workload: str) -> bool:
-    return workload.endswith(OVER_RANKS)
+def _over_ranks(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["workload"].astype(str).str.endswith(OVER_RANKS)]
 
 
-def _losses(records: pd.DataFrame) -> pd.DataFrame:
+def _losses(curves: pd.DataFrame) -> pd.DataFrame:
     """LOSS of each key, over the runs that trained."""
-    nothing = records.head(0)[list(PROBLEM)].assign(**dict.fromkeys([*LOSS, "loss_folder"]))
-    if "drift.loss" not in records:
-        return nothing
-    rows = records[records["drift.loss"].notna()]
-    exact = rows["drift.exact_loss"].astype(float)
-    rows = rows.assign(
-        train_steps=rows["drift.step"].astype(int),
-        train_loss=rows["drift.loss"].astype(float),
-        loss_distance=(rows["drift.loss"].astype(float) - exact).abs(),
-        dense_loss_distance=(rows["drift.dense_loss"].astype(float) - exact).abs(),
-    ).sort_values("train_steps")
-    if rows.empty:
-        return nothing
-    runs = rows.groupby([*PROBLEM, "folder"], dropna=False)
-    ends = runs[["train_steps", "train_loss"]].last()
-    ends[["loss_distance", "dense_loss_distance"]] = runs[["loss_distance", "dense_loss_distance"]].max()
-    keys = ends.reset_index().groupby(list(PROBLEM), dropna=False)
-    return keys[list(LOSS)].median().join(keys["folder"].first().rename("loss_folder")).reset_index()
+    curves = curves[curves["loss"].notna()].sort_values("step").rename(columns={"folder": "loss_folder"})
+    runs = curves.groupby([*PROBLEM, "loss_folder"], dropna=False)
+    ends = runs[["step", "loss"]].last().rename(columns={"step": "train_steps", "loss": "train_loss"})
+    ends = ends.join(runs[["loss_distance", "dense_loss_distance"]].max()).reset_index()
+    keys = ends.groupby(list(PROBLEM), dropna=False)
+    return keys[list(LOSS)].median().join(keys["loss_folder"].first()).reset_index()
 
 
 def _sent(records: pd.DataFrame) -> pd.DataFrame:
