@@ -6,6 +6,8 @@ import pytest
 
 from sweeps import load_runs
 from sweeps.report.command import write_report
+from sweeps.report.figures.recomputation.compiled_front import COMPILED_FRONT
+from sweeps.report.findings import findings
 from sweeps.report.findings.data_parallel import find
 from sweeps.report.listings.steps.data_parallel import DATA_PARALLEL, select, show
 from sweeps.report.tables.report_data import read_report_data
@@ -103,3 +105,16 @@ def test_without_data_parallelism_there_is_nothing_to_say(write_run, tmp_path):
     data = read_report_data([tmp_path / "sweep"])
     assert select(data).empty
     assert find(data) is None
+
+
+def test_the_front_and_its_finding_say_which_step_was_of_which_ranks(measured, write_run):
+    """Data parallelism comes first where it was measured; a panel of one mark compares nothing and is not drawn."""
+    fields = {"world_size": 2, "workload_config": {"data_parallel": "ddp_buckets"}}
+    write_run("buckets", [make_compiled("torch_compile", 100, 24.0, {}, "", **fields)])
+    data = read_report_data([measured])
+    first, second = findings(data, [])[:2]
+    assert (first.name, second.name) == ("finding-data-parallel", "finding-compiled")
+    told = list(dict.fromkeys(second.numbers["training"]))
+    assert told == ["one rank", "DDP, 2 ranks", "DDP, a graph per bucket, 2 ranks", "FSDP2, 2 ranks"]
+    named = {axis.get_title() for axis in COMPILED_FRONT.draw(COMPILED_FRONT.select(data)).axes}
+    assert {name.split(", ", 2)[2] for name in named} == {"one rank", "DDP, 2 ranks", "FSDP2, 2 ranks"}

@@ -105,6 +105,10 @@ def write_mixed(write_run):
         write_run(f"budget{memory}", [make_largest("recompute_compiled", memory, 2 * memory)])
     drifted = {"mode": "apply", "output_error": 1e-3, "dense_output_error": 1e-3}
     write_run("drift", [record("phasex_drift", "block_shock", drift={**drifted, "step": s}) for s in (1, 2)])
+    trained = {"mode": "train", "output_error": 1e-3, "dense_output_error": 1e-3, "exact_loss": 5.0, "dense_loss": 5.01}
+    model = {"workload": "gpt2", "workload_config": {"name": "gpt2", "layers": "mlp"}, "world_size": 2}
+    losses = [{**trained, "step": step, "loss": loss} for step, loss in ((1, 5.002), (2, 5.03))]
+    write_run("losses", [record("phasex_drift", "block_shock", **model, drift=drift) for drift in losses])
     trace = {f"{name}_ms": [0.5] for name in ("forward", "backward", "optimizer", "other", "idle")}
     trace |= {"exposed_communication_ms": [0.5], "step_ms": [3.0], "kernels": [5], "backend": "kineto"}
     trace |= {"slowdown": 0.01, "attributed": 1.0}
@@ -161,7 +165,7 @@ def test_the_page_needs_no_other_file_and_no_network(report):
 
 def test_every_status_is_counted_and_every_reason_told(report):
     text = report.read_text()
-    for chip in ("35 ok", "1 running", "1 failed", "1 oom", "1 timeout", "3 unsupported"):
+    for chip in ("36 ok", "1 running", "1 failed", "1 oom", "1 timeout", "3 unsupported"):
         assert f">{chip}<" in text
     for told in ("out of memory", "no answer for 7 s", "3 × needs two ranks", "9.9.9+hand", "by_hand", "Hand CPU"):
         assert told in text

@@ -7,7 +7,7 @@ import pandas as pd
 from sweeps.report.findings.finding import Finding, listed, sentence
 from sweeps.report.tables.report_data import ReportData
 from sweeps.report.tables.steps.compiled_front import AT, KERNELS, OURS, STEP, added, front, host_bound, verdict
-from sweeps.report.tables.steps.recomputation import MIB
+from sweeps.report.tables.steps.recomputation import MIB, trained_on
 from sweeps.text import number
 
 MOST = 8
@@ -45,6 +45,7 @@ def _numbers(costs: pd.DataFrame, points: pd.DataFrame, unit: str) -> pd.DataFra
             "method": rows["kind"],
             "of": rows["label"].astype(str),
             "model": rows["model"],
+            "training": [trained_on(*each) for each in zip(rows["world_size"], rows["data_parallel"], strict=True)],
             "peak, MiB": (rows["peak_bytes"] / MIB).map(number),
             "step, ms": rows["step_p50_ms"].map(number),
         }

@@ -58,7 +58,9 @@ def select(data: ReportData) -> pd.DataFrame:
 def draw(data: pd.DataFrame) -> Figure:
     """Step time against peak memory, one panel a model and setting; where the host delayed any step, the kernels' time
     to the right of each."""
-    panels, title = cut(list(panels_of(data, also=("B",))), _title(data))
+    every = list(panels_of(data, also=("B",)))
+    several = [(panel, rows) for panel, rows in every if len(rows) > 1]  # one mark compares nothing
+    panels, title = cut(several or every, _title(data))
     times = {STEP: "step (p50), ms"} | ({KERNELS: "kernels of a step, ms"} if host_bound(data).any() else {})
     found = [(panel, rows, time, name) for panel, rows in panels for time, name in times.items()]
     variants = sorted(set(data.loc[data["kind"] == OURS, "options"]))

@@ -15,7 +15,7 @@ from sweeps.report.figures.shared.panels import canvas, cut, legend, name_panel
 from sweeps.report.figures.shared.style import RECOMPUTATION, palette
 from sweeps.report.tables.report_data import ReportData
 from sweeps.report.tables.steps.compiled_front import METHODS as COMPILED
-from sweeps.report.tables.steps.recomputation import KEEP_ALL, SETTING, bound, smallest
+from sweeps.report.tables.steps.recomputation import KEEP_ALL, SETTING, bound, smallest, trained_on
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -149,7 +149,12 @@ def panels_of(data: pd.DataFrame, also: tuple[str, ...]) -> Iterator[tuple[str, 
     keys = [key for key in SETTING if key != "B" and (key == "model" or data[key].nunique() > 1)] + list(also)
     units = {"seq_len": "{:g} tokens a row", "dropout": "dropout {:g}", "autocast": "autocast {}", "B": "B = {:g}"}
     for value, rows in data.groupby(keys, sort=True):
-        said = [units.get(key, "{}").format(one) for key, one in zip(keys, value, strict=True) if one != ""]
+        named = dict(zip(keys, value, strict=True))
+        on = named.keys() & {"world_size", "data_parallel"}
+        if on:
+            named = {key: one for key, one in named.items() if key not in on}
+            named["ranks"] = trained_on(*rows[["world_size", "data_parallel"]].iloc[0])
+        said = [units.get(key, "{}").format(one) for key, one in named.items() if one != ""]
         yield textwrap.fill(", ".join(said), 48), rows
 
 

@@ -8,10 +8,10 @@ from sweeps.report.listings.listing import Listing, without_empty_columns
 from sweeps.report.listings.steps.recomputation import plain
 from sweeps.report.tables.report_data import ReportData
 from sweeps.report.tables.steps.data_parallel import KEYS, data_parallel, within_budget
-from sweeps.report.tables.steps.recomputation import MIB
+from sweeps.report.tables.steps.recomputation import MIB, TRAINING
 from sweeps.text import number, signed
 
-NAMES = {"": "one rank", "ddp": "DDP", "ddp_buckets": "DDP, a graph per bucket", "fsdp2": "FSDP2"}
+NAMES = {"": "one rank", **TRAINING}
 
 
 def select(data: ReportData) -> pd.DataFrame:
