@@ -161,7 +161,7 @@ def build(
         raise MissingPackageError(f"model {name!r} needs transformers: pip install 'block-shock[models]'")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        with _drawn_once():
+        with drawn_once():
             model = (TEXT | VISION)[kind](tiny=tiny, dropout=dropout)
         config: Any = model.config
         if kind in TEXT:
@@ -181,7 +181,7 @@ def build(
 
 
 @contextmanager
-def _drawn_once() -> Iterator[None]:
+def drawn_once() -> Iterator[None]:
     """PyTorch's layers draw no weights meanwhile: transformers draws all of them afterwards, and one draw of Llama's
     takes a core twenty seconds."""
     layers: tuple[Any, ...] = (nn.Linear, nn.Embedding, nn.Conv2d)

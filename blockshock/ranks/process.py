@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection as mpc
+import multiprocessing.util
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 
 from blockshock.ranks.launched import STARTED_HERE, RankInfo
 from blockshock.ranks.outcome import Outcome, last_line
@@ -39,7 +41,15 @@ def serve(info: RankInfo, connection: mpc.Connection) -> None:
         if outcome.status != "ok":
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(1)  # peers may hang in a collective; destructors of process groups would wait for them
+            end_process(1)  # peers may hang in a collective; destructors of process groups would wait for them
+
+
+def end_process(status: int) -> None:
+    """End without destructors, but for what multiprocessing has to take back: it warns of each semaphore that is left,
+    and libraries make some (tqdm has one for its bars)."""
+    with suppress(Exception):
+        multiprocessing.util._run_finalizers(0)  # type: ignore[attr-defined]
+    os._exit(status)
 
 
 def _end_with_parent() -> None:

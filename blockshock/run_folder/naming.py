@@ -66,7 +66,8 @@ def job_label(config: dict[str, Any]) -> str:
         length = f"-S{workload['seq_len']}" if workload.get("seq_len") else ""
         kind = workload.get("data_parallel", "none")
         ranks = [] if kind == "none" else [kind, f"P{config['hardware']['world_size']}"]
-        parts = [workload["name"], f"B{workload['batch_size']}{length}", model["dtype"], *ranks, *last]
+        name = workload.get("model", workload["name"]).replace("/", "-")
+        parts = [name, f"B{workload['batch_size']}{length}", model["dtype"], *ranks, *last]
         return "_".join([config["phase"]["name"], config["method"]["name"], *parts])
     sizes = f"N{model['N']}" + (f"-K{model['K']}" if model["K"] != model["N"] else "") + f"-B{model['B']}"
     phase = config["phase"]

@@ -183,7 +183,7 @@ class ModelWorkload:
 
         length = {} if self.seq_len is None else {"seq_len": self.seq_len}
         task = build(self.name, self.batch_size, dtype=dtype, device=device, seed=seed, dropout=self.dropout, **length)
-        return task if self.autocast is None else _under_autocast(task, DTYPES[self.autocast], device.type)
+        return task if self.autocast is None else under_autocast(task, DTYPES[self.autocast], device.type)
 
 
 @cache
@@ -226,7 +226,7 @@ def _rows_per_sample(model: Any, length: int) -> int:
     return length if hasattr(config, "vocab_size") else (config.image_size // config.patch_size) ** 2 + 1
 
 
-def _under_autocast(task: TrainingTask, dtype: torch.dtype, device: str) -> TrainingTask:
+def under_autocast(task: TrainingTask, dtype: torch.dtype, device: str) -> TrainingTask:
     """The same task; its loss function enters autocast by itself, so that every method runs it alike."""
 
     def loss_fn(model: nn.Module, *batch: Tensor) -> Tensor:

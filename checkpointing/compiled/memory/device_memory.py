@@ -18,6 +18,8 @@ from checkpointing.compiled.memory.optimizer_memory import present_optimizer_sta
 
 _MULTIPLIED = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 CHECKED = 2  # steps whose peak is read: the first makes the optimizer's state, the second has it from the start
+PASSING = 10  # steps at most for which memory that came unexpected may stay, and is not counted
+NOTABLE = 0.01  # of the peak: the precision of a prediction
 
 
 def device_of(inputs: Sequence[Any]) -> torch.device:
@@ -117,7 +119,10 @@ class FirstSteps:
     """Reads the allocator's peak over each of the first steps, from one call of the step to the next.
 
     A step in which inductor times kernels against each other is not one of them: the buffers of these timings
-    (84 MiB on an H200) are in its peak, and in no later step's.
+    (84 MiB on an H200) are in its peak, and in no later step's. Nor is one that begins with more than the step before
+    it, optimizer state and `gradients()` (bytes of them, now) apart, while this may go again: DistributedDataParallel
+    lays out its buckets anew after the first backward, and NCCL holds the old ones until it has seen that their
+    collectives are done. What is still there after `PASSING` steps counts.
 
     `report(peak)` is called with it, where what a later step has besides (`to_come` bytes of optimizer state at most,
     as far as they have been allocated) is added to the first step's. The allocator's peak counter
@@ -136,11 +141,16 @@ class FirstSteps:
         report: Callable[[int], None],
         highest: Callable[[int | None], int | None] = lambda peak: peak,
         in_graphs: bool = False,
+        gradients: Callable[[], int] = lambda: 0,
     ) -> None:
         self.device, self.to_come, self.report, self.highest = device, to_come, report, highest
+        self.gradients = gradients
         self.in_graphs, self.checked = in_graphs, CHECKED + in_graphs
         self.calls = -1 if in_graphs else 0
         self.before = 0  # bytes at the start of the step that is being read
+        self.others = 0  # of these, all but gradients
+        self.settled = 0  # what these were before more came
+        self.passing = 0  # steps for which that may stay
         self.timings = 0  # of kernels by inductor, until then
 
     @property
@@ -150,26 +160,36 @@ class FirstSteps:
 
     def restart(self) -> None:
         """Read as many steps again: the step has been compiled anew."""
-        self.calls = 0
+        self.calls = self.passing = 0
 
     def before_call(self) -> None:
         """To be called at the start of each step."""
         if self.are_over:
             return
         allocated = torch.cuda.memory_allocated(self.device)
+        others = allocated - self.gradients()
         if self.calls > 0:
             grown = min(self.to_come, max(0, allocated - self.before))
             self.to_come -= grown
-            is_read = _kernel_timings() == self.timings
+            is_read = _kernel_timings() == self.timings and not self.passing
             peak = self.highest(self._peak(allocated, grown) if is_read else None)
             if peak is not None:
                 self.report(peak)
             else:
                 self.calls -= 1
+            self._notice(others, self.others + grown)
         if self.calls < self.checked:
             torch.cuda.reset_peak_memory_stats(self.device)
-        self.before, self.timings = allocated, _kernel_timings()
+        self.before, self.others, self.timings = allocated, others, _kernel_timings()
         self.calls += 1
+
+    def _notice(self, others: int, expected: int) -> None:
+        """Whether the step that begins has more than is expected, which may go again."""
+        notable = NOTABLE * torch.cuda.max_memory_allocated(self.device)
+        if self.passing:
+            self.passing = self.passing - 1 if others > self.settled + notable else 0
+        elif others > expected + notable and not self.in_graphs:
+            self.passing, self.settled = PASSING, expected
 
     def _peak(self, allocated: int, grown: int) -> int:
         if not self.in_graphs:
