@@ -87,7 +87,6 @@ def _of_transformers(kind: str, options: dict[str, Any]) -> nn.Module:
     for key in options:
         if not hasattr(default, key):
             raise ValueError(f"the configuration of {kind} has no {key!r}")
-    # stock ids of special tokens may lie outside of a smaller vocabulary
     given = {"use_cache": False} if hasattr(default, "use_cache") else {}
     config = AutoConfig.for_model(kind, **(given | {"num_labels": CLASSES} | options))
     head = _head(config)

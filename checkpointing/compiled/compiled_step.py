@@ -29,8 +29,8 @@ from checkpointing.compiled.joint_problem import forward_kernels
 from checkpointing.compiled.joint_step import JointStep
 from checkpointing.compiled.loss.candidates import Candidates
 from checkpointing.compiled.loss.choice import LossChunks
-from checkpointing.compiled.memory.device_memory import FirstSteps, input_bytes
-from checkpointing.compiled.memory.optimizer_memory import with_shards
+from checkpointing.compiled.memory.device_memory import FirstSteps
+from checkpointing.compiled.memory.optimizer_memory import trained_bytes, with_shards
 from checkpointing.compiled.memory.step_peak import StepPeak, trainable
 from checkpointing.compiled.memory.wrapper_memory import WrapperError
 from checkpointing.compiled.obstacles import check_shapes
@@ -84,7 +84,12 @@ class CompiledStep:
         self.context = TracingContext.try_get()
         state = sum(self.memory.state)
         self.first_steps = FirstSteps(
-            self.device, state, self._measured, self.decider.highest, cuda_graphs, self._gradient_bytes
+            self.device,
+            state,
+            self._measured,
+            self.decider.highest,
+            cuda_graphs,
+            lambda: trained_bytes(self.parameters, self.device),
         )
         self.recompile = False
         self.measuring_s = 0.0
@@ -117,10 +122,6 @@ class CompiledStep:
         if parameters and not (self.parameters and parameters[0] is self.parameters[0]):
             self.parameters = parameters
             remember(with_shards(parameters), plan)
-
-    def _gradient_bytes(self) -> int:
-        """Of the gradients that are there now."""
-        return sum(input_bytes([parameter.grad for parameter in with_shards(self.parameters)]))
 
     def _compile_again(self, arguments: Sequence[Any]) -> CompiledHalves:
         """After the first compilation, which Dynamo made: on fake inputs of the same sizes, none of them symbolic."""

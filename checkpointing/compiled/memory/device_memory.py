@@ -120,9 +120,9 @@ class FirstSteps:
 
     A step in which inductor times kernels against each other is not one of them: the buffers of these timings
     (84 MiB on an H200) are in its peak, and in no later step's. Nor is one that begins with more than the step before
-    it, optimizer state and `gradients()` (bytes of them, now) apart, while this may go again: DistributedDataParallel
-    lays out its buckets anew after the first backward, and NCCL holds the old ones until it has seen that their
-    collectives are done. What is still there after `PASSING` steps counts.
+    it, but for gradients and optimizer state (`trained()` bytes by now), while this may go again: DDP lays out its
+    buckets anew after the first backward, and NCCL holds the old ones until it has seen that their collectives are
+    done. What is still there after `PASSING` steps counts.
 
     `report(peak)` is called with it, where what a later step has besides (`to_come` bytes of optimizer state at most,
     as far as they have been allocated) is added to the first step's. The allocator's peak counter
@@ -141,14 +141,14 @@ class FirstSteps:
         report: Callable[[int], None],
         highest: Callable[[int | None], int | None] = lambda peak: peak,
         in_graphs: bool = False,
-        gradients: Callable[[], int] = lambda: 0,
+        trained: Callable[[], int] = lambda: 0,
     ) -> None:
         self.device, self.to_come, self.report, self.highest = device, to_come, report, highest
-        self.gradients = gradients
+        self.trained = trained
         self.in_graphs, self.checked = in_graphs, CHECKED + in_graphs
         self.calls = -1 if in_graphs else 0
         self.before = 0  # bytes at the start of the step that is being read
-        self.others = 0  # of these, all but gradients
+        self.others = 0  # of these, all but gradients and optimizer state
         self.settled = 0  # what these were before more came
         self.passing = 0  # steps for which that may stay
         self.timings = 0  # of kernels by inductor, until then
@@ -167,7 +167,7 @@ class FirstSteps:
         if self.are_over:
             return
         allocated = torch.cuda.memory_allocated(self.device)
-        others = allocated - self.gradients()
+        others = allocated - self.trained()
         if self.calls > 0:
             grown = min(self.to_come, max(0, allocated - self.before))
             self.to_come -= grown
@@ -177,19 +177,19 @@ class FirstSteps:
                 self.report(peak)
             else:
                 self.calls -= 1
-            self._notice(others, self.others + grown)
+            self._notice(others)
         if self.calls < self.checked:
             torch.cuda.reset_peak_memory_stats(self.device)
         self.before, self.others, self.timings = allocated, others, _kernel_timings()
         self.calls += 1
 
-    def _notice(self, others: int, expected: int) -> None:
-        """Whether the step that begins has more than is expected, which may go again."""
+    def _notice(self, others: int) -> None:
+        """Whether the step that begins has more than the one before it, which may go again."""
         notable = NOTABLE * torch.cuda.max_memory_allocated(self.device)
         if self.passing:
             self.passing = self.passing - 1 if others > self.settled + notable else 0
-        elif others > expected + notable and not self.in_graphs:
-            self.passing, self.settled = PASSING, expected
+        elif others > self.others + notable and not self.in_graphs:
+            self.passing, self.settled = PASSING, self.others
 
     def _peak(self, allocated: int, grown: int) -> int:
         if not self.in_graphs:

@@ -52,6 +52,14 @@ def present_optimizer_state(parameters: Collection[Tensor]) -> list[Tensor]:
     return [t for state in states for parameter in parameters for t in _tensors(state.get(parameter, {}))]
 
 
+def trained_bytes(parameters: Collection[Tensor], device: torch.device) -> int:
+    """Bytes on `device` of the gradients and the optimizer state that the parameters have by now; of shards, this
+    rank's."""
+    gradients = [parameter.grad for parameter in with_shards(parameters) if parameter.grad is not None]
+    found = [_local(tensor) for tensor in (*gradients, *present_optimizer_state(parameters))]
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in found if t.device == device}.values())
+
+
 def with_shards(parameters: Collection[Tensor]) -> list[Tensor]:
     """`parameters`, and this rank's shards of those that FSDP2 has gathered: optimizers hold the shards."""
     gathered = {id(parameter) for parameter in parameters}
@@ -145,11 +153,17 @@ def _closure(step: Callable[..., Any]) -> tuple[Callable[[], float], ...]:
 
 
 def _fake(mode: FakeTensorMode, parameter: Any) -> Tensor:
-    tensors = sys.modules.get("torch.distributed.tensor")  # not imported here: a process without ranks has no need
-    over_ranks = tensors is not None and isinstance(parameter, tensors.DTensor)
-    fake: Tensor = mode.from_tensor(parameter.to_local() if over_ranks else parameter)
+    fake: Tensor = mode.from_tensor(_local(parameter))
     fake.grad = torch.empty_like(fake)
     return fake
+
+
+def _local(tensor: Any) -> Tensor:
+    """This rank's part of it."""
+    tensors = sys.modules.get("torch.distributed.tensor")  # not imported here: a process without ranks has no need
+    over_ranks = tensors is not None and isinstance(tensor, tensors.DTensor)
+    part: Tensor = tensor.to_local() if over_ranks else tensor
+    return part
 
 
 def _tensors(state: Any) -> Iterator[Tensor]:

@@ -9,6 +9,7 @@ import torch
 
 from checkpointing.compiled.memory import device_memory
 from checkpointing.compiled.memory.device_memory import CHECKED, PASSING, FirstSteps
+from checkpointing.compiled.memory.optimizer_memory import trained_bytes
 
 BASE, STATE, ACTIVATIONS, MORE = 1000, 500, 2000, 300
 
@@ -31,12 +32,12 @@ class Allocator:
             torch.device("cuda"),
             STATE,
             lambda peak: found.append((number, peak)),
-            gradients=lambda: own[0],
+            trained=lambda: own[0],
             **options,  # type: ignore[arg-type]
         )
         for number, more in enumerate(besides):
-            own[0] = held[number]
-            self.allocated = BASE + (STATE if number else 0) + more + own[0]
+            own[0] = held[number] + (STATE if number else 0)
+            self.allocated = BASE + more + own[0]
             self.peak = max(self.peak, self.allocated)
             steps.before_call()
             if steps.are_over:
@@ -88,3 +89,32 @@ def test_a_rank_without_such_memory_waits_for_the_one_that_has_some(allocator: A
     waiting = iter([False, True, True, False])
     found = allocator.read([0] * 9, highest=lambda peak: None if next(waiting) else peak)
     assert found == [(1, USUAL), (4, USUAL)]
+
+
+def test_state_that_was_not_predicted_counts_at_once(allocator: Allocator) -> None:
+    """That of an optimizer whose step cannot run on fake tensors."""
+    found: list[int] = []
+    state = [0]
+    steps = FirstSteps(torch.device("cuda"), 0, found.append, trained=lambda: state[0])
+    for now in (0, STATE, STATE, STATE):
+        state[0] = now
+        allocator.allocated = BASE + now
+        allocator.peak = max(allocator.peak, allocator.allocated)
+        steps.before_call()
+        allocator.peak = max(allocator.peak, allocator.allocated + ACTIVATIONS)
+    assert found == [BASE + ACTIVATIONS, USUAL]
+
+
+def test_gradients_and_state_are_measured_by_storage() -> None:
+    layer = torch.nn.Linear(8, 4, dtype=torch.float64)
+    device = torch.device("cpu")
+    optimizer = torch.optim.AdamW(layer.parameters())
+    parameters = list(layer.parameters())
+    assert trained_bytes(parameters, device) == 0
+    layer(torch.randn(2, 8, dtype=torch.float64)).sum().backward()
+    assert trained_bytes(parameters, device) == 8 * 36
+    optimizer.step()
+    assert trained_bytes(parameters, device) == 3 * 8 * 36 + 2 * 4  # two moments, and a number of steps per parameter
+    optimizer.zero_grad()
+    assert trained_bytes(parameters, device) == 2 * 8 * 36 + 2 * 4
+    assert trained_bytes(parameters, torch.device("meta")) == 0
