@@ -20,7 +20,7 @@ from blockshock.errors import JobFailed
 from blockshock.ranks.launched import RankInfo, joined_store, launched
 from blockshock.ranks.outcome import Outcome, last_line
 from blockshock.ranks.pool import RankPool
-from blockshock.ranks.process import end_process
+from blockshock.ranks.process import take_back_semaphores
 from blockshock.run_folder.folder import RunFolder
 
 log = logging.getLogger("blockshock")
@@ -130,6 +130,7 @@ def _execute_joined(config: dict[str, Any], folder: RunFolder, run_id: str, say:
         folder.finish(outcome.status, outcome.reason, outcome.value)
     if outcome.status != "ok":
         log.error("%s", outcome.reason)
-        end_process(1)  # peers may hang in a collective; the launcher ends them once a rank has failed
+        take_back_semaphores()
+        os._exit(1)  # peers may hang in a collective; the launcher ends them once a rank has failed
     shutdown()
     return outcome

@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from multiprocessing.synchronize import SemLock
 
 from blockshock.ranks.launched import STARTED_HERE, RankInfo
 from blockshock.ranks.outcome import Outcome, last_line
@@ -37,19 +38,22 @@ def serve(info: RankInfo, connection: mpc.Connection) -> None:
             traceback.print_exc()
             outcome = Outcome("failed", f"rank {info.rank}: {last_line(error)}")
         outcome.at = time.monotonic()
+        if outcome.status != "ok":
+            take_back_semaphores()  # now: the parent ends this process once it hears of it
         connection.send(outcome)
         if outcome.status != "ok":
             sys.stdout.flush()
             sys.stderr.flush()
-            end_process(1)  # peers may hang in a collective; destructors of process groups would wait for them
+            os._exit(1)  # peers may hang in a collective; destructors of process groups would wait for them
 
 
-def end_process(status: int) -> None:
-    """End without destructors, but for what multiprocessing has to take back: it warns of each semaphore that is left,
-    and libraries make some (tqdm has one for its bars)."""
-    with suppress(Exception):
-        multiprocessing.util._run_finalizers(0)  # type: ignore[attr-defined]
-    os._exit(status)
+def take_back_semaphores() -> None:
+    """Before an end without finalizers: multiprocessing warns of each that is left, and libraries make some (tqdm has
+    one for its bars). Other finalizers may wait for a thread."""
+    with suppress(Exception):  # of names that are multiprocessing's own
+        for finalizer in list(multiprocessing.util._finalizer_registry.values()):  # type: ignore[attr-defined]
+            if finalizer._callback == SemLock._cleanup:  # type: ignore[attr-defined]
+                finalizer()
 
 
 def _end_with_parent() -> None:
