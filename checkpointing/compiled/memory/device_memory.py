@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import _disable_current_modes
 
-from checkpointing.compiled.memory.optimizer_memory import present_optimizer_state
+from checkpointing.compiled.memory.optimizer_memory import present_optimizer_state, storage_bytes
 
 _MULTIPLIED = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 CHECKED = 2  # steps whose peak is read: the first makes the optimizer's state, the second has it from the start
@@ -36,13 +36,12 @@ def resident_bytes(device: torch.device, inputs: Sequence[Any]) -> int:
     tensors = [value for value in inputs if isinstance(value, Tensor)]
     parameters = [t for t in tensors if isinstance(t, nn.Parameter)]
     tensors += [t.grad for t in parameters if t.grad is not None] + present_optimizer_state(parameters)
-    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+    return sum(storage_bytes(tensors))
 
 
 def input_bytes(inputs: Sequence[Any]) -> list[int]:
     """Bytes of each storage among the step's inputs: parameters, buffers, the batch."""
-    tensors = [value for value in inputs if isinstance(value, Tensor)]
-    return list({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+    return storage_bytes(value for value in inputs if isinstance(value, Tensor))
 
 
 def take_library_workspaces(device: torch.device, parameters: Collection[Tensor]) -> None:

@@ -12,7 +12,7 @@ import itertools
 import logging
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -57,7 +57,12 @@ def trained_bytes(parameters: Collection[Tensor], device: torch.device) -> int:
     rank's."""
     gradients = [parameter.grad for parameter in with_shards(parameters) if parameter.grad is not None]
     found = [_local(tensor) for tensor in (*gradients, *present_optimizer_state(parameters))]
-    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in found if t.device == device}.values())
+    return sum(storage_bytes(tensor for tensor in found if tensor.device == device))
+
+
+def storage_bytes(tensors: Iterable[Tensor]) -> list[int]:
+    """Bytes of each storage among them."""
+    return list({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 def with_shards(parameters: Collection[Tensor]) -> list[Tensor]:

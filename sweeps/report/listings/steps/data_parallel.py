@@ -8,10 +8,10 @@ from sweeps.report.listings.listing import Listing, without_empty_columns
 from sweeps.report.listings.steps.recomputation import plain
 from sweeps.report.tables.report_data import ReportData
 from sweeps.report.tables.steps.data_parallel import KEYS, data_parallel, within_budget
-from sweeps.report.tables.steps.recomputation import MIB, TRAINING
+from sweeps.report.tables.steps.recomputation import MIB, WRAPPERS
 from sweeps.text import number, signed
 
-NAMES = {"": "one rank", **TRAINING}
+NAMES = {"": "one rank", **WRAPPERS}
 
 
 def select(data: ReportData) -> pd.DataFrame:

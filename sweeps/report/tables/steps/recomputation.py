@@ -32,7 +32,7 @@ SETTING = {
     "world_size": "world_size",
     "data_parallel": "config.workload.data_parallel",  # empty: none
 }
-TRAINING = {"ddp": "DDP", "ddp_buckets": "DDP, a graph per bucket", "fsdp2": "FSDP2"}  # of several ranks
+WRAPPERS = {"ddp": "DDP", "ddp_buckets": "DDP, a graph per bucket", "fsdp2": "FSDP2"}  # of several ranks
 WAY = {
     "host": "env.host",
     "method": "method",
@@ -82,7 +82,7 @@ KEEP_ALL = "keep_all"
 def trained_on(world_size: float, data_parallel: str) -> str:
     """`one rank`, or `FSDP2, 2 ranks`."""
     number = "one rank" if world_size == 1 else ranks(int(world_size))
-    return ", ".join(filter(None, [TRAINING.get(data_parallel, data_parallel), number]))
+    return ", ".join(filter(None, [WRAPPERS.get(data_parallel, data_parallel), number]))
 
 
 def recomputed(runs: pd.DataFrame) -> pd.DataFrame:
