@@ -19,11 +19,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from profiler.errors import MissingPackageError
-from profiler.models import LossFn, TrainingTask, classification_loss, drawn_once, token_loss
+from profiler.models import LossFn, TrainingTask, classification_loss, drawn_once, token_loss, undrawn
 
 LIBRARIES = ("transformers", "timm")
 SEQ_LEN = 512
 CLASSES = 1000
+IMAGE_SIDE = 224  # where a configuration has none
+TOKENS, IMAGES = "input_ids", "pixel_values"  # names of a model's first input in transformers
+# Heads of transformers, in the order of choice → what they must take: an ImageGPT, say, is a classifier of tokens.
+HEADS = {"MaskedLM": TOKENS, "CausalLM": TOKENS, "ImageClassification": IMAGES}
 Options = Mapping[str, Any]
 
 
@@ -89,22 +93,30 @@ def _of_transformers(kind: str, options: dict[str, Any]) -> nn.Module:
             raise ValueError(f"the configuration of {kind} has no {key!r}")
     given = {"use_cache": False} if hasattr(default, "use_cache") else {}
     config = AutoConfig.for_model(kind, **(given | {"num_labels": CLASSES} | options))
-    head = _head(config)
-    with drawn_once():
-        model: nn.Module = head.from_config(config)
-    return model
+    head, takes = _head(config)
+    if takes == TOKENS:
+        _vocabulary(config)
+    try:
+        with drawn_once():
+            model: nn.Module = head.from_config(config)
+        return head.from_config(config) if undrawn(model) else model
+    except ImportError as error:
+        raise MissingPackageError(str(error).splitlines()[0]) from error
 
 
-def _head(config: Any) -> Any:
-    """The automatic class of the first head that the architecture has."""
+def _head(config: Any) -> tuple[Any, str]:
+    """The automatic class of the first head that the architecture has, and what it takes."""
     import transformers
 
-    encoder_and_decoder = getattr(config, "is_encoder_decoder", False)
-    heads = ("Seq2SeqLM",) if encoder_and_decoder else ("MaskedLM", "CausalLM", "ImageClassification")
-    for head in heads:
+    heads = {"Seq2SeqLM": TOKENS} if getattr(config, "is_encoder_decoder", False) else HEADS
+    for head, takes in heads.items():
         automatic = getattr(transformers, f"AutoModelFor{head}")
         if type(config) in automatic._model_mapping:
-            return automatic
+            models = automatic._model_mapping[type(config)]
+            first = models[0] if isinstance(models, tuple) else models
+            if first.main_input_name == takes:
+                config.architectures = [first.__name__]  # of several (DeiT, also with a teacher), the one to build
+                return automatic, takes
     raise ValueError(f"{config.model_type} has no head for language modelling or images in transformers")
 
 
@@ -123,18 +135,29 @@ def _of_timm(kind: str, options: dict[str, Any]) -> nn.Module:
 
 def _batch_and_loss(model: Any, count: int, length: int, dtype: torch.dtype) -> tuple[tuple[Tensor, ...], LossFn]:
     config = getattr(model, "config", None)
-    vocabulary = getattr(config, "vocab_size", None)
-    if vocabulary is not None:
-        ids, labels = torch.randint(vocabulary, (2, count, length))
-        if getattr(config, "is_encoder_decoder", False):
-            return (ids, torch.randint(vocabulary, (count, length)), labels), decoder_loss
-        return (ids, labels), token_loss
-    side = getattr(config, "image_size", 224) if config is not None else model.image_side
+    if config is None:  # of timm
+        return _images(count, model.image_side, model.num_classes, dtype), image_loss
+    if model.main_input_name == IMAGES:  # whose configurations may have a vocabulary too
+        side = getattr(getattr(config, "vision_config", config), "image_size", None) or IMAGE_SIDE
+        return _images(count, side, config.num_labels, dtype), classification_loss
+    vocabulary = _vocabulary(config)
+    ids, labels = torch.randint(vocabulary, (2, count, length))
+    if getattr(config, "is_encoder_decoder", False):
+        return (ids, torch.randint(vocabulary, (count, length)), labels), decoder_loss
+    return (ids, labels), token_loss
+
+
+def _vocabulary(config: Any) -> int:
+    size: int | None = getattr(config, "vocab_size", None) or getattr(config.get_text_config(), "vocab_size", None)
+    if not size:
+        raise ValueError(f"the configuration of {config.model_type} leaves its vocab_size open: set it in the options")
+    return size
+
+
+def _images(count: int, side: Any, classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Images of `side`, or of sides (height, width), and their labels."""
     sides = (side, side) if isinstance(side, int) else tuple(side)
-    images = torch.randn(count, 3, *sides).to(dtype)
-    classes = CLASSES if config is None else config.num_labels
-    labels = torch.randint(getattr(model, "num_classes", classes), (count,))
-    return (images, labels), classification_loss if config is not None else image_loss
+    return torch.randn(count, 3, *sides).to(dtype), torch.randint(classes, (count,))
 
 
 def decoder_loss(model: nn.Module, ids: Tensor, decoder_ids: Tensor, labels: Tensor) -> Tensor:

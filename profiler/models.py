@@ -11,6 +11,7 @@ the model, so that forward and loss are two regions of the step.
 """
 
 import importlib.util
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -182,12 +183,12 @@ def build(
 
 @contextmanager
 def drawn_once() -> Iterator[None]:
-    """PyTorch's layers draw no weights meanwhile: transformers draws all of them afterwards, and one draw of Llama's
-    takes a core twenty seconds."""
+    """PyTorch's layers draw no weights meanwhile: transformers draws them afterwards, and one draw of Llama's takes a
+    core twenty seconds. What it leaves to the layers (the biases of RegNet's convolutions) is `undrawn`."""
     layers: tuple[Any, ...] = (nn.Linear, nn.Embedding, nn.Conv2d)
     own = [vars(layer).get("reset_parameters") for layer in layers]
     for layer in layers:
-        layer.reset_parameters = _draw_nothing
+        layer.reset_parameters = _draw_later
     try:
         yield
     finally:
@@ -198,8 +199,15 @@ def drawn_once() -> Iterator[None]:
                 layer.reset_parameters = method
 
 
-def _draw_nothing(layer: nn.Module) -> None:
+def _draw_later(layer: nn.Module) -> None:
     """In place of `reset_parameters`."""
+    for parameter in layer.parameters(recurse=False):
+        nn.init.constant_(parameter, math.nan)
+
+
+def undrawn(model: nn.Module) -> bool:
+    """Whether a weight still has no value after `drawn_once`."""
+    return any(bool(parameter.isnan().any()) for parameter in model.parameters() if not parameter.is_meta)
 
 
 def _no_dropout(dropout: float | None, name: str) -> None:

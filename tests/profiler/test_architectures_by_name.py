@@ -19,6 +19,13 @@ SMALL: dict[str, dict[str, Any]] = {
         **{"num_attention_heads": 2, "vocab_size": 40},
     },
     "transformers/distilbert": {"n_layers": 1, "dim": 16, "hidden_dim": 32, "n_heads": 2, "vocab_size": 40},
+    "transformers/beit": {  # whose configuration has a vocabulary
+        **{"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2},
+        **{"image_size": 32, "num_labels": 7, "vocab_size": 40},
+    },
+    "transformers/regnet": {  # whose convolutions have biases that transformers leaves to PyTorch
+        **{"depths": [1, 1], "hidden_sizes": [8, 16], "embedding_size": 8, "groups_width": 4, "num_labels": 7},
+    },
     "transformers/convnext": {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 8, 16], "image_size": 32, "num_labels": 7},
 }
 
@@ -34,6 +41,8 @@ def small(name: str, **changed: Any) -> TrainingTask:
         ("transformers/gpt_neox", [(3, 6), (3, 6)], 40),
         ("transformers/distilbert", [(3, 6), (3, 6)], 40),
         ("transformers/convnext", [(3, 3, 32, 32), (3,)], 7),
+        ("transformers/beit", [(3, 3, 32, 32), (3,)], 7),
+        ("transformers/regnet", [(3, 3, 224, 224), (3,)], 7),
     ],
 )
 def test_the_loss_is_that_of_all_logits(name: str, shapes: list[tuple[int, ...]], classes: int) -> None:
@@ -47,6 +56,7 @@ def test_the_loss_is_that_of_all_logits(name: str, shapes: list[tuple[int, ...]]
     assert logits.shape == (*labels.shape, classes)
     own = cross_entropy(logits.reshape(-1, classes), labels.reshape(-1))
     assert torch.equal(task.loss_fn(task.model, *task.batch), own)
+    assert torch.isfinite(own)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -79,6 +89,8 @@ def test_the_size_is_the_configurations_own() -> None:
         ("transformers/bart_", {}, "transformers has no model type 'bart_'"),
         ("transformers/bert", {"layers": 2}, "the configuration of bert has no 'layers'"),
         ("transformers/encodec", {}, "encodec has no head for language modelling or images"),
+        ("transformers/imagegpt", {}, "imagegpt has no head for language modelling or images"),  # classifies tokens
+        ("transformers/esm", {}, "the configuration of esm leaves its vocab_size open: set it in the options"),
     ],
 )
 def test_what_cannot_be_built_is_an_error_that_says_why(name: str, options: dict[str, Any], problem: str) -> None:
