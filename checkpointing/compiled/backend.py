@@ -32,9 +32,9 @@ from checkpointing.compiled.decisions.ranks import RANKS, Together, several_rank
 from checkpointing.compiled.execution import EXECUTIONS
 from checkpointing.compiled.loss.chunked_loss import chunks_of
 from checkpointing.compiled.memory.device_memory import device_of
-from checkpointing.compiled.obstacles import place_of, remedy_of_break
+from checkpointing.compiled.obstacles import break_around, breaks_so_far, place_of, remedy_of_break
 from checkpointing.compiled.rules import Rules
-from checkpointing.errors import CheckpointingError, GraphBreakError
+from checkpointing.errors import BudgetError, CheckpointingError, GraphBreakError
 from checkpointing.planners import BUDGETED
 
 log = logging.getLogger(__name__)
@@ -201,6 +201,7 @@ class Backend:
     files: list[PlanFile] = field(default_factory=list, repr=False)
     plans: list[CompiledPlan] = field(default_factory=list, repr=False)
     _references: list[weakref.ref[CompiledStep]] = field(default_factory=list, repr=False)
+    _breaks: dict[str, int] = field(default_factory=breaks_so_far, repr=False)  # before there was this backend
 
     @property
     def __name__(self) -> str:
@@ -218,7 +219,7 @@ class Backend:
             if options:
                 raise CheckpointingError("options: give them to checkpointing.backend(...), not to torch.compile")
             cuda_graphs = self._in_cuda_graphs(mode, inputs)
-            _check_one_graph(module, any(step.is_pending for step in self._steps()))
+            self._check_one_graph(module)
             _check_static(inputs)
             step = CompiledStep(
                 module,
@@ -238,7 +239,10 @@ class Backend:
                 self._references.append(weakref.ref(step))
             return step
         except CheckpointingError as error:  # plain, where Dynamo would wrap it: the call that compiles raises it
-            return _raising(error)
+            around = break_around(self._breaks) if isinstance(error, BudgetError) else None
+            return _raising(
+                error if around is None else GraphBreakError(f"{around} (and of this graph alone: {error})")
+            )
 
     def _in_cuda_graphs(self, mode: str | None, inputs: Sequence[Any]) -> bool:
         if mode not in (None, *MODES):
@@ -250,6 +254,22 @@ class Backend:
                 f'mode="{REDUCE_OVERHEAD}": CUDA graphs need execution="inductor" and a GPU: leave mode out'
             )
         return True
+
+    def _check_one_graph(self, module: fx.GraphModule) -> None:
+        """A budget is of the whole step; one graph cannot know what another of the same step will save."""
+        reason = getattr(module, "compile_subgraph_reason", None)
+        place = place_of(reason.user_stack) if reason is not None else ""
+        if reason is not None and reason.graph_break:
+            why = str(reason.reason).splitlines()[0]
+            why = "something that is called there cannot be traced" if why == "step_unsupported" else why
+        elif any(step.is_pending for step in self._steps()):  # its forward has run, and its backward has not
+            around = break_around(self._breaks)
+            if around is not None:
+                raise GraphBreakError(around)
+            why = "this one begins before the backward of the one before it"
+        else:
+            return
+        raise GraphBreakError(f"the step breaks into several graphs{place}: {why}; {remedy_of_break(why)}")
 
     def _decider(self) -> Decider:
         if self.files:
@@ -282,22 +302,6 @@ def _raising(error: CheckpointingError) -> Callable[..., Any]:
         raise copy.copy(again)
 
     return rejected
-
-
-def _check_one_graph(module: fx.GraphModule, is_second: bool) -> None:
-    """A budget is of the whole step; one graph cannot know what another of the same step will save.
-
-    `is_second`: another graph's forward has run, and its backward has not.
-    """
-    reason = getattr(module, "compile_subgraph_reason", None)
-    why = "this one begins before the backward of the one before it" if is_second else ""
-    if reason is not None and reason.graph_break:
-        why = str(reason.reason).splitlines()[0]
-        why = "something that is called there cannot be traced" if why == "step_unsupported" else why
-    if not why:
-        return
-    place = place_of(reason.user_stack) if reason is not None else ""
-    raise GraphBreakError(f"the step breaks into several graphs{place}: {why}; {remedy_of_break(why)}")
 
 
 def _check_static(inputs: Sequence[Any]) -> None:

@@ -1,18 +1,24 @@
 """What keeps a step from being one graph of known shapes: where it is in the user's code, and what to do.
 
 place_of(stack), remedy_of_break(reason)        # of a graph break
+break_around(breaks_before)                     # one that Dynamo met before the graph that it compiles now
 check_shapes(joint_graph)                       # raises CheckpointingError at a shape that depends on data
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from traceback import FrameSummary
+from types import FrameType
 
 import torch
 from torch import fx
+from torch._dynamo import convert_frame, eval_frame
+from torch._dynamo.utils import counters
 from torch.fx.experimental.symbolic_shapes import free_symbols
 
 from checkpointing.compiled.kernels import tensors
@@ -47,6 +53,42 @@ def place_of(stack: Sequence[FrameSummary] | None) -> str:
 def remedy_of_break(reason: str) -> str:
     """What to do about a graph break that Dynamo explains by `reason`."""
     return next((remedy for part, remedy in _REMEDIES.items() if part in reason), _ANY_BREAK)
+
+
+def breaks_so_far() -> dict[str, int]:
+    """What Dynamo says of the graph breaks that it has met in this process, and how often each."""
+    return dict(counters["graph_break"])
+
+
+def break_around(before: Mapping[str, int]) -> str | None:
+    """Where and why the graph that Dynamo compiles now is a part of what torch.compile was given, and what to do.
+
+    A break in a loop or in a `with` has Dynamo run the whole function as it is, and compile those that it calls. None:
+    the graph begins where torch.compile was called. `before`: the breaks before that.
+    """
+    callers = list(_untraced_callers())
+    if not callers:
+        return None
+    reason = next((said for said, count in breaks_so_far().items() if count > before.get(said, 0)), "")
+    why = reason.splitlines()[0] if reason else "Dynamo cannot trace the function there"
+    place = place_of([FrameSummary(callers[0].f_code.co_filename, callers[0].f_lineno, callers[0].f_code.co_name)])
+    return f"the step breaks into several graphs, of which this one begins{place}: {why}; {remedy_of_break(why)}"
+
+
+def _untraced_callers() -> Iterator[FrameType]:
+    """The frames between torch.compile's call and the one that is compiled now, innermost first; not PyTorch's own."""
+    stack: list[FrameType] = []
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename != eval_frame.__file__:
+        stack.append(frame)
+        frame = frame.f_back
+    if frame is None:
+        return
+    outside = [index for index, frame in enumerate(stack) if frame.f_code.co_filename == convert_frame.__file__]
+    own = (str(Path(torch.__file__).parent), contextlib.__file__)
+    for caller in stack[max(outside, default=len(stack)) + 1 :]:
+        if not caller.f_code.co_filename.startswith(own):
+            yield caller
 
 
 def check_shapes(graph: fx.Graph) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import checkpointing
 from checkpointing import CheckpointingError, prove_compiled
 from checkpointing.errors import GraphBreakError
 from tests.checkpointing.compiled.training import Blocks, square
@@ -63,6 +64,22 @@ def buffer_assigned(model: Between, x: Tensor) -> Tensor:
     return x * model.scale
 
 
+class DroppedLayers(nn.Module):
+    """Skips blocks at random, as transformers' layerdrop does: a condition in a loop, so that Dynamo runs `forward` as
+    it is, and compiles each block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Blocks(1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            if torch.rand([]) < 0.0:
+                continue
+            x = block(x)  # begins a graph
+        return x
+
+
 def lstm() -> nn.Module:
     return nn.LSTM(WIDTH, WIDTH, batch_first=True)
 
@@ -84,6 +101,31 @@ def test_a_break_is_rejected_with_its_line_and_what_removes_it(model: nn.Module,
         proved(model, rows())
     assert f"{__file__}:{line_of(line)} " in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("budget", ["1KB", "8GB"])  # too small for the first of the graphs; large enough for all
+def test_a_loop_that_dynamo_does_not_compile_is_rejected_with_its_reason_whatever_the_budget(budget: str) -> None:
+    torch._dynamo.reset()
+    step = torch.compile(square, backend=checkpointing.backend(budget, execution="eager"), dynamic=False)
+    with pytest.raises(GraphBreakError, match="Data-dependent branching; use torch.where") as error:
+        step(DroppedLayers(), rows())
+    assert f"{__file__}:{line_of('# begins a graph')} " in str(error.value)
+    assert "\n" not in str(error.value)
+    assert ('use at least "' in str(error.value)) == (budget == "1KB")
+
+
+def test_a_step_inside_of_a_function_that_dynamo_does_not_compile_has_a_budget_of_its_own() -> None:
+    model, batch = Blocks(), rows()
+    torch._dynamo.reset()
+    chosen = checkpointing.backend(BUDGET, execution="eager")
+
+    def epoch() -> None:
+        for _ in range(2):
+            if torch.rand([]) < 2.0:  # Dynamo compiles `square` alone
+                square(model, batch).backward()
+
+    torch.compile(epoch, backend=chosen, dynamic=False)()
+    assert [plan.is_empty for plan in chosen.plans] == [False]
 
 
 def test_a_break_inside_of_torch_is_shown_at_the_users_line() -> None:
