@@ -11,7 +11,6 @@ import sys
 import time
 import weakref
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -24,6 +23,7 @@ from checkpointing.compiled.compiled_plan import CompiledPlan, remember
 from checkpointing.compiled.decisions.decider import Decider
 from checkpointing.compiled.decisions.graph_key import GraphKey, described, graph_key
 from checkpointing.compiled.decisions.rejection import below_minimum
+from checkpointing.compiled.decisions.within import margin_of, plan_within
 from checkpointing.compiled.execution import CompiledHalves, compile_halves
 from checkpointing.compiled.joint_problem import forward_kernels
 from checkpointing.compiled.joint_step import JointStep
@@ -37,7 +37,6 @@ from checkpointing.compiled.obstacles import check_shapes
 from checkpointing.compiled.partition import split
 from checkpointing.compiled.rules import Rules
 from checkpointing.errors import BudgetError
-from checkpointing.planners import SOLVERS
 from checkpointing.planners.plan import NoPlanError, Plan
 from checkpointing.planners.problem import PlanningProblem
 from profiler.garbage import collected_later
@@ -45,9 +44,7 @@ from profiler.garbage import collected_later
 log = logging.getLogger(__name__)
 
 RECOMPILED = 2  # times at most: where a compiled plan takes more memory than predicted
-AIMED = 4  # plans at most for one compilation, each for as much less as the allocator's blocks took too much
 ROOM = 0.02  # of the budget: if the code leaves more than that, planning anew pays
-SLACK = 2**20  # bytes by which a peak varies between steps; of a small step, a thousandth
 
 
 class CompiledStep:
@@ -80,6 +77,8 @@ class CompiledStep:
         self.unread_code = False  # whether code was generated whose memory is not known
         self.warned_of_second = False
         self.recompilations = 0
+        self.excesses: list[int] = []  # bytes by which each compilation took too much
+        self.margin = 0  # bytes of the budget that the last compilation leaves
         self.plan: CompiledPlan | None = None
         self.context = TracingContext.try_get()
         state = sum(self.memory.state)
@@ -222,6 +221,8 @@ class CompiledStep:
                 f"{budgets.written(self.plan.budget_bytes + excess)}"
             )
         self.recompilations += 1
+        self.excesses.append(max(excess, 0))
+        self.margin = margin_of(self.excesses) if self.recompilations == RECOMPILED else 0
 
     def _predicted(self, halves: CompiledHalves, plan: CompiledPlan) -> int:
         """Bytes at the peak of the step, from the generated code where there is some."""
@@ -327,21 +328,7 @@ class CompiledStep:
     def _plan(self, problem: PlanningProblem) -> Plan:
         """The solver's plan. Raises BudgetError with the lowest that has a plan, and what sets it."""
         budget = self._budget(problem)
-        kept = problem.default_kept | frozenset(problem.pinned)
-        plan = Plan(problem, self.solver, kept, budget_bytes=budget, bound_s=0.0)
-        aim = budget - (
-            self.memory.of_plan(plan.schedule) - plan.predicted_peak_bytes
-        )  # what the allocator and the code add
         try:
-            for _ in range(AIMED):
-                peak = self.memory.of_plan(plan.schedule)
-                if peak <= budget:
-                    return plan
-                if plan.planning_s:  # the solver's, whose blocks are more
-                    aim -= peak - budget + min(SLACK, budget // 1000)
-                started = time.perf_counter()
-                plan = SOLVERS[self.solver](problem, aim)
-                plan = replace(plan, budget_bytes=budget, planning_s=time.perf_counter() - started)
-            return plan
+            return plan_within(budget, problem, self.solver, self.memory.of_plan, self.margin)
         except NoPlanError:
             raise below_minimum(problem, self.memory_budget, budget, self.memory.of_plan) from None
