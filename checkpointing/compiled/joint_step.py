@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from checkpointing.compiled.kernels import Kernel, Kernels, bytes_of, find_kernels, is_element, is_sum_so_far, tensors
 from checkpointing.compiled.loss.ordered_matmuls import total_of
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _VARIABLE = re.compile(r"^[LG]\['(\w+)'\]")  # local or global
 _BY_DICT = re.compile(r"\.__dict__\['_modules'\]\['(\w+)'\]")  # and where a module has a __getattr__ of its own
+_PERMUTATIONS = (torch.ops.aten.permute.default, torch.ops.aten.transpose.int)
 _MODELS = ("self", "model", "fn")  # the last is torch.compile's own, where a container of torch.nn is compiled
 
 
@@ -129,12 +130,22 @@ class JointStep:
         """The nodes of the forward that the partition saves when the storages `kept` are kept.
 
         Of a sum that grows in place it is the last, which holds all of it: from an earlier one the backward would add
-        the rest a second time.
+        the rest a second time. Of images [N, H, W, C] that are only read as [N, C, H, W], it is the permutation: before
+        a convolution, inductor lays out whatever has four dimensions as if the second were the channels, and the
+        convolution would find strides that few kernels take.
         """
         wanted = set(kept)
         whole = {self.added_to(node): node for node in self.graph.nodes if is_sum_so_far(node)}
         storages = [(node, index) for node, index in self.storages.items() if node in self.forward]
-        return [whole.get(node, node) for node, index in storages if index in wanted]
+        return [_as_read(whole.get(node, node)) for node, index in storages if index in wanted]
+
+
+def _as_read(node: fx.Node) -> fx.Node:
+    """The permutation of four dimensions through which alone the node is read, or itself."""
+    value, readers = node.meta.get("val"), list(node.users)
+    if isinstance(value, Tensor) and value.dim() == 4 and len(readers) == 1 and readers[0].target in _PERMUTATIONS:
+        return readers[0]
+    return node
 
 
 def module_of(node: fx.Node) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import checkpointing
 from checkpointing import plan_of
 from checkpointing.compiled.memory.device_memory import graph_pool_bytes
+from tests.checkpointing.compiled.training import ConvNeXtBlock
 
 pytestmark = pytest.mark.gpu
 
@@ -174,3 +176,27 @@ def test_a_step_that_does_not_fit_unplanned_trains_under_a_budget() -> None:
         assert peak <= limit
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def convolution_kernels(memory_budget: float | None) -> list[str]:
+    """Names of the kernels of depthwise convolutions that are PyTorch's own, for any strides; cuDNN's are faster."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = ConvNeXtBlock(96).to("cuda", torch.bfloat16)
+    images = torch.randn(32, 3, 224, 224, device="cuda", dtype=torch.bfloat16)
+    backend: Any = "inductor" if memory_budget is None else checkpointing.backend(memory_budget)
+    step = torch.compile(loss_of, backend=backend, dynamic=False)
+    for _ in range(3):
+        step(model, images).backward()
+    if memory_budget is not None:
+        assert not backend.plans[-1].is_empty
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step(model, images).backward()
+        torch.cuda.synchronize()
+    return sorted(event.name for event in profile.events() if "conv_depthwise" in event.name)
+
+
+def test_convolutions_of_permuted_images_have_the_kernels_of_the_unplanned_step() -> None:
+    unplanned = convolution_kernels(None)
+    for budget in (0.9, 0.75):
+        assert convolution_kernels(budget) == unplanned

@@ -1,4 +1,5 @@
-"""Recomputation happens where the backward first needs it, in the graph and in the code that inductor generates."""
+"""What the partitioner makes of a plan: recomputation where the backward first needs it, and saved values as it reads
+them."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ import pytest
 import torch
 
 import checkpointing
-from checkpointing import plan_of
+from checkpointing import plan_of, prove_compiled
 from checkpointing.compiled import compiled_step
-from tests.checkpointing.compiled.training import Blocks, square
+from tests.checkpointing.compiled.training import Blocks, ConvNeXtBlock, square
 
 
 def compiled_once(monkeypatch: pytest.MonkeyPatch, execution: str) -> tuple[Any, list[Any]]:
@@ -54,3 +55,23 @@ def test_inductor_does_not_hoist_what_is_recomputed(monkeypatch: pytest.MonkeyPa
     # the code's peak; with everything recomputed at the start of the backward it would be higher by all of `recomputed`
     assert plan.predicted_peak_bytes <= plan.budget_bytes
     assert plan.predicted_peak_bytes - plan.plan.predicted_peak_bytes < recomputed / 4
+
+
+def test_images_that_are_only_read_permuted_are_saved_permuted(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[Any] = []
+    split = compiled_step.split
+
+    def recorded(joint: Any, nodes: Any, *others: Any) -> Any:
+        saved.extend(nodes)
+        return split(joint, nodes, *others)
+
+    monkeypatch.setattr(compiled_step, "split", recorded)
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model, images = ConvNeXtBlock(), torch.randn(4, 3, 64, 64)
+    rules = ["aten.add.Tensor", "aten.convolution"]  # what the norms make, and what they read
+    proof = prove_compiled(square, model, (images,), 0.9, execution="inductor", keep=rules)
+    assert proof.passed
+    permuted = [node for node in saved if node.target is torch.ops.aten.permute.default]
+    assert (4, 8, 16, 16) in {node.meta["val"].shape for node in permuted}
+    assert not {node.args[0] for node in permuted} & set(saved)

@@ -37,6 +37,22 @@ class Blocks(nn.Module):
         return x
 
 
+class ConvNeXtBlock(nn.Module):
+    """Patches of images [B, 3, S, S], normed as [B, H, W, C], and the block of ConvNeXt (Liu et al. 2022, figure 4)."""
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, channels, 4, stride=4)
+        self.depthwise = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.first_norm, self.norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.up, self.down = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.first_norm(self.patches(images).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        rows = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        return x + self.down(nn.functional.gelu(self.up(rows))).permute(0, 3, 1, 2)
+
+
 def square(model: nn.Module, x: Tensor) -> Tensor:
     return model(x).square().mean()
 
