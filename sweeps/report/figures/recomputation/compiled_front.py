@@ -150,7 +150,7 @@ def _handles(data: pd.DataFrame, colours: dict[str, str]) -> list[Artist]:
         for kind, (marker, size, colour) in LOOKS.items()
         if kind in kinds
     ]
-    if kinds & set(AUTOMATIC):
+    if kinds & {BUDGET, BLOCKS}:  # with torch.compile alone it is a point
         handles.append(Line2D([], [], color=BLUE, lw=1.2, ls=(0, (4, 2)), label="lower envelope of the automatic ways"))
     if not data["alike"].all():
         handles.append(
