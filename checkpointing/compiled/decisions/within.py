@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from checkpointing.planners import SOLVERS
@@ -30,10 +31,8 @@ def plan_within(budget: int, problem: PlanningProblem, solver: str, of_plan: OfP
     kept = problem.default_kept | frozenset(problem.pinned)
     keeps_all = Plan(problem, solver, kept, budget_bytes=budget, bound_s=0.0)
     if margin:
-        try:
+        with suppress(NoPlanError):
             return _aimed(budget - margin, keeps_all, of_plan)
-        except NoPlanError:
-            pass
     return _aimed(budget, keeps_all, of_plan)
 
 
