@@ -70,9 +70,9 @@ def break_around(before: Mapping[str, int]) -> str | None:
     if not callers:
         return None
     reason = next((said for said, count in breaks_so_far().items() if count > before.get(said, 0)), "")
-    why = reason.splitlines()[0] if reason else "Dynamo cannot trace the function there"
+    why = reason.splitlines()[0] if reason else "Dynamo cannot trace the function around it"
     place = place_of([FrameSummary(callers[0].f_code.co_filename, callers[0].f_lineno, callers[0].f_code.co_name)])
-    return f"the step breaks into several graphs, of which this one begins{place}: {why}; {remedy_of_break(why)}"
+    return f"the step breaks into several graphs{place}: {why}; {remedy_of_break(why)}"
 
 
 def _untraced_callers() -> Iterator[FrameType]:

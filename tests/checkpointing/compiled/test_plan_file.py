@@ -13,8 +13,8 @@ from torch.optim import SGD
 
 import checkpointing
 from checkpointing import plan_of, plans_of
-from checkpointing.compiled import compiled_step
 from checkpointing.compiled.costs.costs import Costs
+from checkpointing.compiled.decisions import within
 from checkpointing.errors import BudgetError, CheckpointingError, DecisionsFileError, IllegalPlanError
 from tests.checkpointing.loops.loop import (
     assert_trains_as_unplanned,
@@ -48,7 +48,7 @@ def forbid_planning(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("measured or planned")
 
     monkeypatch.setattr(Costs, "measure", forbidden)
-    monkeypatch.setattr(compiled_step, "SOLVERS", {"optimal": forbidden})
+    monkeypatch.setattr(within, "SOLVERS", {"optimal": forbidden})
 
 
 def test_a_step_is_compiled_by_the_file_without_measuring_or_planning(

@@ -15,7 +15,7 @@ from torch.optim import SGD, AdamW
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from checkpointing import plan_of, plans_of
-from checkpointing.compiled import compiled_step
+from checkpointing.compiled.decisions import within
 from checkpointing.errors import GraphBreakError
 from tests.checkpointing.loops.loop import (
     Classifier,
@@ -153,7 +153,7 @@ def test_an_interrupted_compilation_leaves_the_model_as_it_was(monkeypatch: pyte
             return train(model, by)
         before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
         with monkeypatch.context() as patch:
-            patch.setattr(compiled_step, "SOLVERS", {"optimal": interrupted})
+            patch.setattr(within, "SOLVERS", {"optimal": interrupted})
             with pytest.raises(KeyboardInterrupt):
                 train(model, by)
         assert_equal(model.state_dict(), before, "")

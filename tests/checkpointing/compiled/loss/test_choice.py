@@ -71,7 +71,7 @@ def test_the_files_of_a_loop_have_each_its_own_number(tmp_path: Path, monkeypatc
         raise AssertionError("measured or planned")
 
     monkeypatch.setattr("checkpointing.compiled.costs.costs.Costs.measure", forbidden)
-    monkeypatch.setattr("checkpointing.compiled.compiled_step.SOLVERS", {"optimal": forbidden})
+    monkeypatch.setattr("checkpointing.compiled.decisions.within.SOLVERS", {"optimal": forbidden})
     again = train(Head(VOCABULARY), loss_of, batch(ROWS, VOCABULARY), checkpointing.backend(plan=files), steps=1)
     assert again.losses == large.losses
     assert plan_of(again.model).to_json(tmp_path / "again.json").read_text() == files[1].read_text()
